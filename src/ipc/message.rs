@@ -1,0 +1,288 @@
+//! The messages, in their serialised form. Whoever reads one validates it into model types.
+
+use serde::{Deserialize, Serialize};
+
+use super::view::StatusView;
+use crate::model::{
+    BuildRequest, BuildSettings, DrvPath, Failure, FailureKind, Feature, Requirement, StorePathError, System,
+};
+
+/// Version of this form. Both binaries come from one package; a mismatch is a half-done upgrade and is said so.
+pub const VERSION: u32 = 1;
+
+/// Environment variable that tells the store endpoint which finished build it serves.
+pub const BUILD_VARIABLE: &str = "NIX_BROKER_BUILD";
+/// Environment variable that names the broker's socket.
+pub const SOCKET_VARIABLE: &str = "NIX_BROKER_SOCKET";
+/// Where the broker's socket is when nothing says otherwise.
+pub const DEFAULT_SOCKET: &str = "/run/nix-broker/broker.sock";
+
+/// The first frame of a connection, from the client.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "role")]
+pub enum Hello {
+    /// A hook: [`HookRequest`]s and [`HookReply`]s follow.
+    Hook {
+        /// [`VERSION`] of the client.
+        version: u32,
+    },
+    /// The command line: one [`OperatorRequest`], then its replies.
+    Operator {
+        /// [`VERSION`] of the client.
+        version: u32,
+    },
+    /// The store endpoint for the importer of this succeeded build.
+    Import {
+        /// [`VERSION`] of the client.
+        version: u32,
+        /// The token of [`HookReply::Succeeded`].
+        token: String,
+    },
+    /// The store endpoint as a machine in `builders`: the broker places each build.
+    Store {
+        /// [`VERSION`] of the client.
+        version: u32,
+    },
+    /// The store endpoint as the store of one pool: a raw relay to `nix-daemon` on one of its builders.
+    Relay {
+        /// [`VERSION`] of the client.
+        version: u32,
+        /// Which pool.
+        pool: String,
+    },
+}
+
+impl Hello {
+    /// The client's [`VERSION`].
+    pub fn version(&self) -> u32 {
+        match self {
+            Self::Hook { version }
+            | Self::Operator { version }
+            | Self::Import { version, .. }
+            | Self::Store { version }
+            | Self::Relay { version, .. } => *version,
+        }
+    }
+}
+
+/// The answer to [`Hello`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "reply")]
+pub enum Reply {
+    /// Go on.
+    Go,
+    /// No: this is why.
+    Refused {
+        /// A sentence.
+        why: String,
+    },
+}
+
+/// From a hook.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "request")]
+pub enum HookRequest {
+    /// May this be built? Answered by `Accept`, `Decline` or `Postpone`.
+    Ask(Ask),
+    /// The hook told Nix "accept" to an earlier broker, which is gone: take it, or fail it. Answered by `Accept` or
+    /// `Failed`.
+    Resume(Ask),
+    /// After the accept: what Nix sent.
+    Inputs {
+        /// Full store paths.
+        paths: Vec<String>,
+        /// Output names.
+        wanted_outputs: Vec<String>,
+    },
+}
+
+/// One request of Nix.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Ask {
+    /// Full path of the derivation.
+    pub drv: String,
+    /// Its system.
+    pub system: String,
+    /// Its required features.
+    pub features: Vec<String>,
+    /// Whether Nix could start it locally right now.
+    pub am_willing: bool,
+    /// Seconds; 0 is none.
+    pub timeout: u64,
+    /// Seconds; 0 is none.
+    pub max_silent_time: u64,
+    /// 0 is all.
+    pub cores: u64,
+    /// Keep the build directory of a failed build.
+    pub keep_failed: bool,
+    /// The builder may substitute inputs.
+    pub use_substitutes: bool,
+    /// Bytes; 0 is unlimited.
+    pub max_log_size: u64,
+}
+
+impl Ask {
+    /// The serialised form of a request.
+    pub fn new(request: &BuildRequest) -> Self {
+        let seconds = |limit: Option<std::time::Duration>| limit.map_or(0, |limit| limit.as_secs().max(1));
+        Self {
+            drv: request.drv.to_string(),
+            system: request.requirement.system.to_string(),
+            features: request.requirement.features.iter().map(ToString::to_string).collect(),
+            am_willing: request.am_willing,
+            timeout: seconds(request.settings.timeout),
+            max_silent_time: seconds(request.settings.max_silent_time),
+            cores: request.settings.cores,
+            keep_failed: request.settings.keep_failed,
+            use_substitutes: request.settings.use_substitutes,
+            max_log_size: request.settings.max_log_size.unwrap_or(0),
+        }
+    }
+}
+
+impl TryFrom<Ask> for BuildRequest {
+    type Error = StorePathError;
+
+    fn try_from(ask: Ask) -> Result<Self, StorePathError> {
+        let seconds = |limit: u64| (limit > 0).then(|| std::time::Duration::from_secs(limit));
+        Ok(Self {
+            drv: DrvPath::parse(&ask.drv)?,
+            requirement: Requirement {
+                system: System::new(ask.system),
+                features: ask.features.into_iter().map(Feature::new).collect(),
+            },
+            am_willing: ask.am_willing,
+            settings: BuildSettings {
+                timeout: seconds(ask.timeout),
+                max_silent_time: seconds(ask.max_silent_time),
+                cores: ask.cores,
+                keep_failed: ask.keep_failed,
+                use_substitutes: ask.use_substitutes,
+                max_log_size: (ask.max_log_size > 0).then_some(ask.max_log_size),
+            },
+        })
+    }
+}
+
+/// To a hook. Log bytes travel between these as [`Frame::Log`](super::Frame::Log).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "reply")]
+pub enum HookReply {
+    /// The broker owns the outcome; send the inputs.
+    Accept {
+        /// For people and logs.
+        build: u64,
+        /// What Nix shows as the machine.
+        machine: String,
+    },
+    /// Not for us.
+    Decline {
+        /// A sentence.
+        why: String,
+    },
+    /// Ask again later.
+    Postpone {
+        /// A sentence.
+        why: String,
+    },
+    /// Something the person who waits wants to know: one short line.
+    Note {
+        /// The line.
+        text: String,
+    },
+    /// Every output is here: run the importer, then close the connection.
+    Succeeded {
+        /// Opens the store endpoint of this build.
+        token: String,
+    },
+    /// It failed for good.
+    Failed(WireFailure),
+}
+
+/// A failure in its serialised form.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct WireFailure {
+    /// For the log's last line.
+    pub reason: String,
+    /// The hook's exit status.
+    pub exit_status: u8,
+    /// Whether the derivation's own program failed (its own output explains it best).
+    pub is_build_failure: bool,
+}
+
+impl From<&Failure> for WireFailure {
+    fn from(failure: &Failure) -> Self {
+        Self {
+            reason: failure.reason.clone(),
+            exit_status: failure.exit_status(),
+            is_build_failure: failure.kind == FailureKind::Derivation,
+        }
+    }
+}
+
+/// Which builders an operator means.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Target {
+    /// This one: `b-3`.
+    Builder(String),
+    /// Every one.
+    All,
+}
+
+/// From the command line.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "request")]
+pub enum OperatorRequest {
+    /// The picture now. Answered by one `Status`.
+    Status,
+    /// The picture now and at every change, a few times a second at most. Answered by `Status` until somebody closes.
+    Watch,
+    /// Why a derivation (or `#build`) went where it did, or would. Answered by `Why`.
+    Why {
+        /// Full path of a derivation, its name or part of it, or `#12`.
+        subject: String,
+    },
+    /// One builder more. Answered by `Done`.
+    Start {
+        /// In which pool.
+        pool: String,
+    },
+    /// No new builds there, end when idle. Answered by `Done`.
+    Drain {
+        /// Which.
+        target: Target,
+    },
+    /// End now; builds are tried elsewhere. Answered by `Done`.
+    Stop {
+        /// Which.
+        target: Target,
+    },
+}
+
+/// To the command line.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "reply")]
+pub enum OperatorReply {
+    /// The picture.
+    Status(StatusView),
+    /// Lines for a person.
+    Why {
+        /// The lines.
+        lines: Vec<String>,
+    },
+    /// It is under way.
+    Done {
+        /// What was done, as a sentence.
+        text: String,
+    },
+    /// It cannot be done.
+    Failed {
+        /// A sentence fragment.
+        reason: String,
+        /// What to do.
+        hint: Option<String>,
+    },
+}

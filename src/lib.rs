@@ -1,0 +1,4 @@
+//! nix-broker: a resident broker behind Nix's `build-hook`.
+pub mod ipc;
+pub mod model;
+pub mod scheduler;

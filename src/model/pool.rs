@@ -1,0 +1,85 @@
+//! A pool as the configuration describes it, validated.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::{Offer, PoolName};
+
+/// A configured kind of builder.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PoolSpec {
+    /// Its name; also what Nix shows as the machine.
+    pub name: PoolName,
+    /// What its builders can build.
+    pub offer: Offer,
+    /// How many builds one builder runs at once.
+    pub slots: Slots,
+    /// Builders kept even when idle.
+    pub min_builders: u32,
+    /// Builders at most. Invariant: at least 1 and at least `min_builders`.
+    pub max_builders: u32,
+    /// How long a builder without work is kept.
+    pub idle_timeout: Duration,
+    /// A builder older than this takes no new work and ends.
+    pub max_lifetime: Duration,
+    /// From the launch until the builder is ready, at most.
+    pub launch_timeout: Duration,
+    /// Where its machines come from.
+    pub provider: ProviderSpec,
+}
+
+/// How many builds one builder runs at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Slots {
+    /// This many.
+    Fixed(u32),
+    /// What the running builder's `nproc` says.
+    Auto {
+        /// What to plan with until a builder has said it.
+        expected: u32,
+    },
+}
+
+impl Slots {
+    /// The number to plan with before a builder is up.
+    pub fn expected(self) -> u32 {
+        match self {
+            Self::Fixed(n) | Self::Auto { expected: n } => n,
+        }
+    }
+}
+
+/// Where a pool's machines come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ProviderSpec {
+    /// Sets of processes on this host, each with its own store.
+    Local(LocalSpec),
+    /// Machines that exist already. Invariant: never empty.
+    Hosts(Vec<HostSpec>),
+}
+
+/// Settings of the `local` provider.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LocalSpec {
+    /// `nix-daemon` to run as the machine's Nix; `None` looks it up in `PATH`.
+    pub nix_daemon: Option<PathBuf>,
+    /// `sshd` to run; `None` looks it up in `PATH` and `/usr/sbin`.
+    pub sshd: Option<PathBuf>,
+    /// Programs of this host that builds may see in their sandbox (`sandbox-paths`).
+    pub sandbox_paths: Vec<String>,
+}
+
+/// One machine that the user already has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostSpec {
+    /// Name or address.
+    pub address: String,
+    /// TCP port of its sshd.
+    pub port: u16,
+    /// The user to log in as; must be trusted by its Nix.
+    pub user: String,
+    /// Its host keys, each in OpenSSH form (`ssh-ed25519 AAAA...`). Invariant: never empty.
+    pub host_keys: Vec<String>,
+    /// A private key to log in with; `None` is the broker's own.
+    pub identity_file: Option<PathBuf>,
+}

@@ -1,0 +1,136 @@
+//! The read-only picture of the whole broker: what people and programs see.
+//!
+//! The scheduler makes it, the broker publishes it, `ipc` gives it a serialised form. Times are durations before the
+//! picture was taken, so that a reader needs no clock in common with us.
+
+use std::time::Duration;
+
+use super::{BuildId, BuilderId, DrvPath, InstanceId, PoolName};
+
+/// Everything, at one moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Status {
+    /// In the order of the configuration.
+    pub pools: Vec<PoolStatus>,
+    /// By id.
+    pub builders: Vec<BuilderStatus>,
+    /// Live builds by id, then the most recently ended.
+    pub builds: Vec<BuildStatus>,
+    /// Whether new builds are accepted.
+    pub accepting: bool,
+}
+
+/// One pool.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PoolStatus {
+    /// Its name.
+    pub name: PoolName,
+    /// Builders that are ready.
+    pub ready: u32,
+    /// Builders on their way to ready.
+    pub starting: u32,
+    /// Builders on their way out.
+    pub ending: u32,
+    /// Builders at most.
+    pub max_builders: u32,
+    /// Slots in use.
+    pub slots_used: u32,
+    /// Slots of ready builders.
+    pub slots: u32,
+    /// Builds that wait for a slot here.
+    pub queued: u32,
+    /// How long an idle builder is kept.
+    pub idle_timeout: Duration,
+    /// The last thing that went wrong, and how long ago.
+    pub last_fault: Option<(String, Duration)>,
+    /// No launch is tried for this long.
+    pub cooling: Option<Duration>,
+}
+
+/// One builder.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BuilderStatus {
+    /// Its id.
+    pub id: BuilderId,
+    /// Its pool.
+    pub pool: PoolName,
+    /// The provider's instance, once there is one.
+    pub instance: Option<InstanceId>,
+    /// Where it is in its life.
+    pub state: BuilderState,
+    /// How long it has been in that state.
+    pub in_state: Duration,
+    /// Since it was launched.
+    pub age: Duration,
+    /// Slots in use.
+    pub slots_used: u32,
+    /// Slots it has; 0 until it is ready.
+    pub slots: u32,
+    /// When it is idle: how long until it ends.
+    pub ends_in: Option<Duration>,
+}
+
+/// Where a builder is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum BuilderState {
+    /// The provider was asked for an instance.
+    Launching,
+    /// The instance exists; its sshd and Nix are awaited and checked.
+    Booting,
+    /// Takes builds.
+    Ready,
+    /// Takes no new builds; ends when the last one has.
+    Draining,
+    /// The provider was asked to end it.
+    Terminating,
+}
+
+/// One build.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BuildStatus {
+    /// Its id.
+    pub id: BuildId,
+    /// What is built.
+    pub drv: DrvPath,
+    /// Where it is.
+    pub phase: BuildPhase,
+    /// How long in that phase; for an ended one, since it ended.
+    pub in_phase: Duration,
+    /// Since it was accepted.
+    pub age: Duration,
+    /// The pool it waits for or runs in.
+    pub pool: Option<PoolName>,
+    /// The builder it runs on or ran on.
+    pub builder: Option<BuilderId>,
+    /// Attempts so far.
+    pub attempts: u32,
+    /// Why it is where it is: decisions in order, oldest first.
+    pub why: Vec<String>,
+}
+
+/// Where a build is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum BuildPhase {
+    /// Nix has not sent the inputs yet.
+    Accepted,
+    /// Waits for a slot, this many ahead of it.
+    Queued {
+        /// Builds that come before it.
+        ahead: u32,
+    },
+    /// Inputs are on their way to the builder.
+    Uploading,
+    /// The builder builds it.
+    Building,
+    /// Outputs are on their way back.
+    Downloading,
+    /// Ended well.
+    Succeeded,
+    /// Ended badly.
+    Failed {
+        /// Why.
+        reason: String,
+    },
+    /// Its client went away.
+    Cancelled,
+}

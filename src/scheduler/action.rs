@@ -1,0 +1,108 @@
+//! Every effect the scheduler can want. An action carries all that is needed to perform it: no choices are left.
+
+use std::time::Duration;
+
+use crate::model::{BuildId, BuilderId, InstanceId, LeaseId, Outcome, PoolName};
+
+/// An effect that is wanted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Get an instance for this builder and see it through to ready.
+    Launch {
+        /// Fresh.
+        builder: BuilderId,
+        /// In which pool.
+        pool: PoolName,
+    },
+    /// End this builder's instance (or the launch under way), until the provider agrees that it is gone.
+    Terminate {
+        /// Which.
+        builder: BuilderId,
+        /// Why, for the log.
+        reason: String,
+    },
+    /// Run this build on this builder.
+    Start {
+        /// Which.
+        build: BuildId,
+        /// Where.
+        builder: BuilderId,
+        /// The right to do so.
+        lease: LeaseId,
+    },
+    /// Stop the attempt under this lease; it still ends with `AttemptEnded`.
+    Abort {
+        /// Which.
+        build: BuildId,
+        /// Which attempt.
+        lease: LeaseId,
+    },
+    /// Tell the person who waits.
+    Tell {
+        /// For which build.
+        build: BuildId,
+        /// What.
+        note: Note,
+    },
+    /// Tell the client the end; the scheduler has forgotten the build but for its history.
+    Finish {
+        /// Which.
+        build: BuildId,
+        /// How it ended.
+        outcome: Outcome,
+    },
+    /// The shutdown is complete: no build and no builder is left.
+    Exit,
+}
+
+/// What a person who waits for a build wants to know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Note {
+    /// It waits for a slot.
+    Queued {
+        /// In which pool.
+        pool: PoolName,
+        /// Builds ahead of it.
+        ahead: u32,
+    },
+    /// A builder is launched for its pool.
+    Launching {
+        /// Which pool.
+        pool: PoolName,
+        /// Which builder.
+        builder: BuilderId,
+    },
+    /// The instance exists, its boot is awaited.
+    Booting {
+        /// Which builder.
+        builder: BuilderId,
+        /// The provider's name for it.
+        instance: InstanceId,
+    },
+    /// A builder of its pool became ready.
+    BuilderReady {
+        /// Which builder.
+        builder: BuilderId,
+        /// From launch to ready.
+        after: Duration,
+    },
+    /// A builder failed before it was ready, or was lost.
+    BuilderFailed {
+        /// Which builder.
+        builder: BuilderId,
+        /// Why.
+        reason: String,
+    },
+    /// It runs on this builder.
+    Started {
+        /// Which builder.
+        builder: BuilderId,
+    },
+    /// An attempt failed, and it is queued again.
+    Retrying {
+        /// Why the attempt failed.
+        reason: String,
+        /// Attempts so far.
+        attempts: u32,
+    },
+}

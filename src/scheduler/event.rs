@@ -1,0 +1,125 @@
+//! Every fact that can reach the scheduler.
+
+use crate::model::{BuildId, BuildRequest, BuilderFacts, BuilderId, Failure, Instance, LeaseId, PoolName};
+
+/// A fact that arrived.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A request was accepted and became this build. Its inputs are not known yet.
+    Accepted {
+        /// Fresh, from the driver.
+        build: BuildId,
+        /// What was asked.
+        request: BuildRequest,
+    },
+    /// Nix has sent the inputs: the build may be placed.
+    InputsKnown(BuildId),
+    /// The client of this build went away.
+    ClientGone(BuildId),
+    /// A running build has entered another phase.
+    Progressed {
+        /// Which.
+        build: BuildId,
+        /// Under which lease; a stale one is ignored.
+        lease: LeaseId,
+        /// Where it is.
+        phase: RunPhase,
+    },
+    /// The attempt under this lease is over. The slot is free whatever the end.
+    AttemptEnded {
+        /// Which.
+        build: BuildId,
+        /// Under which lease; a stale one is ignored.
+        lease: LeaseId,
+        /// How.
+        end: AttemptEnd,
+    },
+    /// The provider has made the instance; its sshd is awaited.
+    Launched {
+        /// For which builder.
+        builder: BuilderId,
+        /// What was made.
+        instance: Instance,
+    },
+    /// All checks passed.
+    Ready {
+        /// Which.
+        builder: BuilderId,
+        /// What it turned out to be.
+        facts: BuilderFacts,
+    },
+    /// The builder cannot become ready, or no longer answers. Its attempts end by their own events.
+    Lost {
+        /// Which.
+        builder: BuilderId,
+        /// Why.
+        fault: BuilderFault,
+    },
+    /// The provider agrees that nothing of it is left.
+    Gone(BuilderId),
+    /// An operator wants one builder more in this pool, for the idle window at least.
+    StartRequested(PoolName),
+    /// An operator wants these to take no new builds and end when they are idle.
+    DrainRequested(Selection),
+    /// An operator wants these ended now; their builds are tried elsewhere.
+    StopRequested(Selection),
+    /// The broker ends: accept nothing new, finish what runs, then end every builder.
+    ShutdownRequested,
+    /// The grace of the shutdown is over: end what still runs.
+    ShutdownForced,
+    /// A deadline of `next_deadline` has come.
+    Tick,
+}
+
+/// Which builders an operator means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Selection {
+    /// This one.
+    One(BuilderId),
+    /// Every one.
+    All,
+}
+
+/// What a running attempt is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum RunPhase {
+    /// Inputs to the builder.
+    Uploading,
+    /// The builder builds.
+    Building,
+    /// Outputs from the builder.
+    Downloading,
+}
+
+/// How an attempt ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AttemptEnd {
+    /// Every output is here.
+    Succeeded,
+    /// It failed; the scheduler decides whether it is tried again.
+    Failed(Failure),
+    /// It was stopped because we asked.
+    Aborted,
+}
+
+/// Why a builder is of no use any more.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BuilderFault {
+    /// What kind of thing went wrong.
+    pub kind: BuilderFaultKind,
+    /// A sentence fragment for people.
+    pub reason: String,
+}
+
+/// The kinds of fault; they decide how long the pool waits before it launches again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum BuilderFaultKind {
+    /// The provider refused or failed to launch.
+    LaunchFailed,
+    /// It never answered, or not in time.
+    BootFailed,
+    /// It answered, but is not what its pool promises (features, system, host key, Nix).
+    Unfit,
+    /// It was ready and went away.
+    ConnectionLost,
+}
