@@ -1,4 +1,5 @@
 //! nix-broker: a resident broker behind Nix's `build-hook`.
+pub mod cli;
 pub mod config;
 pub mod ipc;
 pub mod model;
