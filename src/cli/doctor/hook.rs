@@ -26,7 +26,7 @@ impl Asker {
     fn builds(self) -> &'static str {
         match self {
             Self::Daemon => "builds through the nix-daemon",
-            Self::Root => "builds of root, which do without the daemon (`sudo nixos-rebuild`),",
+            Self::Root => "root's own builds (`sudo nixos-rebuild`, without the daemon)",
             Self::Owner => "builds",
         }
     }
@@ -189,7 +189,7 @@ fn build_hook(facts: &Facts, asker: Asker) -> Vec<Finding> {
     let builds = asker.builds();
     let seen = look_up(facts, asker, "build-hook");
     if let Some(value) = seen.value.filter(|value| is_ours(value)) {
-        let mut findings = vec![Finding::ok(format!("{builds} ask `{value}`"))];
+        let mut findings = vec![Finding::ok(format!("{builds} start the hook `{value}`"))];
         findings.extend(warn_of_xdg(facts, asker));
         findings.extend(warn_of_session(facts, asker));
         return findings;
@@ -211,7 +211,7 @@ fn build_hook(facts: &Facts, asker: Asker) -> Vec<Finding> {
     let other = seen.value.filter(|value| !value.is_empty() && !value.contains("build-remote"));
     vec![match (other, seen.may_be_more) {
         (Some(other), _) => Finding::fail(
-            format!("{builds} ask another hook, `{other}`"),
+            format!("{builds} start another hook, `{other}`"),
             format!("Nix has one hook only; {}", how_to_set(facts, asker)),
         ),
         (None, true) => {
@@ -234,17 +234,14 @@ fn how_to_set(facts: &Facts, asker: Asker) -> String {
     let own = facts.own_hook.as_ref().map(|path| path.display().to_string());
     let hook = configured.map(str::to_owned).or(own).unwrap_or_else(|| format!("/PATH/OF/{HOOK_NAME}"));
     match (asker, ignores_nix_conf(facts, asker)) {
-        (Asker::Daemon, true) => format!(
-            "put `NIX_CONFIG=build-hook = {hook}` into the environment of the nix-daemon (`systemctl edit nix-daemon`: \
-             `[Service]`, `Environment=\"NIX_CONFIG=build-hook = {hook}\"`) and restart it; \
-             on NixOS the module does this"
-        ),
-        (Asker::Root, true) => format!(
-            "add the line `build-hook = {hook}` to `{ROOT_CONF}`, which Nix does not ignore; on NixOS the module does this"
+        // One file that reaches both: the daemon is root's as well.
+        (Asker::Daemon | Asker::Root, true) => format!(
+            "add the line `build-hook = {hook}` to `{ROOT_CONF}`, which this Nix does read, and restart the nix-daemon; \
+             on NixOS the broker's module sees to it"
         ),
         (Asker::Owner, true) => {
             format!(
-                "add the line `build-hook = {hook}` to `~/.config/nix/nix.conf`, which Nix does not ignore"
+                "add the line `build-hook = {hook}` to `~/.config/nix/nix.conf`, which this Nix does read"
             )
         }
         (Asker::Daemon, false) => {
@@ -283,7 +280,7 @@ fn builders(facts: &Facts, asker: Asker) -> Option<Finding> {
     let seen = look_up(facts, asker, "builders");
     (seen.value == Some("")).then(|| {
         Finding::fail(
-            format!("{} do not ask the broker: `builders` is empty, which means not to build elsewhere", asker.builds()),
+            format!("{} never get to the broker: `builders` is empty, which means not to build elsewhere", asker.builds()),
             "remove the line `builders =` from nix.conf, and restart the nix-daemon; on NixOS, `nix.distributedBuilds = true`",
         )
     })
@@ -310,13 +307,17 @@ fn programs(facts: &Facts) -> Vec<Finding> {
                     "every build fails or stays here because of it; install the broker there, or change the setting",
                 ),
                 Some(fact) => match fact.obstacle(account, Want::Execute) {
+                    Some(at) if at == program => Finding::fail(
+                        format!("the hook `{shown}` may not be started by `{}`", account.name),
+                        format!("`chmod a+rx {shown}`"),
+                    ),
                     Some(at) => Finding::fail(
                         format!(
                             "`{}` may not start the hook `{shown}`: `{}` keeps it out",
                             account.name,
                             at.display()
                         ),
-                        format!("see its mode with `ls -ld {}`", at.display()),
+                        format!("`chmod a+x {}`, or put the hook elsewhere", at.display()),
                     ),
                     None => Finding::ok(format!("the hook `{shown}` can be started by `{}`", account.name)),
                 },

@@ -15,6 +15,9 @@ pub(super) mod needs;
 pub(super) mod settings;
 mod setup;
 
+#[cfg(test)]
+mod tests;
+
 use std::path::PathBuf;
 use std::process::ExitCode;
 

@@ -137,7 +137,7 @@ fn store(facts: &Facts) -> Vec<Finding> {
                 ),
             )],
         },
-        None if account.is_root() => vec![],
+        None if account.is_root() || facts.nix.client.is_none() => vec![],
         None if facts.nix.invoker_owns_store && account.uid == facts.invoker.uid => vec![],
         None => vec![Finding::warn(
             format!("there is no socket of a nix-daemon for the broker's user `{}`", account.name),
