@@ -68,7 +68,8 @@ impl From<LoadError> for Complaint {
         let mut complaint = Self { causes: sources(&error), ..Self::new(error.to_string(), None) };
         match error {
             LoadError::Missing(_) => {
-                complaint.hint = Some("name it with `--config` or NIX_BROKER_CONFIG".to_owned());
+                complaint.hint =
+                    Some("name another file on the command line, or with NIX_BROKER_CONFIG".to_owned());
             }
             LoadError::Unreadable { .. } => {}
             LoadError::Invalid { path, problems } => {
