@@ -37,7 +37,7 @@ struct Report<'a> {
     schema: u32,
     pools: Vec<&'a str>,
     warnings: Vec<String>,
-    needs: Vec<FindingView<'a>>,
+    findings: Vec<FindingView<'a>>,
 }
 
 pub(super) fn run(args: &Args) -> Result<ExitCode, Complaint> {
@@ -45,13 +45,19 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Complaint> {
     let account = gather::likely_broker_account();
     let host = gather::host_facts(Path::new("/"), &config);
     let findings = needs::of_pools(&config.pools, &config.state_dir, &account, &host);
+    let overflow = config::overflows(&config.pools).into_iter().map(|(later, earlier)| {
+        Finding::note(format!(
+            "`{later}` gets a build only when `{earlier}` is full: whatever fits it fits both"
+        ))
+    });
+    let findings: Vec<Finding> = overflow.chain(findings).collect();
     let mut screen = Screen::stdout();
     if args.json {
         let report = Report {
             schema: SCHEMA,
             pools: config.pools.iter().map(|pool| pool.name.as_str()).collect(),
             warnings: config.warnings.iter().map(|problem| problem.located(&args.file)).collect(),
-            needs: findings.iter().map(FindingView::from).collect(),
+            findings: findings.iter().map(FindingView::from).collect(),
         };
         screen.json(&report, Json::Pretty)?;
         return Ok(ExitCode::SUCCESS);
@@ -68,7 +74,7 @@ fn document(file: &Path, config: &Config, user: &str, findings: &[Finding]) -> D
     document.line(format!("`{}` is valid: {}.", file.display(), count(config.pools.len(), "pool"))).blank();
     let header = ["POOL", "PROVIDER", "SYSTEMS", "FEATURES", "SLOTS", "BUILDERS", "IDLE TIMEOUT"];
     document.table(&header, config.pools.iter().map(row).collect());
-    document.blank().line(format!("What the broker needs here, as the user `{user}`:"));
+    document.blank().line(format!("What to know, for a broker that runs here as the user `{user}`:"));
     for finding in findings {
         finding.print(&mut document);
     }

@@ -9,7 +9,7 @@ use toml::de::DeTable;
 
 use super::problem::Problems;
 use super::section::Section;
-use super::{Config, Problem, overlap, pool};
+use super::{Config, Problem, pool};
 use crate::model::System;
 
 /// Where the file is when nothing says otherwise.
@@ -118,7 +118,6 @@ pub fn parse(
     let drain_grace = top.duration("drain-grace", Duration::ZERO, &mut problems);
     let pools = pool::read_all(&mut top, defaults, read, &mut problems);
     top.finish(&mut problems);
-    overlap::warn(&pools, &mut problems);
 
     let (errors, warnings) = problems.into_parts();
     if !errors.is_empty() {

@@ -9,7 +9,7 @@
 //! state-dir = "/var/lib/nix-broker"        # default: $STATE_DIRECTORY, else this
 //! drain-grace = "10m"                      # how long a shutdown waits for running builds
 //!
-//! [[pool]]                                 # the first pool that fits a derivation gets it
+//! [[pool]]                                 # the first that fits and has room gets a build
 //! name = "zen3"                            # what Nix shows as the machine
 //! systems = ["x86_64-linux"]               # default: this machine's system
 //! features = ["kvm", "gccarch-znver3"]     # what derivations may require
@@ -49,6 +49,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub use load::{DEFAULT_PATH, Defaults, LoadError, PATH_VARIABLE, load, parse};
+pub use overlap::overflows;
 pub use problem::Problem;
 
 use crate::model::PoolSpec;
@@ -62,7 +63,7 @@ pub struct Config {
     pub state_dir: PathBuf,
     /// How long a shutdown waits for running builds.
     pub drain_grace: Duration,
-    /// In the order of the file: the first that fits wins. Invariant: never empty, names are unique.
+    /// In the order of the file: the first that fits and has room gets a build. Invariant: never empty, names are unique.
     pub pools: Vec<PoolSpec>,
     /// What works but is probably not meant.
     pub warnings: Vec<Problem>,

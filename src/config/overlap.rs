@@ -1,25 +1,21 @@
-//! Pools that get in each other's way: they work, and are hardly what was meant, so these are warnings.
+//! Pools that have to do with each other: one that takes what another has no room for, and two that share a machine.
 
 use std::collections::BTreeMap;
 
 use super::pool::{ReadPool, hosts_of};
 use super::problem::Problems;
-use crate::model::Offer;
+use crate::model::{Offer, PoolName, PoolSpec};
 
-/// Warns of pools that can never get a build.
-pub(super) fn warn(pools: &[ReadPool], problems: &mut Problems) {
+/// The pools that get a build only when an earlier one is full, each with that earlier one: whatever fits them fits it
+/// as well, and the first pool that fits and has room wins.
+pub fn overflows(pools: &[PoolSpec]) -> Vec<(&PoolName, &PoolName)> {
+    let mut found = Vec::new();
     for (index, later) in pools.iter().enumerate() {
-        if let Some(earlier) =
-            pools[..index].iter().find(|earlier| covers(&earlier.spec.offer, &later.spec.offer))
-        {
-            let message = format!(
-                "never gets a build: whatever fits here fits `{}` on line {} too, and the first that fits wins; \
-                 put this pool first, or give it `mandatory-features`",
-                earlier.spec.name, earlier.line
-            );
-            problems.warn(later.line, later.path.as_str(), message);
+        if let Some(earlier) = pools[..index].iter().find(|earlier| covers(&earlier.offer, &later.offer)) {
+            found.push((&later.name, &earlier.name));
         }
     }
+    found
 }
 
 /// Warns of machines that two pools would each fill up.

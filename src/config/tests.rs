@@ -314,29 +314,25 @@ fn a_known_hosts_file_gives_the_keys_of_the_host_and_no_others() {
 }
 
 #[test]
-fn a_pool_that_an_earlier_one_covers_is_warned_of() {
-    let two = |first: &str, second: &str| {
-        let text = format!("{}{}", local(first), local(second).replace("\"p\"", "\"q\""));
-        lines(&good(&text).warnings)
-    };
-    let never = "config.toml:6: pool.q: never gets a build: whatever fits here fits `p` on line 2 too";
+fn a_pool_that_an_earlier_one_covers_is_its_overflow() {
     let kvm = "features = [\"kvm\"]";
     let kvm_only = "mandatory-features = [\"kvm\"]";
     for (first, second, expected) in [
-        (kvm, "", never),
-        (kvm, kvm, never),
-        (kvm, kvm_only, never),
-        (kvm_only, kvm_only, never),
-        ("systems = [\"x86_64-linux\", \"i686-linux\"]", "", never),
-        ("", kvm, ""),
-        (kvm_only, kvm, ""),
-        ("", "systems = [\"i686-linux\"]", ""),
+        (kvm, "", true),
+        (kvm, kvm, true),
+        (kvm, kvm_only, true),
+        (kvm_only, kvm_only, true),
+        ("systems = [\"x86_64-linux\", \"i686-linux\"]", "", true),
+        ("", kvm, false),
+        (kvm_only, kvm, false),
+        ("", "systems = [\"i686-linux\"]", false),
     ] {
-        let found = two(first, second);
-        assert!(
-            found.starts_with(expected) && found.is_empty() == expected.is_empty(),
-            "{first} {second}: {found}"
-        );
+        let config = good(&format!("{}{}", local(first), local(second).replace("\"p\"", "\"q\"")));
+        let found: Vec<_> = overflows(&config.pools)
+            .into_iter()
+            .map(|(later, first)| (later.as_str(), first.as_str()))
+            .collect();
+        assert_eq!(found, if expected { vec![("q", "p")] } else { vec![] }, "{first} {second}");
     }
 }
 
@@ -358,9 +354,8 @@ fn a_machine_in_two_pools_and_a_foreign_system_are_warned_of() {
     );
 }
 
-#[test]
-fn a_terrible_file_gets_all_its_complaints_at_once() {
-    let text = r#"
+/// Wrong wherever it can be.
+const TERRIBLE: &str = r#"
 sockets = "/run/x.sock"
 state-dir = "relative"
 drain-grace = "soon"
@@ -402,7 +397,10 @@ known-hosts-file = "/none"
 address = "10.0.0.8"
 user = "nix"
 "#;
-    insta::assert_snapshot!(lines(&parse(text).unwrap_err()), @r#"
+
+#[test]
+fn a_terrible_file_gets_all_its_complaints_at_once() {
+    insta::assert_snapshot!(lines(&parse(TERRIBLE).unwrap_err()), @r#"
     config.toml:2: sockets: unknown key; did you mean `socket`?
     config.toml:3: state-dir: `relative` is a relative path; write it from `/` on
     config.toml:4: drain-grace: `soon` is not a duration such as "10m" or "1h 30m": expected number at 0
@@ -431,4 +429,24 @@ user = "nix"
     config.toml:38: pool.rack.hosts[1].known-hosts-file: cannot read `/none`: entity not found
     config.toml:39: pool.rack.hosts[2].host-keys: missing: a host is never trusted at first sight; its key is on that machine in `/etc/ssh/ssh_host_ed25519_key.pub`
     "#);
+}
+
+#[test]
+fn no_file_whatsoever_makes_the_reader_panic() {
+    for end in 0..TERRIBLE.len() {
+        // Every beginning and every end of it is some other terrible file.
+        drop(parse(&TERRIBLE[..end]));
+        drop(parse(&TERRIBLE[end..]));
+    }
+    for text in [
+        "\u{feff}",
+        "\0",
+        "a.b.c.d = 1",
+        "[[pool.hosts]]",
+        "pool = [[[[]]]]",
+        "pool.local = 1",
+        "[[pool]]\n[[pool.local]]",
+    ] {
+        assert!(parse(text).is_err(), "{text:?}");
+    }
 }

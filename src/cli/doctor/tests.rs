@@ -323,8 +323,6 @@ fn each_trouble_with_the_setting_has_its_own_words() {
     ");
     let no_nix = complaints_after(|facts| facts.nix = NixFacts::default());
     insta::assert_snapshot!(no_nix, @r"
-    warn there is no socket of a nix-daemon for the broker's user `nix-broker`
-         -> start it: `systemctl start nix-daemon.socket`
     fail there is no `nix` in `PATH`
          -> install Nix, or run this with a `PATH` that has it
     ");
@@ -347,8 +345,8 @@ fn the_hook_program_must_be_there_and_be_startable() {
         facts.hook_programs.insert(HOOK.into(), path(HOOK, 0, 0o644));
     });
     insta::assert_snapshot!(not_executable, @r"
-    fail `root` may not start the hook `/usr/bin/broker-hook`: `/usr/bin/broker-hook` keeps it out
-         -> `chmod a+x /usr/bin/broker-hook`, or put the hook elsewhere
+    fail the hook `/usr/bin/broker-hook` may not be started by `root`
+         -> `chmod a+rx /usr/bin/broker-hook`
     ");
     let behind_a_folder = complaints_after(|facts| {
         facts.invoker = account("alice", 1000);
