@@ -126,6 +126,9 @@ impl Fleet {
         if !self.has_begun && self.pools.iter().any(|pool| pool.spec.min_builders > 0) {
             return Some(self.now);
         }
+        if self.mode == Mode::Exited {
+            return None;
+        }
         let rests = self.pools.iter().filter_map(Pool::rests_until).min();
         [self.roster.next_deadline(), rests].into_iter().flatten().min()
     }

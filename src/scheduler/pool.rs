@@ -111,7 +111,7 @@ impl Pool {
         self.last_fault = Some((fault.reason.clone(), now));
         let trouble = &mut self.trouble;
         // Ten launches refused together are one refusal: only a builder launched since tells something new.
-        let is_news = trouble.counted_at.is_none_or(|counted_at| launched_at >= counted_at);
+        let is_news = trouble.counted_at.is_none_or(|counted_at| launched_at > counted_at);
         if is_news {
             trouble.failures = trouble.failures.saturating_add(1);
             trouble.counted_at = Some(now);

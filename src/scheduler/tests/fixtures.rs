@@ -103,14 +103,10 @@ impl World {
 
     /// Applies, checks every invariant, and takes note of what is wanted.
     pub(super) fn apply(&mut self, event: Event) -> Vec<Action> {
-        let end = match &event {
-            Event::AttemptEnded { build, lease, .. } => Some((*build, *lease)),
-            _ => None,
-        };
-        if let Some((build, lease)) = end
-            && self.running.get(&build).is_some_and(|(_, running)| *running == lease)
+        if let Event::AttemptEnded { build, lease, .. } = &event
+            && self.running.get(build).is_some_and(|(_, running)| running == lease)
         {
-            self.running.remove(&build);
+            self.running.remove(build);
         }
         let actions = self.fleet.apply(self.now, event);
         for action in &actions {
