@@ -195,10 +195,12 @@ impl Fleet {
     /// Launches what the queue and the minimums ask for.
     fn scale(&mut self) {
         let minimums_count = self.mode == Mode::Accepting;
+        if self.queue.is_empty() && (!minimums_count || self.minimums_are_met()) {
+            return;
+        }
         let supply: Vec<Supply> =
             (0..self.pools.len()).map(|ix| self.supply(PoolIx(ix), minimums_count)).collect();
-        let nobody_waits = self.queue.is_empty() && supply.iter().all(|pool| pool.short_of_minimum == 0);
-        if nobody_waits || supply.iter().all(|pool| pool.room == 0) {
+        if supply.iter().all(|pool| pool.room == 0) {
             return;
         }
         let lanes = self.queue.lanes().map(|(_, lane)| (lane.pools.as_slice(), lane.len()));
@@ -209,6 +211,11 @@ impl Fleet {
                 self.tell_of_launches(PoolIx(ix), &builders);
             }
         }
+    }
+
+    fn minimums_are_met(&self) -> bool {
+        let mut pools = self.pools.iter().enumerate();
+        pools.all(|(ix, pool)| self.roster.census(PoolIx(ix)).staffed() >= pool.spec.min_builders)
     }
 
     fn supply(&self, ix: PoolIx, minimums_count: bool) -> Supply {

@@ -14,6 +14,13 @@ use crate::model::BuilderId;
 #[derive(Clone, Debug)]
 pub(super) struct Roster {
     builders: BTreeMap<BuilderId, Builder>,
+    indexes: Indexes,
+}
+
+/// What is known of the builders without looking at each.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Indexes {
+    /// By pool.
     census: Vec<Census>,
     deadlines: BTreeSet<(Instant, BuilderId)>,
 }
@@ -73,13 +80,26 @@ impl Census {
     }
 }
 
+impl Indexes {
+    fn add(&mut self, builder: &Builder) {
+        self.census[builder.pool.0].add(builder);
+        if let Some(at) = builder.deadline() {
+            self.deadlines.insert((at, builder.id));
+        }
+    }
+
+    fn remove(&mut self, builder: &Builder) {
+        self.census[builder.pool.0].remove(builder);
+        if let Some(at) = builder.deadline() {
+            self.deadlines.remove(&(at, builder.id));
+        }
+    }
+}
+
 impl Roster {
     pub(super) fn new(n_pools: usize) -> Self {
-        Self {
-            builders: BTreeMap::new(),
-            census: vec![Census::default(); n_pools],
-            deadlines: BTreeSet::new(),
-        }
+        let indexes = Indexes { census: vec![Census::default(); n_pools], deadlines: BTreeSet::new() };
+        Self { builders: BTreeMap::new(), indexes }
     }
 
     pub(super) fn get(&self, id: BuilderId) -> Option<&Builder> {
@@ -96,56 +116,43 @@ impl Roster {
 
     /// The builders of one pool, counted.
     pub(super) fn census(&self, pool: PoolIx) -> &Census {
-        &self.census[pool.0]
+        &self.indexes.census[pool.0]
     }
 
     pub(super) fn insert(&mut self, builder: Builder) {
-        self.enlist(&builder);
+        self.indexes.add(&builder);
         self.builders.insert(builder.id, builder);
     }
 
     pub(super) fn remove(&mut self, id: BuilderId) -> Option<Builder> {
         let builder = self.builders.remove(&id)?;
-        self.delist(&builder);
+        self.indexes.remove(&builder);
         Some(builder)
     }
 
     /// The only way to change a builder.
     pub(super) fn change<T>(&mut self, id: BuilderId, change: impl FnOnce(&mut Builder) -> T) -> Option<T> {
-        let mut builder = self.remove(id)?;
-        let answer = change(&mut builder);
-        self.insert(builder);
+        let builder = self.builders.get_mut(&id)?;
+        self.indexes.remove(builder);
+        let answer = change(builder);
+        self.indexes.add(builder);
         Some(answer)
     }
 
     /// The first moment at which a builder must be looked at.
     pub(super) fn next_deadline(&self) -> Option<Instant> {
-        self.deadlines.first().map(|(at, _)| *at)
+        self.indexes.deadlines.first().map(|(at, _)| *at)
     }
 
     /// The first builder whose deadline has come.
     pub(super) fn due(&self, now: Instant) -> Option<BuilderId> {
-        self.deadlines.first().filter(|(at, _)| *at <= now).map(|(_, id)| *id)
-    }
-
-    fn enlist(&mut self, builder: &Builder) {
-        self.census[builder.pool.0].add(builder);
-        if let Some(at) = builder.deadline() {
-            self.deadlines.insert((at, builder.id));
-        }
-    }
-
-    fn delist(&mut self, builder: &Builder) {
-        self.census[builder.pool.0].remove(builder);
-        if let Some(at) = builder.deadline() {
-            self.deadlines.remove(&(at, builder.id));
-        }
+        self.indexes.deadlines.first().filter(|(at, _)| *at <= now).map(|(_, id)| *id)
     }
 
     /// The census as it must be, for tests.
     #[cfg(test)]
     pub(super) fn recount(&self) -> Self {
-        let mut fresh = Self::new(self.census.len());
+        let mut fresh = Self::new(self.indexes.census.len());
         for builder in self.builders.values() {
             fresh.insert(builder.clone());
         }
@@ -154,6 +161,6 @@ impl Roster {
 
     #[cfg(test)]
     pub(super) fn indexes_equal(&self, other: &Self) -> bool {
-        self.census == other.census && self.deadlines == other.deadlines
+        self.indexes == other.indexes
     }
 }
