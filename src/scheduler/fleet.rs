@@ -44,7 +44,7 @@ pub struct Fleet {
     pub(super) awaiting_inputs: usize,
     /// Builds that were queued for the first time since the event came in.
     pub(super) newly_queued: Vec<BuildId>,
-    /// Whether a queued build may have lost its last hope since the event came in.
+    /// Whether a launch failed since the event came in, or a build was queued for a pool that is unfit.
     pub(super) hope_was_lost: bool,
     offers: Arc<Offers>,
     has_begun: bool,

@@ -2,6 +2,7 @@
 
 use super::action::{Action, Note};
 use super::build::{Build, Run, Stage, StopCause};
+use super::builder::Builder;
 use super::event::{AttemptEnd, RunPhase};
 use super::fleet::{Fleet, Mode};
 use super::history::place_of;
@@ -156,28 +157,18 @@ impl Fleet {
             self.hope_was_lost = true;
         }
         let lane = self.queue.lane_for(pools);
-        if let Some(build) = self.builds.get_mut(&id) {
-            if build.stage == Stage::Accepted {
-                self.awaiting_inputs -= 1;
-            }
-            build.enter(self.now, Stage::Queued { lane, waits_since });
+        let Some(build) = self.builds.get_mut(&id) else { return false };
+        if build.stage == Stage::Accepted {
+            self.awaiting_inputs -= 1;
         }
-        self.file(id);
-        true
-    }
-
-    /// Puts a queued build among those of its lane that need the same care.
-    pub(super) fn file(&mut self, id: BuildId) {
-        let Some(build) = self.builds.get(&id) else { return };
-        let Stage::Queued { lane, .. } = build.stage else { return };
-        let failed_on = |attempt: &Attempt| {
-            self.roster.get(attempt.builder).is_some_and(super::builder::Builder::is_ready)
-        };
-        if build.failed.iter().any(failed_on) {
+        build.enter(self.now, Stage::Queued { lane, waits_since });
+        let is_ready = |attempt: &Attempt| self.roster.get(attempt.builder).is_some_and(Builder::is_ready);
+        if build.failed.iter().any(is_ready) {
             self.queue.push_picky(lane, build.ticket, id);
         } else {
             self.queue.push_plain(lane, build.ticket, id);
         }
+        true
     }
 
     /// Finds the lanes anew for all that wait, because a pool's offer has changed.

@@ -72,9 +72,7 @@ impl Fleet {
         if self.note_fault(id, &fault) {
             self.tell_audience_of_failure(id, &fault.reason);
         }
-        if let Some(builder) = self.roster.remove(id) {
-            self.a_builder_left(builder.pool);
-        }
+        self.roster.remove(id);
     }
 
     /// Makes the pool remember a fault of a builder that was of use or on its way to it. Answers whether it was.
@@ -107,7 +105,6 @@ impl Fleet {
     /// Asks the provider to end a builder, unless that has been asked.
     pub(super) fn end_builder(&mut self, id: BuilderId, why: EndReason) {
         let Some(builder) = self.roster.get(id).filter(|builder| !builder.is_terminating()) else { return };
-        let pool = builder.pool;
         let reason = why.to_string();
         if builder.is_starting() {
             self.tell_audience_of_failure(id, &reason);
@@ -115,7 +112,6 @@ impl Fleet {
         let now = self.now;
         self.roster.change(id, |builder| builder.terminate(now, why));
         self.actions.push(Action::Terminate { builder: id, reason });
-        self.a_builder_left(pool);
     }
 
     /// Lets a builder take no further build, and ends it when it has none.
@@ -125,9 +121,8 @@ impl Fleet {
             self.end_builder(id, why);
             return;
         }
-        let (pool, now) = (builder.pool, self.now);
+        let now = self.now;
         self.roster.change(id, |builder| builder.drain(now, why, deadline));
-        self.a_builder_left(pool);
         self.end_if_drained(id);
     }
 
@@ -150,14 +145,6 @@ impl Fleet {
         let why = EndReason::Unhealthy(streak);
         self.pools[builder.pool.0].builder_was_lost(self.now, &format!("{id}: {why}"));
         self.drain(id, why, None);
-    }
-
-    /// What waits for a pool must be looked at again when it has a builder less.
-    fn a_builder_left(&mut self, pool: super::pool::PoolIx) {
-        self.hope_was_lost = true;
-        for build in self.queue.drain_picky(pool) {
-            self.file(build);
-        }
     }
 
     /// Does what is due for a builder. Afterwards its next deadline lies in the future.

@@ -39,8 +39,8 @@ impl Lane {
         self.plain.first_key_value().map(|(ticket, build)| (*ticket, *build))
     }
 
-    /// Builds that have failed on a builder that is still ready, in order. There are never many: a builder on which
-    /// many fail is drained.
+    /// Builds that had failed on a builder that was still ready, in order. Few of them are held back at any time: a
+    /// builder on which many fail is drained.
     pub(super) fn picky(&self) -> impl Iterator<Item = (Ticket, BuildId)> {
         self.picky.iter().map(|(ticket, build)| (*ticket, *build))
     }
@@ -131,19 +131,6 @@ impl Queue {
         all.sort_unstable();
         *self = Self::default();
         all.into_iter().map(|(_, build)| build).collect()
-    }
-
-    /// Takes the picky builds of this pool out, in order of acceptance.
-    pub(super) fn drain_picky(&mut self, pool: PoolIx) -> Vec<BuildId> {
-        let mut taken = Vec::new();
-        for lane in &mut self.lanes {
-            if lane.pools.contains(&pool) {
-                taken.extend(std::mem::take(&mut lane.picky));
-            }
-        }
-        self.len -= taken.len();
-        taken.sort_unstable();
-        taken.into_iter().map(|(_, build)| build).collect()
     }
 
     /// Whether any build waits that this pool could take.

@@ -56,7 +56,12 @@ impl Why {
             Self::Launching { builder, pool } => format!("{builder} is launched in pool `{pool}`"),
             Self::BuilderFailed { builder, reason } => format!("{builder} did not become ready: {reason}"),
             Self::Started { builder, pool, beside } => {
-                format!("started on {builder} of pool `{pool}`, beside {beside} others")
+                let company = match beside {
+                    0 => "alone".to_owned(),
+                    1 => "beside 1 other".to_owned(),
+                    n => format!("beside {n} others"),
+                };
+                format!("started on {builder} of pool `{pool}`, {company}")
             }
             Self::AttemptFailed { builder, reason } => format!("failed on {builder}: {reason}"),
             Self::MustMove { builder } => format!("{builder} is stopped by an operator: tried elsewhere"),

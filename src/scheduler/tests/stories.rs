@@ -162,7 +162,6 @@ fn a_rest_of_the_first_pool_makes_the_second_one_grow() {
 fn launches_are_tried_again_after_three_six_and_twelve_seconds() {
     let mut world = one_pool();
     world.accept(1, X86, &[]);
-    // Another build keeps the queue from being given up: it waits since later.
     for (builder, rest) in [(1, 3), (2, 6)] {
         world.lose(builder, BuilderFaultKind::LaunchFailed);
         world.gone(builder);
@@ -182,8 +181,39 @@ fn launches_are_tried_again_after_three_six_and_twelve_seconds() {
     world.ready(4);
     world.lose(4, BuilderFaultKind::ConnectionLost);
     world.gone(4);
+    world.end(2, failed(FailureKind::BuilderLost));
+    world.wait(3);
+    world.lose(5, BuilderFaultKind::LaunchFailed);
     let rest = world.fleet.status(world.now).pools[0].cooling;
     assert_eq!(rest, Some(seconds(3)), "a builder that was ready ends the series");
+}
+
+#[test]
+fn the_loss_of_a_ready_builder_is_no_failed_launch() {
+    let mut world = one_pool();
+    world.accept(1, X86, &[]);
+    world.ready(1);
+    world.lose(1, BuilderFaultKind::ConnectionLost);
+    world.end(1, failed(FailureKind::BuilderLost));
+    for builder in 2..=4 {
+        assert_eq!(ended(&world, 1), None);
+        world.gone(builder - 1);
+        world.wait(20);
+        world.lose(builder, BuilderFaultKind::LaunchFailed);
+    }
+    assert_eq!(world.failure_of(1).kind, FailureKind::Provider);
+}
+
+#[test]
+fn a_build_is_not_overtaken_by_one_that_has_less_choice() {
+    let mut world = World::new(vec![
+        PoolSpec { slots: Slots::Fixed(1), max_builders: 1, ..pool("all", X86, &["kvm"]) },
+        PoolSpec { slots: Slots::Fixed(1), max_builders: 1, ..pool("plain", X86, &[]) },
+    ]);
+    world.accept(1, X86, &[]);
+    world.accept(2, X86, &["kvm"]);
+    world.ready(1);
+    assert_eq!((world.builder_of(1), world.builder_of(2)), (Some(1), None));
 }
 
 #[test]
@@ -266,6 +296,16 @@ fn a_builder_without_a_promised_feature_is_ended_and_the_feature_is_named() {
     assert!(matches!(world.fleet.offers().answer(&asked), Answer::Decline { .. }));
     world.wait(300);
     assert!(matches!(world.fleet.offers().answer(&asked), Answer::Accept { .. }));
+}
+
+#[test]
+fn an_accept_given_just_before_the_pool_proved_unfit_fails_without_waiting() {
+    let mut world = one_pool();
+    world.accept(1, X86, &[]);
+    world.apply(Event::Accepted { build: BuildId(2), request: request(X86, &[]) });
+    world.lose(1, BuilderFaultKind::Unfit);
+    world.apply(Event::InputsKnown(BuildId(2)));
+    assert_eq!(world.failure_of(2).kind, FailureKind::Provider);
 }
 
 #[test]
@@ -650,6 +690,17 @@ fn a_forced_shutdown_aborts_what_runs_and_says_why_to_all() {
 }
 
 #[test]
+fn a_polite_request_does_not_soften_a_forced_shutdown() {
+    let mut world = single_slots(1);
+    world.accept(1, X86, &[]);
+    world.ready(1);
+    world.apply(Event::ShutdownForced);
+    world.apply(Event::ShutdownRequested);
+    world.accept(2, X86, &[]);
+    assert_eq!(world.failure_of(2).kind, FailureKind::Broker);
+}
+
+#[test]
 fn a_shutdown_of_an_empty_fleet_exits_at_once() {
     let mut world = one_pool();
     world.apply(Event::ShutdownRequested);
@@ -689,7 +740,7 @@ fn a_status_shows_positions_slots_and_reasons() {
             "+0.0s accepted",
             "+0.0s waits for a slot in `x86`, 0 ahead of it",
             "+0.0s b-1 is launched in pool `x86`",
-            "+0.0s started on b-1 of pool `x86`, beside 0 others",
+            "+0.0s started on b-1 of pool `x86`, alone",
         ]
     );
     world.end(1, failed(FailureKind::Derivation));
