@@ -1,4 +1,6 @@
 //! nix-broker: a resident broker behind Nix's `build-hook`.
+pub mod hook;
 pub mod ipc;
 pub mod model;
+pub mod protocol;
 pub mod scheduler;
