@@ -1,8 +1,8 @@
 //! The store endpoint: what a Nix client starts as `remote-program`. It opens the right door of the broker and then only
-//! moves bytes, which the kernel does for us (`splice`).
+//! moves bytes.
 
 use std::fs::File;
-use std::io::{self, Write as _};
+use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::os::unix::net::UnixStream;
@@ -18,6 +18,8 @@ use crate::ipc::{Frame, FrameError, Hello, Reply, VERSION};
 const GO_LIMIT: Duration = Duration::from_secs(600);
 /// What the thread that copies needs.
 const COPIER_STACK: usize = 64 << 10;
+/// What a pipe holds.
+const BUFFER: usize = 64 << 10;
 
 /// Why there is no store here.
 #[derive(Debug, thiserror::Error)]
@@ -71,10 +73,24 @@ fn relay(mut broker: UnixStream) -> io::Result<()> {
     let mut output = file(rustix::stdio::stdout().as_fd())?;
     std::thread::Builder::new().stack_size(COPIER_STACK).spawn(move || {
         // Whichever side failed, the other one has to learn that nothing more comes.
-        let _ended = io::copy(&mut input, &mut to_broker);
+        let _ended = copy(&mut input, &mut to_broker);
         let _closed = to_broker.shutdown(Shutdown::Write);
     })?;
-    io::copy(&mut broker, &mut output).map(drop)
+    copy(&mut broker, &mut output)
+}
+
+/// Copies by hand. `io::copy` would have the kernel do it (`splice`), which holds the pipe's lock while it waits for the
+/// socket: whoever reads the pipe then waits for the broker's *next* bytes to get the last ones, and both wait for ever.
+fn copy(from: &mut impl Read, to: &mut impl Write) -> io::Result<()> {
+    let mut buffer = vec![0; BUFFER];
+    loop {
+        match from.read(&mut buffer) {
+            Ok(0) => return Ok(()),
+            Ok(n) => to.write_all(&buffer[..n])?,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
 }
 
 /// A descriptor without a buffer: a reply must not wait for a newline.

@@ -13,25 +13,25 @@ use serde::Serialize;
 use crate::fake_nix::DEADLINE;
 
 /// A listening socket.
-pub struct FakeBroker {
+pub(crate) struct FakeBroker {
     listener: UnixListener,
     path: PathBuf,
 }
 
 /// One accepted connection. Everything that was received is kept.
-pub struct Peer {
-    pub stream: UnixStream,
+pub(crate) struct Peer {
+    pub(crate) stream: UnixStream,
 }
 
 impl FakeBroker {
-    pub fn bind(path: &Path) -> Self {
+    pub(crate) fn bind(path: &Path) -> Self {
         let listener = UnixListener::bind(path).unwrap();
         listener.set_nonblocking(true).unwrap();
         Self { listener, path: path.to_owned() }
     }
 
     /// The next connection.
-    pub fn accept(&self) -> Peer {
+    pub(crate) fn accept(&self) -> Peer {
         let deadline = Instant::now() + DEADLINE;
         loop {
             match self.listener.accept() {
@@ -50,7 +50,7 @@ impl FakeBroker {
     }
 
     /// The next connection of a hook, greeted.
-    pub fn accept_hook(&self) -> Peer {
+    pub(crate) fn accept_hook(&self) -> Peer {
         let mut peer = self.accept();
         assert!(matches!(peer.hello(), Hello::Hook { .. }));
         peer.send(&Reply::Go);
@@ -58,7 +58,7 @@ impl FakeBroker {
     }
 
     /// The next hook's first request, accepted.
-    pub fn accept_build(&self) -> (Peer, Ask) {
+    pub(crate) fn accept_build(&self) -> (Peer, Ask) {
         let mut peer = self.accept_hook();
         let ask = peer.ask();
         peer.send(&HookReply::Accept { build: 1, machine: "tiger".into() });
@@ -66,52 +66,52 @@ impl FakeBroker {
     }
 
     /// Stops listening, as a broker that dies does; its socket file goes too.
-    pub fn die(self) {
+    pub(crate) fn die(self) {
         std::fs::remove_file(&self.path).unwrap();
     }
 }
 
 impl Peer {
-    pub fn frame(&mut self) -> Result<Frame, FrameError> {
+    pub(crate) fn frame(&mut self) -> Result<Frame, FrameError> {
         Frame::read(&mut self.stream)
     }
 
-    pub fn hello(&mut self) -> Hello {
+    pub(crate) fn hello(&mut self) -> Hello {
         self.frame().unwrap().parse().unwrap()
     }
 
-    pub fn request(&mut self) -> HookRequest {
+    pub(crate) fn request(&mut self) -> HookRequest {
         self.frame().unwrap().parse().unwrap()
     }
 
-    pub fn ask(&mut self) -> Ask {
+    pub(crate) fn ask(&mut self) -> Ask {
         match self.request() {
             HookRequest::Ask(ask) => ask,
             other => panic!("not an ask: {other:?}"),
         }
     }
 
-    pub fn inputs(&mut self) -> (Vec<String>, Vec<String>) {
+    pub(crate) fn inputs(&mut self) -> (Vec<String>, Vec<String>) {
         match self.request() {
             HookRequest::Inputs { paths, wanted_outputs } => (paths, wanted_outputs),
             other => panic!("no inputs: {other:?}"),
         }
     }
 
-    pub fn send(&mut self, message: &impl Serialize) {
+    pub(crate) fn send(&mut self, message: &impl Serialize) {
         Frame::message(message).unwrap().write(&mut self.stream).unwrap();
     }
 
-    pub fn log(&mut self, bytes: &[u8]) {
+    pub(crate) fn log(&mut self, bytes: &[u8]) {
         Frame::Log(bytes.to_vec()).write(&mut self.stream).unwrap();
     }
 
-    pub fn raw(&mut self, bytes: &[u8]) {
+    pub(crate) fn raw(&mut self, bytes: &[u8]) {
         self.stream.write_all(bytes).unwrap();
     }
 
     /// Whether the hook has hung up: how it cancels.
-    pub fn is_closed(&mut self) -> bool {
+    pub(crate) fn is_closed(&mut self) -> bool {
         let mut rest = Vec::new();
         match self.stream.read_to_end(&mut rest) {
             Ok(_) => true,

@@ -18,7 +18,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, Signal, kill_process_group};
 
 /// No wait of a test is longer.
-pub const DEADLINE: Duration = Duration::from_secs(30);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
 /// What Nix reads of a descriptor in one round.
 const ROUND: usize = 4096;
 
@@ -26,7 +26,7 @@ const ROUND: usize = 4096;
 const LAUNCHER: &str = r#"exec 4>"$1" 5<"$2"; shift 2; exec "$@""#;
 
 /// One hook process, and Nix's ends of its pipes.
-pub struct FakeNix {
+pub(crate) struct FakeNix {
     child: Child,
     input: Option<ChildStdin>,
     output: File,
@@ -37,28 +37,28 @@ pub struct FakeNix {
 
 /// A reply, and the lines that came before it.
 #[derive(Debug)]
-pub struct Reply {
-    pub said: Vec<String>,
-    pub reply: String,
+pub(crate) struct Reply {
+    pub(crate) said: Vec<String>,
+    pub(crate) reply: String,
 }
 
 /// How a build ended, as Nix sees it.
 #[derive(Debug)]
-pub struct Ended {
-    pub status: ExitStatus,
-    pub log: Vec<u8>,
-    pub said: String,
+pub(crate) struct Ended {
+    pub(crate) status: ExitStatus,
+    pub(crate) log: Vec<u8>,
+    pub(crate) said: String,
 }
 
 impl Ended {
-    pub fn log_text(&self) -> String {
+    pub(crate) fn log_text(&self) -> String {
         String::from_utf8_lossy(&self.log).into_owned()
     }
 }
 
 impl FakeNix {
     /// Starts the hook with these words before the verbosity.
-    pub fn start(hook: &Path, words: &[&str], environment: &[(&str, OsString)]) -> Self {
+    pub(crate) fn start(hook: &Path, words: &[&str], environment: &[(&str, OsString)]) -> Self {
         let (output, output_write_end) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
         let (log, log_write_end) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
         let name = |end: &OwnedFd| format!("/proc/{}/fd/{}", std::process::id(), end.as_raw_fd());
@@ -81,21 +81,21 @@ impl FakeNix {
         Self { child, input, output: output.into(), log: log.into(), log_write_end, killed: false }
     }
 
-    pub fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
 
     /// Writes raw bytes to the hook. Nix is told when the hook is gone.
-    pub fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
+    pub(crate) fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.input.as_mut().expect("the input is still open").write_all(bytes)
     }
 
-    pub fn close_input(&mut self) {
+    pub(crate) fn close_input(&mut self) {
         self.input = None;
     }
 
     /// Reads up to the reply, as Nix does: byte by byte, and to its end is a catastrophe.
-    pub fn reply(&mut self) -> Reply {
+    pub(crate) fn reply(&mut self) -> Reply {
         let mut said = Vec::new();
         loop {
             let line = self.line().expect("unexpected end while reading the hook's reply: aborts all of Nix");
@@ -107,7 +107,7 @@ impl FakeNix {
     }
 
     /// One line of the hook; `None` at the end.
-    pub fn line(&mut self) -> Option<String> {
+    pub(crate) fn line(&mut self) -> Option<String> {
         let mut line = Vec::new();
         let mut byte = [0];
         loop {
@@ -124,18 +124,18 @@ impl FakeNix {
     }
 
     /// Sends the lists and closes the input, as Nix does after an accept.
-    pub fn send_lists(&mut self, inputs: &[String], outputs: &[&str]) {
+    pub(crate) fn send_lists(&mut self, inputs: &[String], outputs: &[&str]) {
         self.send(&lists(inputs, outputs)).unwrap();
         self.close_input();
     }
 
     /// The loop of a running build, to its end.
-    pub fn finish(self) -> Ended {
+    pub(crate) fn finish(self) -> Ended {
         self.finish_with(|_, _| {})
     }
 
     /// As [`Self::finish`]; `each_round` sees what has arrived so far.
-    pub fn finish_with(mut self, mut each_round: impl FnMut(&[u8], &str)) -> Ended {
+    pub(crate) fn finish_with(mut self, mut each_round: impl FnMut(&[u8], &str)) -> Ended {
         let deadline = Instant::now() + DEADLINE;
         let (mut log, mut said) = (Vec::new(), Vec::new());
         let mut buffer = [0; ROUND];
@@ -172,14 +172,14 @@ impl FakeNix {
     }
 
     /// Waits for the end of a hook that has no build.
-    pub fn exit_status(mut self) -> ExitStatus {
+    pub(crate) fn exit_status(mut self) -> ExitStatus {
         self.close_input();
         while self.line().is_some() {}
         self.child.wait().unwrap()
     }
 
-    /// Fills the pipe of fd 2 from outside, as if the hook had said much and Nix did not read.
-    pub fn signal(&self, signal: Signal) {
+    /// Signals the whole group, as Nix does.
+    pub(crate) fn signal(&self, signal: Signal) {
         let group = Pid::from_raw(i32::try_from(self.child.id()).unwrap()).unwrap();
         let _gone = kill_process_group(group, signal);
     }
@@ -191,7 +191,7 @@ impl FakeNix {
     }
 
     /// Waits for the process alone, without reading anything; whether it ended in time.
-    pub fn wait_dead(&mut self, limit: Duration) -> Option<ExitStatus> {
+    pub(crate) fn wait_dead(&mut self, limit: Duration) -> Option<ExitStatus> {
         let deadline = Instant::now() + limit;
         loop {
             match self.child.try_wait().unwrap() {
@@ -202,9 +202,9 @@ impl FakeNix {
         }
     }
 
-    /// Everything readable on fd 2 now.
-    pub fn output_pipe(&self) -> &File {
-        &self.output
+    /// The read end of the log.
+    pub(crate) fn log_pipe(&self) -> File {
+        self.log.try_clone().unwrap()
     }
 }
 
@@ -218,23 +218,24 @@ impl Drop for FakeNix {
 /// Which are ready, or `None` after the limit.
 fn wait_for(fds: &[PollFd<'_>], limit: Duration) -> Option<Vec<bool>> {
     let mut fds = fds.to_vec();
-    let limit = Timespec { tv_sec: limit.as_secs().try_into().unwrap(), tv_nsec: limit.subsec_nanos().into() };
+    let limit =
+        Timespec { tv_sec: limit.as_secs().try_into().unwrap(), tv_nsec: limit.subsec_nanos().into() };
     let ready = poll(&mut fds, Some(&limit)).unwrap();
     (ready > 0).then(|| fds.iter().map(|fd| !fd.revents().is_empty()).collect())
 }
 
-pub fn number(n: u64) -> Vec<u8> {
+pub(crate) fn number(n: u64) -> Vec<u8> {
     n.to_le_bytes().to_vec()
 }
 
-pub fn string(text: &str) -> Vec<u8> {
+pub(crate) fn string(text: &str) -> Vec<u8> {
     let mut bytes = number(text.len() as u64);
     bytes.extend_from_slice(text.as_bytes());
     bytes.resize(bytes.len().next_multiple_of(8), 0);
     bytes
 }
 
-pub fn strings<S: AsRef<str>>(items: &[S]) -> Vec<u8> {
+pub(crate) fn strings<S: AsRef<str>>(items: &[S]) -> Vec<u8> {
     let mut bytes = number(items.len() as u64);
     for item in items {
         bytes.extend(string(item.as_ref()));
@@ -242,11 +243,11 @@ pub fn strings<S: AsRef<str>>(items: &[S]) -> Vec<u8> {
     bytes
 }
 
-pub fn lists(inputs: &[String], outputs: &[&str]) -> Vec<u8> {
+pub(crate) fn lists(inputs: &[String], outputs: &[&str]) -> Vec<u8> {
     [strings(inputs), strings(outputs)].concat()
 }
 
-pub fn settings(pairs: &[(&str, &str)]) -> Vec<u8> {
+pub(crate) fn settings(pairs: &[(&str, &str)]) -> Vec<u8> {
     let mut bytes = Vec::new();
     for (name, value) in pairs {
         bytes.extend([number(1), string(name), string(value)].concat());
@@ -255,11 +256,11 @@ pub fn settings(pairs: &[(&str, &str)]) -> Vec<u8> {
     bytes
 }
 
-pub fn request(am_willing: bool, system: &str, drv: &str, features: &[&str]) -> Vec<u8> {
+pub(crate) fn request(am_willing: bool, system: &str, drv: &str, features: &[&str]) -> Vec<u8> {
     [string("try"), number(am_willing.into()), string(system), string(drv), strings(features)].concat()
 }
 
 /// The binary under test.
-pub fn hook_program() -> PathBuf {
+pub(crate) fn hook_program() -> PathBuf {
     env!("CARGO_BIN_EXE_broker-hook").into()
 }
