@@ -22,8 +22,12 @@ use crate::ipc::message::{BUILD_VARIABLE, SOCKET_VARIABLE};
 use crate::protocol::hook::{Lists, SettingsBlock, Try};
 use crate::protocol::log_line::{self, LogLine};
 
-/// How every address of the endpoint begins; people see the machine's name instead.
+/// The endpoint is a program that the stock client starts on this machine.
 const STORE: &str = "ssh-ng://localhost";
+/// How every address of it begins in what people see, where it becomes the machine's name (2.26 leaves the host out).
+const SHOWN_STORE: &str = "ssh-ng://";
+/// What the stock client says of the inputs, all of which the endpoint claims to have.
+const EMPTY_COPY: &str = "copying 0 paths";
 /// Where the stock client keeps its lock files, below the state folder.
 const LOCKS: &str = "current-load";
 /// Nix's state folder when `NIX_STATE_DIR` says nothing else.
@@ -167,7 +171,7 @@ impl<'a> Relay<'a> {
             None => keep(&mut self.said, String::from_utf8_lossy(bytes).into_owned()),
             Some(LogLine::Error(text)) => keep(&mut self.errors, text),
             Some(LogLine::Progress { id, kind }) => {
-                let Some(line) = log_line::rename(bytes, STORE, self.machine) else { return };
+                let Some(line) = log_line::rename(bytes, SHOWN_STORE, self.machine) else { return };
                 let now = Instant::now();
                 if now < self.next_progress {
                     self.held.insert((id, kind), line);
@@ -187,8 +191,9 @@ impl<'a> Relay<'a> {
                 }
                 replies::write_if_free(&log_line::stop(id));
             }
-            Some(LogLine::Other) => {
-                if let Some(line) = log_line::rename(bytes, STORE, self.machine) {
+            Some(LogLine::Start { text }) if text == EMPTY_COPY => {}
+            Some(LogLine::Start { .. } | LogLine::Other) => {
+                if let Some(line) = log_line::rename(bytes, SHOWN_STORE, self.machine) {
                     replies::write_if_free(&line);
                 }
             }

@@ -63,6 +63,11 @@ pub enum LogLine {
         /// Which activity.
         id: u64,
     },
+    /// The beginning of an activity.
+    Start {
+        /// What it shows.
+        text: String,
+    },
     /// Anything else that Nix understands.
     Other,
 }
@@ -82,6 +87,9 @@ pub fn parse(line: &[u8]) -> Option<LogLine> {
             _ => LogLine::Other,
         },
         (Some("stop"), Some(id)) => LogLine::Stop { id },
+        (Some("start"), _) => {
+            LogLine::Start { text: value.get("text").and_then(Value::as_str).unwrap_or_default().to_owned() }
+        }
         _ => LogLine::Other,
     })
 }
@@ -173,6 +181,10 @@ mod tests {
             Some(LogLine::Other)
         );
         assert_eq!(parse(stop(7).trim_end().as_bytes()), Some(LogLine::Stop { id: 7 }));
+        assert_eq!(
+            parse(start_waiting(7, "x").trim_end().as_bytes()),
+            Some(LogLine::Start { text: "x".into() })
+        );
         for other in [&b"# accept"[..], b"@nix not json", b"", b"\xff\xfe"] {
             assert_eq!(parse(other), None);
         }
