@@ -553,7 +553,10 @@ fn the_reason_of_a_failure_is_the_last_line_and_one_message() {
     assert_eq!(ended.status.code(), Some(1));
     assert_eq!(ended.log_text(), "half a line\nnix-broker: no machine of type m7a.xlarge to be had\n");
     assert_eq!(ended.said.lines().count(), 1);
-    assert!(ended.said.contains("\"level\":0") && ended.said.contains("error: nix-broker: no machine"));
+    assert!(
+        ended.said.contains("\"level\":0")
+            && ended.said.contains("error: nix-broker: hello-2.12: no machine")
+    );
 }
 
 #[test]
@@ -742,6 +745,28 @@ fn a_broker_that_does_not_come_back_is_a_failure_that_says_so() {
     assert_eq!(ended.status.code(), Some(1));
     assert!(ended.log_text().contains("nix-broker: lost the broker, and cannot connect to the broker"));
     assert!(ended.said.contains("\"level\":0"));
+}
+
+#[test]
+fn a_build_that_loses_every_broker_is_given_up() {
+    let place = Place::new();
+    let broker = place.broker();
+    let (nix, mut peer) = accepted(&place, &broker);
+    for _ in 0..5 {
+        drop(peer);
+        peer = broker.accept_hook();
+        assert!(matches!(peer.request(), HookRequest::Resume(_)));
+        peer.send(&HookReply::Accept { build: 1, machine: "tiger".into() });
+        peer.inputs();
+    }
+    drop(peer);
+    let ended = nix.finish();
+    assert_eq!(ended.status.code(), Some(1));
+    assert!(
+        ended.log_text().ends_with("nix-broker: lost the broker too many times\n"),
+        "{}",
+        ended.log_text()
+    );
 }
 
 #[test]

@@ -33,8 +33,10 @@ use crate::protocol::log_line::Level;
 
 /// How long Nix's event loop may stand still for a broker that does not answer.
 const VERDICT_LIMIT: Duration = Duration::from_secs(1);
-/// How often one build may be handed to a new broker: one that dies of it would never end.
-const MAX_RESUMES: u32 = 20;
+/// How often one build may be handed to a new broker in quick succession: one that dies of it would never end.
+const MAX_RESUMES: u32 = 5;
+/// A broker that lasted so long did not die of this build.
+const LONG_ATTEMPT: Duration = Duration::from_secs(60);
 /// A broker that hangs is not asked again for so long: [`VERDICT_LIMIT`] for each of five hundred requests would be
 /// eight minutes.
 const SILENCE_LIMIT: Duration = Duration::from_secs(30);
@@ -261,6 +263,7 @@ struct Build {
     lists: Lists,
     log: LogPipe,
     notes: Notes,
+    name: String,
 }
 
 impl Build {
@@ -272,6 +275,7 @@ impl Build {
             verbosity: from.verbosity,
             block: from.block,
             notes: Notes::new(&name),
+            name,
             request,
             ask,
             machine,
@@ -281,24 +285,32 @@ impl Build {
     }
 
     fn run(mut self, mut broker: BrokerClient) -> ExitCode {
-        for _ in 0..=MAX_RESUMES {
-            match self.attempt(broker) {
+        let mut lost_before = 0;
+        loop {
+            let began = Instant::now();
+            let lost = match self.attempt(broker) {
                 Ok(code) => return code,
-                Err(lost) => self.notes.add(
-                    &format!("lost the broker ({}), waiting for it to come back", sentence(&lost)),
-                    Instant::now(),
-                ),
+                Err(lost) => lost,
+            };
+            if began.elapsed() > LONG_ATTEMPT {
+                lost_before = 0;
+            } else if lost_before == MAX_RESUMES {
+                return self.fail_here("lost the broker too many times");
             }
+            let note = format!("lost the broker ({}), waiting for it to come back", sentence(&lost));
+            self.notes.add(&note, Instant::now());
             self.notes.show_now(replies::write_if_free);
-            match resume::resume(&self.socket, &self.ask, Patience::from_environment()) {
+            match resume::resume(&self.socket, &self.ask, Patience::from_environment(), lost_before) {
                 Ok(Resumed::Taken(found)) => broker = found,
                 Ok(Resumed::Failed(failure)) => return self.fail(&failure),
                 Err(error) => {
                     return self.fail_here(&format!("lost the broker, and cannot {}", sentence(&error)));
                 }
             }
+            // For whoever reads the stored log.
+            let _gone = self.log.write_line("nix-broker: the broker was restarted, the build begins again");
+            lost_before += 1;
         }
-        self.fail_here("lost the broker too many times")
     }
 
     /// One broker, from the inputs to the end. An error when the broker was lost on the way.
@@ -351,13 +363,13 @@ impl Build {
     /// with the end of the log, and needs no error of ours beside it.
     fn fail(&mut self, failure: &WireFailure) -> ExitCode {
         self.notes.overtaken(replies::write_if_free);
-        let reason = format!("nix-broker: {}", failure.reason.trim_end());
+        let reason = failure.reason.trim_end();
         // A Nix that no longer reads has ended this build.
-        let _gone = self.log.write_line(&reason);
-        if !failure.is_build_failure {
-            replies::say(Level::Error, &format!("error: {reason}"));
-        }
+        let _gone = self.log.write_line(&format!("nix-broker: {reason}"));
         self.log.drain();
+        if !failure.is_build_failure {
+            replies::say(Level::Error, &format!("error: nix-broker: {}: {reason}", self.name));
+        }
         ExitCode::from(failure.exit_status.max(1))
     }
 }

@@ -49,12 +49,21 @@ impl Patience {
     }
 }
 
-/// Tries to hand the build to whatever broker comes back. The last error when none does.
-pub(super) fn resume(socket: &Path, ask: &Ask, patience: Patience) -> Result<Resumed, BrokerError> {
+/// Tries to hand the build to whatever broker comes back. The last error when none does. A build that has lost brokers
+/// before begins with a longer pause: it may be what they die of.
+pub(super) fn resume(
+    socket: &Path,
+    ask: &Ask,
+    patience: Patience,
+    lost_before: u32,
+) -> Result<Resumed, BrokerError> {
     let deadline = Instant::now() + patience.total;
     let request = HookRequest::Resume(ask.clone());
-    let mut pause = patience.first;
+    let process = std::process::id();
+    let mut pause = (patience.first * 2u32.saturating_pow(lost_before)).min(patience.longest);
     loop {
+        std::thread::sleep(spread(pause, process));
+        pause = (pause * 2).min(patience.longest);
         let answer = BrokerClient::connect(socket).and_then(|mut broker| {
             match broker.ask(&request, ANSWER_LIMIT)? {
                 HookReply::Accept { .. } => Ok(Resumed::Taken(broker)),
@@ -74,8 +83,6 @@ pub(super) fn resume(socket: &Path, ask: &Ask, patience: Patience) -> Result<Res
         if Instant::now() + pause > deadline {
             return Err(error);
         }
-        std::thread::sleep(spread(pause, std::process::id()));
-        pause = (pause * 2).min(patience.longest);
     }
 }
 
