@@ -49,6 +49,11 @@ impl FakeBroker {
         }
     }
 
+    /// Whether somebody has connected and was not accepted yet.
+    pub(crate) fn has_caller(&self) -> bool {
+        self.listener.accept().is_ok()
+    }
+
     /// The next connection of a hook, greeted.
     pub(crate) fn accept_hook(&self) -> Peer {
         let mut peer = self.accept();
