@@ -1,0 +1,3 @@
+//! Bytes that Nix and we agree on.
+pub mod hook;
+pub mod log_line;
