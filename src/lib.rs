@@ -1,4 +1,5 @@
 //! nix-broker: a resident broker behind Nix's `build-hook`.
 pub mod ipc;
 pub mod model;
+pub mod protocol;
 pub mod scheduler;

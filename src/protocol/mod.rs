@@ -1,0 +1,14 @@
+//! The bytes Nix speaks: nothing in here opens a socket, starts a process or knows what a build is for.
+//!
+//! - [`wire`]: integers, padded strings and lists, with bounds on all of them.
+//! - [`hash`]: SHA-256 in Nix's spellings.
+//! - [`nar`]: the archive format.
+//! - [`derivation`] and [`aterm`]: what is built, as file and on the wire.
+//! - [`worker`]: the worker protocol, spoken to and as a `nix-daemon`.
+
+pub mod aterm;
+pub mod derivation;
+pub mod hash;
+pub mod nar;
+pub mod wire;
+pub mod worker;
