@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::Value;
 use tokio::io::AsyncBufRead;
 
-use super::wire::{MAX_ITEMS, MAX_TEXT, MAX_WORD, WireError, WireReader, WireWriter};
+use super::wire::{MAX_ITEMS, MAX_OUTPUTS, MAX_TEXT, MAX_WORD, WireError, WireReader, WireWriter};
 use crate::model::{DrvPath, OutputName, StorePath};
 
 /// Under this name the environment carries structured attributes as JSON.
@@ -18,7 +18,6 @@ const STRUCTURED_ATTRS: &[u8] = b"__json";
 const REQUIRED_FEATURES: &str = "requiredSystemFeatures";
 /// What Nix requires for outputs whose paths are not known beforehand.
 const CA_FEATURE: &str = "ca-derivations";
-const MAX_OUTPUTS: u64 = 1 << 16;
 
 /// Where an output goes, and how its path comes about.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -208,8 +207,7 @@ impl BasicDerivation {
     pub async fn read<R: AsyncBufRead + Unpin>(reader: &mut WireReader<R>) -> Result<Self, WireError> {
         let mut outputs = BTreeMap::new();
         for _ in 0..reader.count("number of outputs", MAX_OUTPUTS).await? {
-            let name = reader.string("output name", MAX_WORD).await?;
-            let name = OutputName::parse(&name).map_err(|_| WireError::invalid("output name", &name))?;
+            let name = reader.output_name("output name").await?;
             let path = reader.string("output path", MAX_WORD).await?;
             let algorithm = reader.string("output hash algorithm", MAX_WORD).await?;
             let hash = reader.string("output hash", MAX_WORD).await?;

@@ -9,7 +9,7 @@ use std::io;
 
 use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt};
 
-use crate::model::{StorePath, StorePathError};
+use crate::model::{OutputName, StorePath, StorePathError};
 
 /// Bound for a store path, a name, a signature or anything else that is one word.
 pub const MAX_WORD: u64 = 64 << 10;
@@ -17,6 +17,8 @@ pub const MAX_WORD: u64 = 64 << 10;
 pub const MAX_TEXT: u64 = 64 << 20;
 /// Bound for the number of items in a list.
 pub const MAX_ITEMS: u64 = 1 << 20;
+/// Bound for the number of outputs a derivation has.
+pub const MAX_OUTPUTS: u64 = 1 << 16;
 /// Bound for all strings of one message together.
 pub const MAX_MESSAGE: u64 = 128 << 20;
 /// What a list item costs besides its bytes, so that a million empty strings are not free.
@@ -201,6 +203,12 @@ impl<R: AsyncBufRead + Unpin> WireReader<R> {
             paths.insert(self.store_path(what).await?);
         }
         Ok(paths)
+    }
+
+    /// The name of an output.
+    pub async fn output_name(&mut self, what: &'static str) -> Result<OutputName, WireError> {
+        let text = self.string(what, MAX_WORD).await?;
+        OutputName::parse(&text).map_err(|_| WireError::invalid(what, &text))
     }
 
     /// A list of words.

@@ -22,26 +22,37 @@ pub enum CopyError {
     Nar(#[from] NarError),
 }
 
+impl CopyError {
+    /// Whether the archive ended where a length was to come, and this stood there. The source is then right behind it.
+    pub(crate) fn ended_by_length(&self, wanted: u64) -> bool {
+        matches!(self, Self::Nar(NarError::TooLong { len, .. }) if *len == wanted)
+    }
+}
+
 /// Copies exactly one archive, validates it on the way, flushes the sink, and says what it was.
 ///
-/// `begun` is what the caller has already read of it. What was passed on before an error is not an archive and must be
-/// thrown away.
+/// What was passed on before an error is not an archive and must be thrown away.
 pub async fn copy(
-    begun: &[u8],
     source: &mut (impl AsyncBufRead + Unpin),
     sink: &mut (impl AsyncWrite + Unpin),
 ) -> Result<NarDigest, CopyError> {
     let mut parser = NarParser::new();
     let mut digester = Digester::default();
-    parser.feed(begun)?;
-    digester.update(begun);
-    sink.write_all(begun).await.map_err(CopyError::Sink)?;
     while !parser.is_done() {
         let bytes = source.fill_buf().await.map_err(CopyError::Source)?;
         if bytes.is_empty() {
             parser.finish()?;
         }
-        let taken = parser.feed(bytes)?;
+        let begin = parser.offset();
+        let taken = match parser.feed(bytes) {
+            Ok(taken) => taken,
+            Err(error) => {
+                // What follows the first wrong bytes may explain them: see `ended_by_length`.
+                let taken = parser.offset() - begin;
+                source.consume(usize::try_from(taken).unwrap_or(0));
+                return Err(error.into());
+            }
+        };
         let bytes = &bytes[..taken];
         digester.update(bytes);
         sink.write_all(bytes).await.map_err(CopyError::Sink)?;

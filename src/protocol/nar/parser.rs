@@ -199,6 +199,11 @@ impl NarParser {
         result
     }
 
+    /// How many bytes were understood.
+    pub fn offset(&self) -> u64 {
+        self.offset
+    }
+
     /// Whether the archive is complete.
     pub fn is_done(&self) -> bool {
         self.want == Want::Nothing

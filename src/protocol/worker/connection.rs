@@ -119,7 +119,8 @@ impl Connection {
         let Self { reader, writer, out, version, .. } = self;
         let rest = read_server_info(reader, *version);
         (self.daemon_version, self.trust) = while_sending(writer, out, rest).await?;
-        Ok(())
+        // A server may say all of this unasked, before our part is out.
+        self.send_rest().await
     }
 
     /// What both sides speak.
@@ -168,10 +169,14 @@ impl Connection {
     /// Only for requests that the server reads at once: while it works, it reads nothing. `receive` always works.
     pub async fn flush(&mut self) -> Result<(), ProtocolError> {
         self.begin_step()?;
-        let Self { writer, out, .. } = self;
-        poll_fn(|cx| out.poll_send(cx, writer)).await.map_err(ProtocolError::Write)?;
+        self.send_rest().await?;
         self.in_step = true;
         Ok(())
+    }
+
+    async fn send_rest(&mut self) -> Result<(), ProtocolError> {
+        let Self { writer, out, .. } = self;
+        poll_fn(|cx| out.poll_send(cx, writer)).await.map_err(ProtocolError::Write)
     }
 
     /// Reads the reply of the operation that was sent the longest ago.
@@ -208,12 +213,15 @@ impl Connection {
             if let Err(error) = read_frames(reader, log).await? {
                 return Ok(Err(error));
             }
-            let first = reader.u64("beginning of an archive").await?;
-            if first == log::ERROR {
-                // The server had promised the archive before it looked for the path. It hangs up after this.
-                return Err(RemoteError::read(reader).await?.into());
+            match nar::copy(reader.get_mut(), sink).await {
+                Ok(digest) => Ok(Ok(digest)),
+                // The server promises an archive before it looks for the path. If it cannot keep the promise, the error
+                // stands where the archive, or the next part of it, should begin, and then it hangs up.
+                Err(error) if error.ended_by_length(log::ERROR) => {
+                    Err(RemoteError::read(reader).await?.into())
+                }
+                Err(error) => Err(error.into()),
             }
-            Ok(Ok(nar::copy(&first.to_le_bytes(), reader.get_mut(), sink).await?))
         };
         let digest = while_sending(writer, out, reply).await?;
         self.in_step = true;

@@ -153,7 +153,7 @@ impl<'a> Entries<'a> {
         sink: &mut (impl AsyncWrite + Send + Unpin),
     ) -> Result<NarDigest, ProtocolError> {
         self.owed = false;
-        Ok(nar::copy(&[], self.reader.get_mut(), sink).await?)
+        Ok(nar::copy(self.reader.get_mut(), sink).await?)
     }
 }
 

@@ -53,6 +53,7 @@ pub type BoxedWriter = Box<dyn AsyncWrite + Send + Unpin>;
 /// The numbers of the operations.
 pub(crate) mod op {
     pub(crate) const IS_VALID_PATH: u64 = 1;
+    pub(crate) const BUILD_PATHS: u64 = 9;
     pub(crate) const ENSURE_PATH: u64 = 10;
     pub(crate) const ADD_TEMP_ROOT: u64 = 11;
     pub(crate) const SET_OPTIONS: u64 = 19;
@@ -62,6 +63,7 @@ pub(crate) mod op {
     pub(crate) const NAR_FROM_PATH: u64 = 38;
     pub(crate) const ADD_TO_STORE_NAR: u64 = 39;
     pub(crate) const QUERY_MISSING: u64 = 40;
+    pub(crate) const QUERY_DERIVATION_OUTPUT_MAP: u64 = 41;
     pub(crate) const QUERY_REALISATION: u64 = 43;
     pub(crate) const ADD_MULTIPLE_TO_STORE: u64 = 44;
     pub(crate) const ADD_BUILD_LOG: u64 = 45;

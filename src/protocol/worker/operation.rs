@@ -3,7 +3,7 @@
 //! Owns the two as separate steps, so that many requests can be on their way before the first reply comes back.
 //! Operations with a body (uploads, archives) have their steps in [`connection`](super::connection).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 
 use tokio::io::AsyncBufRead;
@@ -11,9 +11,9 @@ use tokio::io::AsyncBufRead;
 use super::op;
 use super::types::{BuildMode, BuildResult, ClientOptions, Missing, PathInfo, Substitute};
 use super::version::Version;
-use crate::model::{DrvPath, StorePath};
+use crate::model::{DrvPath, OutputName, StorePath};
 use crate::protocol::derivation::BasicDerivation;
-use crate::protocol::wire::{MAX_ITEMS, MAX_TEXT, WireError, WireReader, WireWriter};
+use crate::protocol::wire::{MAX_ITEMS, MAX_OUTPUTS, MAX_TEXT, WireError, WireReader, WireWriter};
 
 /// One operation with its arguments.
 pub trait Operation: Sync {
@@ -204,7 +204,34 @@ impl Operation for BuildDerivation<'_> {
     }
 }
 
-/// Builds derivations that are in the store.
+/// Builds derivations that are in the store; a failure is an error.
+#[derive(Clone, Copy, Debug)]
+pub struct BuildPaths<'a> {
+    /// `<drv>!*`, `<drv>!out,dev` or a path each.
+    pub targets: &'a [String],
+    /// What for.
+    pub mode: BuildMode,
+}
+
+impl Operation for BuildPaths<'_> {
+    const OP: u64 = op::BUILD_PATHS;
+    type Reply = ();
+
+    fn encode_arguments(&self, out: &mut WireWriter) {
+        out.strings(self.targets);
+        self.mode.write(out);
+    }
+
+    async fn read_reply<R: AsyncBufRead + Unpin + Send>(
+        &self,
+        reader: &mut WireReader<R>,
+        _: Version,
+    ) -> Result<(), WireError> {
+        reader.u64("reply to built paths").await.map(drop)
+    }
+}
+
+/// Builds derivations that are in the store, and tells how it went with each.
 #[derive(Clone, Copy, Debug)]
 pub struct BuildPathsWithResults<'a> {
     /// `<drv>!*`, `<drv>!out,dev` or a path each.
@@ -254,6 +281,32 @@ impl Operation for QueryMissing<'_> {
         _: Version,
     ) -> Result<Missing, WireError> {
         Missing::read(reader).await
+    }
+}
+
+/// Where the outputs of a derivation are, as far as that is known.
+#[derive(Clone, Copy, Debug)]
+pub struct QueryDerivationOutputMap<'a>(pub &'a DrvPath);
+
+impl Operation for QueryDerivationOutputMap<'_> {
+    const OP: u64 = op::QUERY_DERIVATION_OUTPUT_MAP;
+    type Reply = BTreeMap<OutputName, Option<StorePath>>;
+
+    fn encode_arguments(&self, out: &mut WireWriter) {
+        out.path(self.0.as_store_path());
+    }
+
+    async fn read_reply<R: AsyncBufRead + Unpin + Send>(
+        &self,
+        reader: &mut WireReader<R>,
+        _: Version,
+    ) -> Result<Self::Reply, WireError> {
+        let mut outputs = BTreeMap::new();
+        for _ in 0..reader.count("number of outputs", MAX_OUTPUTS).await? {
+            let name = reader.output_name("output name").await?;
+            outputs.insert(name, reader.optional_path("output path").await?);
+        }
+        Ok(outputs)
     }
 }
 

@@ -38,7 +38,14 @@ pub enum Request {
         /// What for.
         mode: BuildMode,
     },
-    /// Build these, which are in the store.
+    /// Build these, which are in the store; a failure is an error.
+    BuildPaths {
+        /// `<drv>!*`, `<drv>!out,dev` or a path each.
+        targets: Vec<String>,
+        /// What for.
+        mode: BuildMode,
+    },
+    /// Build these, which are in the store, and tell how it went with each.
     BuildPathsWithResults {
         /// `<drv>!*`, `<drv>!out,dev` or a path each.
         targets: Vec<String>,
@@ -71,6 +78,8 @@ pub enum Request {
     SetOptions(Box<ClientOptions>),
     /// What would have to be done for these targets?
     QueryMissing(Vec<String>),
+    /// Where are the outputs of this derivation?
+    QueryDerivationOutputMap(DrvPath),
     /// The realisation of this output?
     QueryRealisation(String),
     /// An operation we do not know; after the error that answers it the connection is over.
@@ -87,11 +96,13 @@ impl Request {
             | Self::QueryPathInfo(_)
             | Self::NarFromPath(_)
             | Self::BuildDerivation { .. }
+            | Self::BuildPaths { .. }
             | Self::BuildPathsWithResults { .. }
             | Self::AddTempRoot(_)
             | Self::EnsurePath(_)
             | Self::SetOptions(_)
             | Self::QueryMissing(_)
+            | Self::QueryDerivationOutputMap(_)
             | Self::QueryRealisation(_)
             | Self::Unsupported(_) => false,
         }
@@ -114,6 +125,10 @@ impl Request {
             op::BUILD_DERIVATION => Self::BuildDerivation {
                 drv: drv_path(reader.store_path("derivation").await?)?,
                 derivation: Box::new(BasicDerivation::read(reader).await?),
+                mode: BuildMode::read(reader).await?,
+            },
+            op::BUILD_PATHS => Self::BuildPaths {
+                targets: reader.strings("targets").await?,
                 mode: BuildMode::read(reader).await?,
             },
             op::BUILD_PATHS_WITH_RESULTS => Self::BuildPathsWithResults {
@@ -139,6 +154,9 @@ impl Request {
             op::ENSURE_PATH => Self::EnsurePath(reader.store_path("path").await?),
             op::SET_OPTIONS => Self::SetOptions(Box::new(ClientOptions::read(reader).await?)),
             op::QUERY_MISSING => Self::QueryMissing(reader.strings("targets").await?),
+            op::QUERY_DERIVATION_OUTPUT_MAP => {
+                Self::QueryDerivationOutputMap(drv_path(reader.store_path("derivation").await?)?)
+            }
             op::QUERY_REALISATION => Self::QueryRealisation(reader.string("output", MAX_WORD).await?),
             other => Self::Unsupported(other),
         })

@@ -3,7 +3,7 @@
 //! Owns one connection of a client: the handshake, what it asks, and the bytes of what it is told. What is told is the
 //! endpoint's business. For each request exactly one reply: any number of log frames, then one `reply_*`.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncRead, AsyncWrite, AsyncWriteExt, BufReader};
@@ -15,7 +15,7 @@ use super::request::Request;
 use super::types::{BuildResult, Missing, PathInfo, Trust};
 use super::version::Version;
 use super::{BoxedReader, BoxedWriter, CLIENT_MAGIC, READ_BUFFER, SERVER_MAGIC};
-use crate::model::StorePath;
+use crate::model::{OutputName, StorePath};
 use crate::protocol::nar::{self, NarDigest};
 use crate::protocol::wire::{MAX_WORD, WireError, WireReader, WireWriter};
 
@@ -179,7 +179,7 @@ impl Server {
         self.reply(|_, _| {}).await
     }
 
-    /// Replies to `AddTempRoot`, `EnsurePath` or `AddBuildLog`.
+    /// Replies to `AddTempRoot`, `EnsurePath`, `BuildPaths` or `AddBuildLog`.
     pub async fn reply_one(&mut self) -> Result<(), ProtocolError> {
         self.reply(|out, _| out.u64(1)).await
     }
@@ -225,6 +225,21 @@ impl Server {
         .await
     }
 
+    /// Replies to `QueryDerivationOutputMap`; an output whose path is not known has none.
+    pub async fn reply_output_map(
+        &mut self,
+        outputs: &BTreeMap<OutputName, Option<StorePath>>,
+    ) -> Result<(), ProtocolError> {
+        self.reply(|out, _| {
+            out.u64(outputs.len() as u64);
+            for (name, path) in outputs {
+                out.bytes(name.as_str());
+                out.optional_path(path.as_ref());
+            }
+        })
+        .await
+    }
+
     /// Replies to `QueryMissing`.
     pub async fn reply_missing(&mut self, missing: &Missing) -> Result<(), ProtocolError> {
         self.reply(|out, _| missing.write(out)).await
@@ -243,7 +258,7 @@ impl Server {
     ) -> Result<NarDigest, ProtocolError> {
         self.begin_reply().await?;
         self.send().await?;
-        let digest = nar::copy(&[], archive, &mut self.writer).await?;
+        let digest = nar::copy(archive, &mut self.writer).await?;
         self.state = State::Idle;
         Ok(digest)
     }

@@ -9,9 +9,8 @@ use tokio::io::AsyncBufRead;
 use super::version::Version;
 use crate::model::{OutputName, StorePath};
 use crate::protocol::hash::Sha256Hash;
-use crate::protocol::wire::{MAX_TEXT, MAX_WORD, WireError, WireReader, WireWriter};
+use crate::protocol::wire::{MAX_OUTPUTS, MAX_TEXT, MAX_WORD, WireError, WireReader, WireWriter};
 
-const MAX_OUTPUTS: u64 = 1 << 16;
 const MAX_SIGNATURES: u64 = 1 << 10;
 const MAX_SETTINGS: u64 = 1 << 12;
 /// A realisation is a JSON object with a path, an id and some signatures.
