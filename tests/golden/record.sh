@@ -1,5 +1,6 @@
 #!/bin/bash
-# Records what stock Nix clients and daemons say to each other, as the files that tests/worker_golden.rs reads.
+# Records what stock Nix clients and daemons say to each other, as the files that tests/worker_golden.rs reads, and the
+# .drv files of some derivations of every kind (derivations/<kind>.drv, written by the newest release that is named).
 #
 #   record.sh HOST_SH RELEASE...      HOST_SH is tests/lab/host.sh, RELEASE bookworm, trixie or forky
 #
@@ -59,11 +60,34 @@ in {
 }
 NIX
 
+cat >"$work/kinds.nix" <<'NIX'
+let
+  golden = import ./golden.nix;
+  drv = name: more: derivation ({ inherit name; system = "x86_64-linux"; builder = "/bin/sh"; } // more);
+  ca = { __contentAddressed = true; outputHashAlgo = "sha256"; };
+  makes-drv = drv "makes.drv" (ca // { outputHashMode = "text"; });
+in golden // {
+  inputs = drv "inputs" {
+    outputs = [ "out" "lib" ]; from = [ golden.good golden.good.dev golden.fixed ];
+    text = "a \"quoted\" \\ backslash,\ttab,\rreturn\nline, \${dollar} and é"; empty = "";
+    requiredSystemFeatures = [ "kvm" "big-parallel" ];
+  };
+  features = drv "features" {
+    __structuredAttrs = true; requiredSystemFeatures = [ "kvm" "nixos-test" ];
+  };
+  deferred = drv "deferred" { from = golden.ca; };
+  impure = drv "impure" { __impure = true; outputHashMode = "recursive"; outputHashAlgo = "sha256"; };
+  text = makes-drv;
+  dynamic = drv "dynamic" { from = builtins.outputOf makes-drv.outPath "out"; other = makes-drv; };
+}
+NIX
+
 for release in "$@"; do
   host=record-$release
   "$host_sh" up "$host" "$release"
   "$host_sh" put "$host" "$work/recorder" /usr/local/bin/recorder 755
   "$host_sh" put "$host" "$work/golden.nix" /root/golden.nix
+  "$host_sh" put "$host" "$work/kinds.nix" /root/kinds.nix
   version=$("$host_sh" in "$host" -- nix --version | sed 's/.* //')
   "$host_sh" in "$host" -- bash -c '
     mkdir -p /rec /remote
@@ -86,6 +110,12 @@ substituters ="
     say store-build nix build --no-link --store "$url" --eval-store auto -f /root/golden.nix good
     say realise nix-store --realise --store "$url" "$drv"
     say copy-log nix store copy-log --to "$url" "$drv"
+    mkdir /rec/derivations
+    export NIX_CONFIG="$NIX_CONFIG
+extra-experimental-features = dynamic-derivations impure-derivations"
+    for kind in good fixed ca inputs features deferred impure text dynamic; do
+      ! drv=$(nix-instantiate /root/kinds.nix -A $kind) || cp "$drv" /rec/derivations/$kind.drv
+    done
   ' >"$work/$release.log" 2>&1 || { cat "$work/$release.log"; exit 1; }
   root=$("$host_sh" root "$host")
   rm -rf "$here/worker/$version"
@@ -98,5 +128,7 @@ substituters ="
     cp "$from.client" "$to.client"
     cp "$from.server" "$to.server"
   done
+  mkdir -p "$here/derivations"
+  for file in "$root"/rec/derivations/*.drv; do install -m 644 "$file" "$here/derivations/"; done
   "$host_sh" down "$host"
 done

@@ -42,3 +42,6 @@ impl Digester {
         NarDigest { sha256: Sha256Hash::from(<[u8; 32]>::from(self.sha256.finalize())), size: self.size }
     }
 }
+
+#[cfg(test)]
+mod tests;
