@@ -3,12 +3,14 @@
 //! - [`wire`]: integers, padded strings and lists, with bounds on all of them.
 //! - [`hash`]: SHA-256 in Nix's spellings.
 //! - [`nar`]: the archive format.
-//! - [`derivation`] and [`aterm`]: what is built, as file and on the wire.
+//! - [`derivation`]: what is built, as a `.drv` file and on the wire.
 //! - [`worker`]: the worker protocol, spoken to and as a `nix-daemon`.
 
-pub mod aterm;
 pub mod derivation;
 pub mod hash;
 pub mod nar;
 pub mod wire;
 pub mod worker;
+
+#[cfg(test)]
+mod testing;

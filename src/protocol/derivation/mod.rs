@@ -2,16 +2,18 @@
 //! a builder gets them.
 //!
 //! Owns the types, the step from one to the other, and the wire form of the second. Reading `.drv` files is [`aterm`]'s.
-//!
-//! [`aterm`]: super::aterm
+
+pub mod aterm;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 use tokio::io::AsyncBufRead;
 
-use super::wire::{MAX_ITEMS, MAX_OUTPUTS, MAX_TEXT, MAX_WORD, WireError, WireReader, WireWriter};
+pub use aterm::AtermError;
+
 use crate::model::{DrvPath, OutputName, StorePath};
+use crate::protocol::wire::{MAX_ITEMS, MAX_OUTPUTS, MAX_TEXT, MAX_WORD, WireError, WireReader, WireWriter};
 
 /// Under this name the environment carries structured attributes as JSON.
 const STRUCTURED_ATTRS: &[u8] = b"__json";
@@ -145,8 +147,8 @@ pub struct BasicDerivation {
 
 impl Derivation {
     /// Reads the bytes of a `.drv` file.
-    pub fn parse(file: &[u8]) -> Result<Self, super::aterm::AtermError> {
-        super::aterm::parse(file)
+    pub fn parse(file: &[u8]) -> Result<Self, AtermError> {
+        aterm::parse(file)
     }
 
     /// What a builder gets, given all paths the build needs.
@@ -252,3 +254,6 @@ fn structured_features(json: &[u8]) -> BTreeSet<String> {
     let list = attributes.get(REQUIRED_FEATURES).and_then(Value::as_array).map(Vec::as_slice);
     list.unwrap_or_default().iter().filter_map(Value::as_str).map(str::to_owned).collect()
 }
+
+#[cfg(test)]
+mod tests;

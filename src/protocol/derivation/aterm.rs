@@ -6,9 +6,9 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::derivation::{Derivation, InputDrv, Output};
-use super::wire::WireError;
+use super::{Derivation, InputDrv, Output};
 use crate::model::{DrvPath, OutputName, StorePath, StorePathError};
+use crate::protocol::wire::WireError;
 
 /// The longest file that is read; the largest ones known have a few megabytes.
 pub const MAX_FILE: usize = 256 << 20;
