@@ -1,0 +1,256 @@
+//! Our worker protocol client against real daemons, by hand: needs lab hosts that run.
+//!
+//! `NIX_BROKER_LIVE="proto-bw proto-tr" cargo test --test worker_live -- --ignored --nocapture` with
+//! `NIX_BROKER_HOST_SH` naming `tests/lab/host.sh` talks to `nix-daemon --stdio` in each of these hosts.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, clippy::wildcard_enum_match_arm)]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::process::Stdio;
+
+use futures_util::stream;
+use nix_broker::model::{DrvPath, OutputName, StorePath};
+use nix_broker::protocol::derivation::{BasicDerivation, Output};
+use nix_broker::protocol::nar;
+use nix_broker::protocol::worker::operation::{BuildDerivation, QueryPathInfo};
+use nix_broker::protocol::worker::{
+    BuildMode, ClientOptions, Connection, LogEvent, PathInfo, ProtocolError, Repair, ResultStatus,
+    Signatures, Substitute, Version,
+};
+use tokio::process::{Child, Command};
+
+fn hosts() -> Vec<String> {
+    let hosts = std::env::var("NIX_BROKER_LIVE").expect("NIX_BROKER_LIVE names hosts");
+    hosts.split_whitespace().map(str::to_owned).collect()
+}
+
+fn daemon(host: &str) -> Child {
+    let script = std::env::var("NIX_BROKER_HOST_SH").expect("NIX_BROKER_HOST_SH names host.sh");
+    Command::new(script)
+        .args(["in", host, "--", "nix-daemon", "--stdio"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap()
+}
+
+async fn connect(host: &str, version: Option<Version>) -> (Child, Connection) {
+    let mut child = daemon(host);
+    let (reader, writer) = (child.stdout.take().unwrap(), child.stdin.take().unwrap());
+    let connection = match version {
+        Some(version) => Connection::open_as(version, reader, writer).await.unwrap(),
+        None => Connection::open(reader, writer).await.unwrap(),
+    };
+    (child, connection)
+}
+
+fn path(seed: &str, name: &str) -> StorePath {
+    let hash = nix_broker::protocol::hash::Sha256Hash::of(seed.as_bytes()).to_nix32();
+    StorePath::from_base_name(&format!("{}-{name}", &hash[..32])).unwrap()
+}
+
+fn derivation(output: Output, script: &str, inputs: BTreeSet<StorePath>) -> BasicDerivation {
+    let mut env =
+        BTreeMap::from([(b"PATH".to_vec(), b"/usr/bin:/bin".to_vec()), (b"name".to_vec(), b"live".to_vec())]);
+    let out = output.path().map_or_else(
+        || "/1rz4g4znpzjwh1xymhjpm42vipw92pr73vdgl6xs1hycac8kf2n9".to_owned(),
+        ToString::to_string,
+    );
+    env.insert(b"out".to_vec(), out.into_bytes());
+    BasicDerivation {
+        outputs: BTreeMap::from([(OutputName::parse("out").unwrap(), output)]),
+        input_srcs: inputs,
+        system: "x86_64-linux".into(),
+        builder: b"/bin/sh".to_vec(),
+        args: vec![b"-c".to_vec(), script.as_bytes().to_vec()],
+        env,
+    }
+}
+
+fn small_nar() -> Vec<u8> {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("file"), "hello\n").unwrap();
+    std::os::unix::fs::symlink("file", dir.path().join("link")).unwrap();
+    let mut bytes = Vec::new();
+    nar::write_tree(dir.path(), &mut bytes).unwrap();
+    bytes
+}
+
+fn info_of(path: StorePath, bytes: &[u8], references: BTreeSet<StorePath>) -> PathInfo {
+    PathInfo {
+        path,
+        deriver: None,
+        nar_hash: nix_broker::protocol::hash::Sha256Hash::of(bytes),
+        references,
+        registration_time: 0,
+        nar_size: bytes.len() as u64,
+        ultimate: false,
+        signatures: BTreeSet::new(),
+        ca: None,
+    }
+}
+
+fn lines(log: &[LogEvent]) -> Vec<String> {
+    log.iter()
+        .filter_map(|event| match event {
+            LogEvent::Line { text, .. } => Some(String::from_utf8_lossy(text).into_owned()),
+            _ => None,
+        })
+        .collect()
+}
+
+fn compact(log: &[LogEvent]) -> String {
+    let text = |text: &[u8]| String::from_utf8_lossy(text).into_owned();
+    let line = |event: &LogEvent| match event {
+        LogEvent::Line { activity, text: line } => format!("  line {} {:?}", activity & 0xff, text(line)),
+        LogEvent::Start { id, level, kind, text: what, .. } => {
+            format!("  start {} kind {kind} level {level} {:?}", id & 0xff, text(what))
+        }
+        LogEvent::Message { text: what } => format!("  message {:?}", text(what)),
+        other => format!("  {other:?}"),
+    };
+    log.iter().map(line).collect::<Vec<_>>().join("\n")
+}
+
+#[tokio::test]
+#[ignore = "needs lab hosts"]
+async fn handshakes_work_at_every_version() {
+    for host in hosts() {
+        for minor in 32..=38 {
+            let (_child, mut connection) = connect(&host, Some(Version::new(minor))).await;
+            println!("{host} offered 1.{minor}: {connection:?}");
+            assert!(!connection.is_valid_path(&path("none", "none")).await.unwrap());
+            assert!(connection.is_clean());
+        }
+    }
+}
+
+#[tokio::test]
+#[ignore = "needs lab hosts"]
+async fn all_operations_work() {
+    for host in hosts() {
+        let seed = format!("{host}{}", std::process::id());
+        let (_child, mut connection) = connect(&host, None).await;
+        println!("== {host}: {connection:?}");
+        let options = ClientOptions {
+            max_log_size: Some(1 << 20),
+            timeout: Some(std::time::Duration::from_secs(100)),
+            ..ClientOptions::default()
+        };
+        connection.set_options(&options).await.unwrap();
+
+        let bytes = small_nar();
+        let first = info_of(path(&format!("{seed}a"), "first"), &bytes, BTreeSet::new());
+        let second =
+            info_of(path(&format!("{seed}b"), "second"), &bytes, BTreeSet::from([first.path.clone()]));
+        connection.add_temp_root(&first.path).await.unwrap();
+        let entries = [first.clone(), second.clone()].map(|info| Ok((info, &bytes[..])));
+        let mut log = Vec::new();
+        connection
+            .add_multiple_to_store(2, stream::iter(entries), Repair::No, Signatures::DontCheck, &mut log)
+            .await
+            .unwrap();
+        assert!(connection.is_clean());
+        let both = BTreeSet::from([first.path.clone(), second.path.clone()]);
+        assert_eq!(connection.query_valid_paths(&both, Substitute::No).await.unwrap(), both);
+        let info = connection.query_path_info(&second.path).await.unwrap().unwrap();
+        assert_eq!((info.nar_hash, info.nar_size), (second.nar_hash, second.nar_size));
+        assert_eq!(info.references, second.references);
+
+        let third = info_of(path(&format!("{seed}c"), "third"), &bytes, BTreeSet::new());
+        connection
+            .add_to_store_nar(&third, &bytes[..], Repair::No, Signatures::DontCheck, &mut ())
+            .await
+            .unwrap();
+        let mut back = Vec::new();
+        let digest = connection.nar_from_path(&third.path, &mut back).await.unwrap();
+        assert_eq!(back, bytes);
+        assert_eq!((digest.sha256, digest.size), (third.nar_hash, third.nar_size));
+
+        // A build, with everything asked for in one flight.
+        let out = path(&format!("{seed}d"), "live");
+        let drv = DrvPath::try_from(path(&format!("{seed}d"), "live.drv")).unwrap();
+        let script = r#"echo one; echo two >&2; printf '@nix {"action":"setPhase","phase":"buildPhase"}\n'; printf 'a\rb\n'; printf '\377\n'; sleep 1; printf 'no end'; echo content > $out"#;
+        let basic = derivation(Output::InputAddressed(out.clone()), script, both.clone());
+        let build = BuildDerivation { drv: &drv, derivation: &basic, mode: BuildMode::Normal };
+        let mut log = Vec::new();
+        connection.send(&build).unwrap();
+        connection.send(&QueryPathInfo(&out)).unwrap();
+        connection.send_nar_from_path(&out).unwrap();
+        let result = connection.receive(&build, &mut log).await.unwrap();
+        println!("{result:?}\n{}", compact(&log));
+        assert_eq!(result.status, ResultStatus::Built);
+        println!("outputs {:?}", result.output_paths());
+        assert_eq!(lines(&log)[..2], ["one", "two"]);
+        let info = connection.receive(&QueryPathInfo(&out), &mut ()).await.unwrap().unwrap();
+        let mut back = Vec::new();
+        let digest = connection.receive_nar(&mut back, &mut ()).await.unwrap();
+        assert_eq!((digest.sha256, digest.size), (info.nar_hash, info.nar_size));
+        assert!(connection.is_clean());
+
+        // A failing build.
+        let out = path(&format!("{seed}e"), "live");
+        let basic = derivation(Output::InputAddressed(out.clone()), "echo so long; exit 3", both.clone());
+        let mut log = Vec::new();
+        let result = connection.build_derivation(&drv, &basic, &mut log).await.unwrap();
+        println!("{result:?}\n{}", compact(&log));
+        assert_eq!(result.status, ResultStatus::PermanentFailure);
+
+        // A remote error leaves the connection usable: content-addressed without the feature.
+        let basic = derivation(
+            Output::Floating { algorithm: "r:sha256".into() },
+            "echo ca; echo content > $out",
+            BTreeSet::new(),
+        );
+        let result = connection.build_derivation(&drv, &basic, &mut ()).await;
+        println!("content-addressed: {result:?}");
+        println!("clean: {}", connection.is_clean());
+
+        // Many at once.
+        let (_child, mut connection) = connect(&host, None).await;
+        let mut many = vec![path("nobody", "x"); 10_000];
+        many[5_000] = first.path.clone();
+        let infos = connection.query_path_infos(&many).await.unwrap();
+        assert_eq!(infos.iter().flatten().count(), 1);
+        assert!(infos[5_000].is_some());
+        connection.add_temp_roots(&many[..1000]).await.unwrap();
+
+        // An early error: an entry whose reference is missing, followed by more than any buffer holds.
+        let big = vec![0_u8; 300 << 20];
+        let mut bad = info_of(path(&format!("{seed}f"), "bad"), &bytes, BTreeSet::new());
+        bad.nar_hash = nix_broker::protocol::hash::Sha256Hash::of(b"other");
+        let mut huge = info_of(path(&format!("{seed}g"), "huge"), &bytes, BTreeSet::new());
+        huge.nar_size = big.len() as u64;
+        let entries: Vec<std::io::Result<(PathInfo, &[u8])>> = vec![Ok((bad, &bytes[..])), Ok((huge, &big))];
+        let result = connection
+            .add_multiple_to_store(2, stream::iter(entries), Repair::No, Signatures::DontCheck, &mut ())
+            .await;
+        println!("bad upload: {result:?}");
+        assert!(matches!(result, Err(ProtocolError::Remote(_))));
+        assert!(connection.is_clean());
+        assert!(connection.is_valid_path(&first.path).await.unwrap());
+
+        // A source that ends early.
+        let result = connection
+            .add_multiple_to_store(
+                1,
+                stream::iter([Ok((
+                    info_of(path(&format!("{seed}h"), "short"), &bytes, BTreeSet::new()),
+                    &bytes[..100],
+                ))]),
+                Repair::No,
+                Signatures::DontCheck,
+                &mut (),
+            )
+            .await;
+        println!("short upload: {result:?}");
+        assert!(matches!(result, Err(ProtocolError::ShortArchive { .. })));
+        assert!(connection.is_clean());
+        assert!(connection.is_valid_path(&first.path).await.unwrap());
+
+        // An archive of nothing.
+        let result = connection.nar_from_path(&path("nobody", "x"), &mut Vec::new()).await;
+        println!("no archive: {result:?}, clean {}", connection.is_clean());
+    }
+}
