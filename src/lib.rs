@@ -6,3 +6,4 @@ pub mod ipc;
 pub mod model;
 pub mod protocol;
 pub mod scheduler;
+pub mod ssh;

@@ -1,0 +1,25 @@
+//! SSH: from an address and the keys that prove it to byte streams of a program that runs there.
+//!
+//! Owns everything about the SSH protocol: keys, host key checks, connections, channels, and how many of them one
+//! builder's sshd is asked for. Nobody else knows which library does it. What is said over a channel, which machine to
+//! dial and when to try again is for its callers.
+//!
+//! - [`Session`]: one connection, authenticated. [`Channel`]: one program on the other side.
+//! - [`Sessions`]: all connections to one builder, and the rule how channels are spread over them.
+
+mod channel;
+mod dial;
+mod key;
+mod known_hosts;
+mod session;
+mod sessions;
+mod severable;
+#[cfg(test)]
+mod tests;
+
+pub use channel::{Channel, Exit, Remote, Stdin, Stdout};
+pub use dial::{DialError, Phase, Target};
+pub use key::{ClientKey, HostKey, KeyError};
+pub use known_hosts::{KnownHostsError, known_host};
+pub use session::{ExecError, Output, RunError, Session};
+pub use sessions::{Losses, OpenError, RunOnceError, Sessions};

@@ -1,0 +1,533 @@
+//! The SSH client against a real OpenSSH server, run by the test as whoever runs the test.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+use tokio::time::Instant;
+
+use super::*;
+
+/// Far more than anything here takes; it only ends a test that would hang.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn soon() -> Instant {
+    Instant::now() + PATIENCE
+}
+
+/// An sshd of our own; killed when dropped.
+struct Sshd {
+    directory: tempfile::TempDir,
+    child: Child,
+    target: Target,
+}
+
+impl Sshd {
+    fn start(options: &[&str]) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name);
+        let key = ClientKey::generate();
+        std::fs::write(path("authorized_keys"), key.public_openssh()).unwrap();
+        keygen(&path("host_key"));
+        let host_key = HostKey::parse(&std::fs::read_to_string(path("host_key.pub")).unwrap()).unwrap();
+        let port = std::net::TcpListener::bind("127.0.0.7:0").unwrap().local_addr().unwrap().port();
+        let here = directory.path().display();
+        let mut config = format!(
+            "ListenAddress 127.0.0.7:{port}\nHostKey {here}/host_key\nAuthorizedKeysFile {here}/authorized_keys\n\
+             PidFile none\nUsePAM no\nStrictModes no\nPasswordAuthentication no\nPermitRootLogin prohibit-password\n"
+        );
+        for option in options {
+            config += option;
+            config.push('\n');
+        }
+        std::fs::write(path("sshd_config"), config).unwrap();
+        if rustix::process::getuid().is_root() {
+            std::fs::create_dir_all("/run/sshd").unwrap();
+        }
+        let log = std::fs::File::create(path("log")).unwrap();
+        let child = Command::new(sshd())
+            .arg("-D")
+            .arg("-e")
+            .arg("-f")
+            .arg(path("sshd_config"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        let until = std::time::Instant::now() + PATIENCE;
+        while std::net::TcpStream::connect(("127.0.0.7", port)).is_err() {
+            assert!(std::time::Instant::now() < until, "sshd does not listen");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let user = String::from_utf8(Command::new("id").arg("-un").output().unwrap().stdout).unwrap();
+        let target = Target {
+            address: "127.0.0.7".into(),
+            port,
+            user: user.trim().into(),
+            host_keys: vec![host_key],
+            key,
+        };
+        Self { directory, child, target }
+    }
+
+    async fn dial(&self) -> Session {
+        match Session::dial(&self.target, soon()).await {
+            Ok(session) => session,
+            Err(error) => panic!("{error}; log of sshd:\n{}", self.log()),
+        }
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(self.directory.path().join("log")).unwrap()
+    }
+
+    /// Kills the listener and every process that serves a connection.
+    fn kill(&mut self) {
+        let pid = self.child.id();
+        let out = Command::new("ps").args(["-o", "pid=", "--ppid", &pid.to_string()]).output().unwrap();
+        for child in String::from_utf8(out.stdout).unwrap().split_whitespace() {
+            Command::new("kill").args(["-9", child]).status().unwrap();
+        }
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+impl Drop for Sshd {
+    fn drop(&mut self) {
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+fn sshd() -> PathBuf {
+    let paths = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&paths)
+        .chain(["/usr/sbin".into(), "/run/current-system/sw/bin".into()])
+        .map(|directory| directory.join("sshd"))
+        .find(|path| path.exists())
+        .expect("these tests need OpenSSH's server (Debian: openssh-server), and there is no `sshd`")
+}
+
+fn keygen(path: &Path) {
+    let status = Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(path).status();
+    assert!(status.expect("these tests need `ssh-keygen` (Debian: openssh-client)").success());
+}
+
+fn text(output: &Output) -> &str {
+    std::str::from_utf8(&output.stdout).unwrap()
+}
+
+#[tokio::test]
+async fn a_command_runs_and_its_streams_and_status_come_back() {
+    let sshd = Sshd::start(&[]);
+    let session = sshd.dial().await;
+    let output = session.run("echo out; echo err >&2; exit 7", soon()).await.unwrap();
+    assert_eq!(text(&output), "out\n");
+    assert_eq!(output.stderr_tail, "err\n");
+    assert_eq!(output.exit, Exit::Status(7));
+    let output = session.run("kill -9 $$", soon()).await.unwrap();
+    assert_eq!(output.exit, Exit::Signal("KILL".into()));
+    session.ping().await.unwrap();
+}
+
+#[tokio::test]
+async fn only_the_tail_of_standard_error_is_kept() {
+    let sshd = Sshd::start(&[]);
+    let session = sshd.dial().await;
+    let output = session.run("seq 1 100000 >&2; echo last words >&2", soon()).await.unwrap();
+    assert_eq!(output.stderr_tail.len(), 4096);
+    assert!(output.stderr_tail.ends_with("99999\n100000\nlast words\n"), "{}", output.stderr_tail);
+}
+
+#[tokio::test]
+async fn a_host_with_another_key_is_refused_for_good_and_both_keys_are_named() {
+    let sshd = Sshd::start(&[]);
+    let directory = tempfile::tempdir().unwrap();
+    keygen(&directory.path().join("other"));
+    let other = std::fs::read_to_string(directory.path().join("other.pub")).unwrap();
+    let other = HostKey::parse(&other).unwrap();
+    let target = Target { host_keys: vec![other.clone()], ..sshd.target.clone() };
+    let error = Session::dial(&target, soon()).await.unwrap_err();
+    assert!(error.is_final());
+    let DialError::HostKeyMismatch { expected, got, .. } = error else { panic!("{error}") };
+    assert_eq!(expected, [other.fingerprint()]);
+    assert_eq!(got, sshd.target.host_keys[0].fingerprint());
+
+    let several = Target { host_keys: vec![other, sshd.target.host_keys[0].clone()], ..sshd.target.clone() };
+    Session::dial(&several, soon()).await.unwrap();
+}
+
+#[tokio::test]
+async fn without_any_host_key_nobody_is_trusted() {
+    let sshd = Sshd::start(&[]);
+    let target = Target { host_keys: Vec::new(), ..sshd.target.clone() };
+    assert!(Session::dial(&target, soon()).await.is_err());
+}
+
+#[tokio::test]
+async fn a_key_that_is_not_authorized_is_refused_but_may_be_tried_again() {
+    let sshd = Sshd::start(&[]);
+    let target = Target { key: ClientKey::generate(), ..sshd.target.clone() };
+    let error = Session::dial(&target, soon()).await.unwrap_err();
+    assert!(!error.is_final());
+    assert!(matches!(error, DialError::Refused { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn a_server_that_says_nothing_is_given_up_and_the_phase_is_named() {
+    let listener = TcpListener::bind("127.0.0.7:0").await.unwrap();
+    let target = Target {
+        address: "127.0.0.7".into(),
+        port: listener.local_addr().unwrap().port(),
+        user: "nobody".into(),
+        host_keys: Vec::new(),
+        key: ClientKey::generate(),
+    };
+    let error = Session::dial(&target, Instant::now() + Duration::from_millis(100)).await.unwrap_err();
+    assert!(matches!(error, DialError::TimedOut { phase: Phase::Handshake, .. }), "{error}");
+    // Giving up closes the connection: the other side sees its end.
+    let (mut stream, _) = listener.accept().await.unwrap();
+    let mut greeting = Vec::new();
+    tokio::time::timeout(PATIENCE, stream.read_to_end(&mut greeting)).await.unwrap().unwrap();
+    assert!(greeting.starts_with(b"SSH-2.0-"));
+
+    drop(listener);
+    let error = Session::dial(&target, soon()).await.unwrap_err();
+    assert!(matches!(error, DialError::Unreachable { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn a_server_that_stops_after_its_greeting_is_given_up_and_let_go() {
+    let listener = TcpListener::bind("127.0.0.7:0").await.unwrap();
+    let target = Target {
+        address: "127.0.0.7".into(),
+        port: listener.local_addr().unwrap().port(),
+        user: "nobody".into(),
+        host_keys: Vec::new(),
+        key: ClientKey::generate(),
+    };
+    let server = tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        stream.write_all(b"SSH-2.0-Silence\r\n").await.unwrap();
+        let mut rest = Vec::new();
+        stream.read_to_end(&mut rest).await.unwrap();
+    });
+    let error = Session::dial(&target, Instant::now() + Duration::from_millis(200)).await.unwrap_err();
+    assert!(matches!(error, DialError::TimedOut { phase: Phase::Handshake, .. }), "{error}");
+    tokio::time::timeout(PATIENCE, server).await.expect("the connection was leaked").unwrap();
+}
+
+/// Deterministic bytes that no compression or off-by-one survives.
+fn noise(length: usize) -> Vec<u8> {
+    let mut x = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut bytes = Vec::with_capacity(length + 8);
+    while bytes.len() < length {
+        x ^= x << 13;
+        x ^= x >> 7;
+        x ^= x << 17;
+        bytes.extend_from_slice(&x.to_le_bytes());
+    }
+    bytes.truncate(length);
+    bytes
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn big_transfers_both_ways_at_once_arrive_intact() {
+    let sshd = Sshd::start(&[]);
+    let sessions = Sessions::new(sshd.target.clone());
+    let data = std::sync::Arc::new(noise(48 << 20));
+    let mut streams = Vec::new();
+    for _ in 0..3 {
+        let Channel { mut stdin, mut stdout, remote } = sessions.open("cat", soon()).await.unwrap();
+        let sent = std::sync::Arc::clone(&data);
+        let expected = std::sync::Arc::clone(&data);
+        streams.push(tokio::spawn(async move {
+            let writer = async {
+                stdin.write_all(&sent).await.unwrap();
+                stdin.shutdown().await.unwrap();
+            };
+            let mut received = Vec::new();
+            let (_, read) = tokio::join!(writer, stdout.read_to_end(&mut received));
+            read.unwrap();
+            assert!(received == *expected, "{} of {} bytes", received.len(), expected.len());
+            assert_eq!(remote.exit().await, Exit::Status(0));
+        }));
+    }
+    for stream in streams {
+        stream.await.unwrap();
+    }
+    assert_eq!(sessions.connections(), 1);
+}
+
+/// Opens that many channels at once and keeps them.
+async fn open_many(sessions: &Sessions, count: usize) -> Vec<Channel> {
+    let opens = (0..count).map(|_| {
+        let sessions = sessions.clone();
+        tokio::spawn(async move { sessions.open("cat", soon()).await })
+    });
+    let mut channels = Vec::new();
+    for open in opens.collect::<Vec<_>>() {
+        channels.push(open.await.unwrap().unwrap());
+    }
+    channels
+}
+
+/// Every channel still carries bytes.
+async fn echo_all(channels: &mut [Channel]) {
+    for channel in channels {
+        channel.stdin.write_all(b"ping").await.unwrap();
+        let mut echo = [0; 4];
+        channel.stdout.read_exact(&mut echo).await.unwrap();
+        assert_eq!(&echo, b"ping");
+    }
+}
+
+#[tokio::test]
+async fn one_connection_carries_eight_channels_and_the_ninth_brings_another() {
+    let sshd = Sshd::start(&[]);
+    let sessions = Sessions::new(sshd.target.clone());
+    let mut channels = open_many(&sessions, 8).await;
+    assert_eq!(sessions.connections(), 1);
+    channels.extend(open_many(&sessions, 17).await);
+    assert_eq!(sessions.connections(), 4);
+    echo_all(&mut channels).await;
+}
+
+#[tokio::test]
+async fn a_server_with_one_session_per_connection_gets_more_connections() {
+    let sshd = Sshd::start(&["MaxSessions 1"]);
+    let sessions = Sessions::new(sshd.target.clone());
+    let mut channels = open_many(&sessions, 5).await;
+    assert_eq!(sessions.connections(), 5);
+    echo_all(&mut channels).await;
+    // A channel that is free again is found again, without yet another connection.
+    for Channel { stdin, stdout, remote } in channels.drain(3..) {
+        drop((stdin, stdout));
+        remote.exit().await;
+    }
+    let mut again = open_many(&sessions, 2).await;
+    echo_all(&mut again).await;
+    assert!(sessions.connections() <= 5);
+}
+
+#[tokio::test]
+async fn a_server_that_takes_no_session_at_all_is_an_error_not_a_loop() {
+    let sshd = Sshd::start(&["MaxSessions 0"]);
+    let sessions = Sessions::new(sshd.target.clone());
+    let error = sessions.open("cat", soon()).await.unwrap_err();
+    assert!(matches!(error, OpenError::Exec(ExecError::Refused(_))), "{error}");
+}
+
+#[tokio::test]
+async fn when_all_is_full_an_open_waits_for_room_until_its_deadline() {
+    let sshd = Sshd::start(&["MaxSessions 1"]);
+    let sessions = Sessions::new(sshd.target.clone());
+    let mut channels = open_many(&sessions, 8).await;
+    let deadline = Instant::now() + Duration::from_millis(300);
+    assert!(matches!(sessions.open("cat", deadline).await, Err(OpenError::NoRoom)));
+    let waiter = tokio::spawn({
+        let sessions = sessions.clone();
+        async move { sessions.open("echo at last", soon()).await }
+    });
+    drop(channels.pop());
+    let mut said = String::new();
+    waiter.await.unwrap().unwrap().stdout.read_to_string(&mut said).await.unwrap();
+    assert_eq!(said, "at last\n");
+}
+
+#[tokio::test]
+async fn dropping_a_channel_hangs_up_on_its_program() {
+    let sshd = Sshd::start(&[]);
+    let session = sshd.dial().await;
+    let witness = sshd.directory.path().join("witness");
+    let command = format!("cat; echo ended > {}", witness.display());
+    let Channel { stdin, stdout, remote } = session.exec(&command, soon()).await.unwrap();
+    drop(stdout);
+    assert!(!witness.exists());
+    drop(stdin);
+    remote.exit().await;
+    let until = Instant::now() + PATIENCE;
+    while !witness.exists() {
+        assert!(Instant::now() < until, "the program does not notice");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    // The connection itself is none the worse for it.
+    assert_eq!(text(&session.run("echo fine", soon()).await.unwrap()), "fine\n");
+}
+
+#[tokio::test]
+async fn a_program_that_does_not_exist_ends_its_channel_and_says_why() {
+    let sshd = Sshd::start(&[]);
+    let session = sshd.dial().await;
+    let output = session.run("no-such-program --stdio", soon()).await.unwrap();
+    assert_eq!(output.exit, Exit::Status(127));
+    assert!(output.stderr_tail.contains("no-such-program"), "{}", output.stderr_tail);
+}
+
+#[tokio::test]
+async fn a_server_that_dies_ends_reads_writes_and_exits_with_an_error() {
+    let mut sshd = Sshd::start(&[]);
+    let sessions = Sessions::new(sshd.target.clone());
+    let mut losses = sessions.losses();
+    // Nobody reads on the other side: the write will be stuck for want of a window.
+    let Channel { mut stdin, mut stdout, remote } = sessions.open("sleep 1000", soon()).await.unwrap();
+    let writer = tokio::spawn(async move {
+        let block = vec![0; 1 << 20];
+        loop {
+            if let Err(error) = stdin.write_all(&block).await {
+                return error;
+            }
+        }
+    });
+    let reader = tokio::spawn(async move { stdout.read_u8().await.unwrap_err() });
+    sshd.kill();
+    let all = async {
+        assert_eq!(reader.await.unwrap().kind(), std::io::ErrorKind::ConnectionReset);
+        assert_eq!(writer.await.unwrap().kind(), std::io::ErrorKind::BrokenPipe);
+        assert!(matches!(remote.exit().await, Exit::Lost(_)));
+        losses.next().await;
+    };
+    tokio::time::timeout(PATIENCE, all).await.expect("something still waits for a dead connection");
+    assert_eq!(sessions.connections(), 0);
+    let error = sessions.open("true", soon()).await.unwrap_err();
+    assert!(matches!(error, OpenError::Dial(DialError::Unreachable { .. })), "{error}");
+}
+
+#[tokio::test]
+async fn closing_the_set_ends_every_channel_and_is_no_loss() {
+    let sshd = Sshd::start(&[]);
+    let sessions = Sessions::new(sshd.target.clone());
+    let mut losses = sessions.losses();
+    let mut channels = open_many(&sessions, 9).await;
+    sessions.close();
+    for channel in &mut channels {
+        assert!(channel.stdout.read_u8().await.is_err());
+    }
+    assert!(matches!(sessions.open("true", soon()).await, Err(OpenError::Closed)));
+    let quiet = tokio::time::timeout(Duration::from_millis(100), losses.next()).await;
+    assert!(quiet.is_err(), "a wanted end was told as a loss");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reader_that_pauses_holds_nobody_up_until_its_buffers_are_full() {
+    let sshd = Sshd::start(&[]);
+    let session = sshd.dial().await;
+    let written = sshd.directory.path().join("written");
+    let command = format!("head -c 10000000 /dev/zero; touch {}", written.display());
+    let Channel { stdin: _stdin, mut stdout, remote } = session.exec(&command, soon()).await.unwrap();
+    // All of it fits the buffers, so the program ends and the connection stays free although nobody reads.
+    let until = Instant::now() + PATIENCE;
+    while !written.exists() {
+        assert!(Instant::now() < until, "the program is stuck");
+        assert_eq!(text(&session.run("echo free", soon()).await.unwrap()), "free\n");
+    }
+    let mut received = Vec::new();
+    stdout.read_to_end(&mut received).await.unwrap();
+    assert_eq!(received.len(), 10_000_000);
+    assert_eq!(remote.exit().await, Exit::Status(0));
+}
+
+#[tokio::test]
+async fn a_new_channel_avoids_a_connection_that_is_held_up() {
+    let sshd = Sshd::start(&[]);
+    let sessions = Sessions::new(sshd.target.clone());
+    let mut channels = open_many(&sessions, 9).await;
+    assert_eq!(sessions.connections(), 2);
+    // The emptiest connection is the one that the next channel would get, so that is the one to stall.
+    channels.truncate(8);
+    let stalled = sessions.open("cat /dev/zero", soon()).await.unwrap();
+    let until = Instant::now() + PATIENCE;
+    while !sessions.is_any_stalled() {
+        assert!(Instant::now() < until, "the reader does not stall its connection: {sessions:?} {stalled:?}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    drop(channels.pop());
+    let output = sessions.run("echo past it", soon()).await.unwrap();
+    assert_eq!(text(&output), "past it\n");
+    drop(stalled);
+}
+
+#[test]
+fn a_client_key_is_made_once_and_kept_private() {
+    use std::os::unix::fs::PermissionsExt;
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("key");
+    let made = ClientKey::load_or_create(&path).unwrap();
+    assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o600);
+    assert_eq!(ClientKey::load_or_create(&path).unwrap().public_openssh(), made.public_openssh());
+    // OpenSSH reads it, and agrees about the public half.
+    let out = Command::new("ssh-keygen").arg("-y").arg("-f").arg(&path).output().unwrap();
+    assert_eq!(String::from_utf8(out.stdout).unwrap().trim(), made.public_openssh());
+    std::fs::write(&path, "nonsense").unwrap();
+    assert!(matches!(ClientKey::load_or_create(&path), Err(KeyError::Unusable { .. })));
+    assert!(matches!(ClientKey::load(&directory.path().join("none")), Err(KeyError::File { .. })));
+}
+
+#[test]
+fn a_key_with_a_passphrase_is_refused_with_the_reason() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("key");
+    let mut keygen = Command::new("ssh-keygen");
+    keygen.args(["-q", "-t", "ed25519", "-N", "secret", "-f"]).arg(&path);
+    assert!(keygen.status().unwrap().success());
+    let error = ClientKey::load(&path).unwrap_err().to_string();
+    assert!(error.contains("passphrase"), "{error}");
+}
+
+const KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIEiN+tNTyvS4zL7TvMeAaCvrJAU5zGeqkTGeIIMKDMnA";
+const OTHER: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIB+1xoXyIF9LSTMgkvbbSOfcLfOVBxTwYqFQVUxFKJMf";
+
+fn known(text: &str, host: &str, port: u16) -> Result<Vec<String>, KnownHostsError> {
+    known_host(text, host, port).map(|keys| keys.iter().map(ToString::to_string).collect())
+}
+
+#[test]
+fn known_hosts_are_found_by_name_pattern_and_port() {
+    let text = format!(
+        "# comment\n\nbuilder.example,192.0.2.1 {KEY} a comment\n[builder.example]:2222 {OTHER}\n\
+         *.lab,!bad.lab {KEY}\nbroken line\nrsa.example ssh-rsa AAAA\n"
+    );
+    assert_eq!(known(&text, "Builder.Example", 22).unwrap(), [KEY]);
+    assert_eq!(known(&text, "192.0.2.1", 22).unwrap(), [KEY]);
+    assert_eq!(known(&text, "builder.example", 2222).unwrap(), [OTHER]);
+    assert_eq!(known(&text, "good.lab", 22).unwrap(), [KEY]);
+    for (host, port) in [("bad.lab", 22), ("builder.example", 2223), ("rsa.example", 22), ("lab", 22)] {
+        assert!(matches!(known(&text, host, port), Err(KnownHostsError::Unknown(_))), "{host}:{port}");
+    }
+}
+
+#[test]
+fn hashed_names_are_found_as_openssh_hashes_them() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("known_hosts");
+    std::fs::write(&path, format!("builder.example {KEY}\n[builder.example]:2222 {OTHER}\n")).unwrap();
+    let status = Command::new("ssh-keygen").arg("-H").arg("-f").arg(&path).output().unwrap().status;
+    assert!(status.success());
+    let text = std::fs::read_to_string(&path).unwrap();
+    assert!(!text.contains("builder.example"));
+    assert_eq!(known(&text, "builder.example", 22).unwrap(), [KEY]);
+    assert_eq!(known(&text, "builder.example", 2222).unwrap(), [OTHER]);
+    assert!(known(&text, "builder.exampl", 22).is_err());
+}
+
+#[test]
+fn a_revoked_key_is_no_key_and_an_authority_is_none_either() {
+    let text = format!("h {KEY}\nh {OTHER}\n@revoked * {KEY}\n@cert-authority h {OTHER}\n");
+    assert_eq!(known(&text, "h", 22).unwrap(), [OTHER]);
+    let text = format!("h {KEY}\n@revoked h {KEY}\n");
+    assert!(matches!(known(&text, "h", 22), Err(KnownHostsError::Revoked(_))));
+    let text = format!("@cert-authority h {KEY}\n");
+    assert!(matches!(known(&text, "h", 22), Err(KnownHostsError::Unknown(_))));
+}
+
+#[test]
+fn a_host_key_that_is_of_no_use_is_refused_with_the_reason() {
+    assert_eq!(HostKey::parse(&format!("{KEY} comment")).unwrap().to_string(), KEY);
+    for text in ["", "ssh-ed25519", "ssh-ed25519 AAAA", "nonsense"] {
+        assert!(HostKey::parse(text).is_err(), "{text} was taken");
+    }
+}
