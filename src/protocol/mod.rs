@@ -1,8 +1,6 @@
-//! Bytes that Nix and we agree on.
-pub mod hook;
-pub mod log_line;
 //! The bytes Nix speaks: nothing in here opens a socket, starts a process or knows what a build is for.
 //!
+//! - [`hook`] and [`log_line`]: what Nix and its build hook say to each other (blocking).
 //! - [`wire`]: integers, padded strings and lists, with bounds on all of them.
 //! - [`hash`]: SHA-256 in Nix's spellings.
 //! - [`nar`]: the archive format.
@@ -11,6 +9,8 @@ pub mod log_line;
 
 pub mod derivation;
 pub mod hash;
+pub mod hook;
+pub mod log_line;
 pub mod nar;
 pub mod wire;
 pub mod worker;

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use super::build::{Build, Stage};
 use super::trail::{Trail, Why};
-use crate::model::{BuildId, BuildPhase, BuildStatus, BuilderId, DrvPath, Outcome, PoolName};
+use crate::model::{BuildId, BuildPhase, BuildStatus, BuilderId, DrvPath, EndedCounts, Outcome, PoolName};
 
 /// Ended builds that are remembered.
 const REMEMBERED: usize = 1_000;
@@ -15,6 +15,7 @@ const REMEMBERED: usize = 1_000;
 pub(super) struct History {
     ended: BTreeMap<BuildId, Ended>,
     order: VecDeque<BuildId>,
+    counts: EndedCounts,
 }
 
 #[derive(Clone, Debug)]
@@ -29,6 +30,17 @@ struct Ended {
 }
 
 impl History {
+    /// How many have ended so far, the forgotten ones included.
+    pub(super) fn counts(&self) -> EndedCounts {
+        self.counts
+    }
+
+    /// The builds whose derivation's path has this text in it, the latest first.
+    pub(super) fn matching(&self, subject: &str) -> impl Iterator<Item = BuildId> {
+        let is_match = move |id: &&BuildId| self.ended.get(id).is_some_and(|build| build.drv.to_string().contains(subject));
+        self.order.iter().rev().filter(is_match).copied()
+    }
+
     /// Remembers a build that ended. `place` is where it ran last.
     pub(super) fn record(
         &mut self,
@@ -38,11 +50,18 @@ impl History {
         place: Option<(PoolName, BuilderId)>,
     ) {
         let (phase, line) = match outcome {
-            Outcome::Succeeded => (BuildPhase::Succeeded, "succeeded".to_owned()),
+            Outcome::Succeeded => {
+                self.counts.succeeded += 1;
+                (BuildPhase::Succeeded, "succeeded".to_owned())
+            }
             Outcome::Failed(failure) => {
+                self.counts.failed += 1;
                 (BuildPhase::Failed { reason: failure.reason.clone() }, format!("failed: {failure}"))
             }
-            Outcome::Cancelled => (BuildPhase::Cancelled, "cancelled".to_owned()),
+            Outcome::Cancelled => {
+                self.counts.cancelled += 1;
+                (BuildPhase::Cancelled, "cancelled".to_owned())
+            }
         };
         let mut trail = build.trail;
         trail.push(now, Why::Ended(line));

@@ -27,8 +27,21 @@ impl Fleet {
             pools: (0..self.pools.len()).map(|ix| self.pool_status(now, PoolIx(ix))).collect(),
             builders: self.roster.iter().map(|builder| self.builder_status(now, builder)).collect(),
             builds: live.chain(ended).collect(),
+            ended: self.history.counts(),
             accepting: self.accepting(),
         }
+    }
+
+    /// The builds, live or among the last thousand that ended, whose derivation's path has this text in it, or whose id
+    /// this is (`#12`). The latest of them, and no more than a person reads.
+    pub fn matching(&self, now: Instant, subject: &str) -> Vec<BuildStatus> {
+        const MOST: usize = 10;
+        if let Some(build) = subject.strip_prefix('#').and_then(|id| id.parse().ok()).map(BuildId) {
+            return self.explain(now, build).into_iter().collect();
+        }
+        let live = self.builds.iter().rev().filter(|(_, build)| build.request.drv.to_string().contains(subject));
+        let ids = live.map(|(id, _)| *id).chain(self.history.matching(subject)).take(MOST);
+        ids.filter_map(|id| self.explain(now, id)).collect()
     }
 
     /// One build, live or among the last thousand that ended, with why it is where it is.

@@ -1,0 +1,40 @@
+# The commands of this repository. Each installs what it needs on a Debian machine with Rust and root.
+#
+#   make demo    the whole product on this machine, narrated: a flake, an ordinary user, builders on demand
+#   make test    everything CI runs: format, lints, licences, unit tests, and the real thing on three versions of Nix
+#   make clean   ends every test host; `make distclean` also deletes the Debian roots and the build
+
+RELEASES := bookworm trixie forky
+LAB      := tests/lab
+
+.PHONY: demo test format lint licences unit real clean distclean
+
+demo:
+	$(LAB)/demo.sh
+
+test: format lint licences unit real
+	@echo "make test: all of it passed"
+
+format:
+	cargo fmt --check
+
+lint:
+	cargo clippy --locked --all-targets -- --deny warnings
+
+licences:
+	$(LAB)/cargo-deny.sh
+
+unit:
+	$(LAB)/packages.sh
+	cargo test --locked --lib --bins
+	cargo test --locked --test layers --test cli --test hook_conversation
+
+real:
+	$(LAB)/roots.sh $(RELEASES)
+	cargo test --locked --test end_to_end --test faults -- --test-threads=2
+
+clean:
+	$(LAB)/host.sh down --all
+
+distclean: clean
+	rm -rf "$${NIX_BROKER_LAB:-/var/cache/nix-broker-lab}" target
