@@ -15,6 +15,7 @@ use std::task::{Context, Poll, Waker};
 
 use futures_util::stream;
 use nix_broker::model::{OutputName, StorePath};
+use nix_broker::protocol::derivation::Derivation;
 use nix_broker::protocol::worker::operation::{
     AddTempRoot, BuildDerivation, BuildPaths, BuildPathsWithResults, EnsurePath, IsValidPath, Operation,
     QueryDerivationOutputMap, QueryMissing, QueryPathInfo, QueryRealisation, QueryValidPaths, SetOptions,
@@ -376,6 +377,30 @@ async fn outputs_of_content_addressed_builds_are_told() {
         let names: Vec<_> = outputs.iter().map(|(name, path)| (name.as_str(), path.name())).collect();
         assert_eq!(names, [("out", "ca")]);
     }
+}
+
+#[tokio::test]
+async fn a_builder_gets_from_us_what_it_gets_from_the_stock_hook() {
+    let mut compared = 0;
+    for conversation in conversations() {
+        let (_, scenario) = conversation.name.split_once('/').unwrap();
+        let Some(kind) = scenario.strip_prefix("build-") else { continue };
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/golden/derivations/{kind}.drv"));
+        let Ok(file) = std::fs::read(file) else { continue };
+        let (mut inputs, mut sent) = (BTreeSet::new(), None);
+        for asked in read_client(&conversation.client).await.unwrap() {
+            match asked.request {
+                // The stock hook asks about all inputs before it uploads what is missing.
+                Request::QueryValidPaths { paths, .. } => inputs = paths,
+                Request::BuildDerivation { derivation, .. } => sent = Some(derivation),
+                _ => {}
+            }
+        }
+        let ours = Derivation::parse(&file).unwrap().to_basic(&inputs);
+        assert_eq!(ours, *sent.unwrap(), "{}", conversation.name);
+        compared += 1;
+    }
+    assert_eq!(compared, 12, "good, fixed, ca and dependent, for three versions of Nix");
 }
 
 #[test]

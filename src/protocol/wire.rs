@@ -109,6 +109,11 @@ impl<R: AsyncBufRead + Unpin> WireReader<R> {
         self.budget = MAX_MESSAGE;
     }
 
+    /// The stream itself, to look at.
+    pub fn get_ref(&self) -> &R {
+        &self.inner
+    }
+
     /// The stream itself, for bodies that are not made of wire values.
     pub fn get_mut(&mut self) -> &mut R {
         &mut self.inner

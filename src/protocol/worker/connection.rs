@@ -80,7 +80,7 @@ impl Connection {
             awaited: VecDeque::new(),
         };
         connection.shake_hands(offered).await?;
-        connection.in_step = true;
+        connection.end_step();
         Ok(connection)
     }
 
@@ -138,9 +138,10 @@ impl Connection {
         self.trust
     }
 
-    /// Whether the connection can be used for another operation: everything that was asked for has been answered in full.
+    /// Whether the connection can be used for another operation: everything that was asked for has been answered in full,
+    /// and nothing has come that was not asked for.
     pub fn is_clean(&self) -> bool {
-        self.in_step && self.awaited.is_empty() && self.out.is_done()
+        self.in_step && self.awaited.is_empty() && self.out.is_done() && !self.has_unasked()
     }
 
     // ---- Steps of an operation, for requests that are sent ahead. ----
@@ -170,7 +171,7 @@ impl Connection {
     pub async fn flush(&mut self) -> Result<(), ProtocolError> {
         self.begin_step()?;
         self.send_rest().await?;
-        self.in_step = true;
+        self.end_step();
         Ok(())
     }
 
@@ -194,7 +195,7 @@ impl Connection {
             }
         };
         let reply = while_sending(writer, out, reply).await?;
-        self.in_step = true;
+        self.end_step();
         Ok(reply?)
     }
 
@@ -224,7 +225,7 @@ impl Connection {
             }
         };
         let digest = while_sending(writer, out, reply).await?;
-        self.in_step = true;
+        self.end_step();
         Ok(digest?)
     }
 
@@ -403,6 +404,15 @@ impl Connection {
     fn end_upload(&mut self, answer: upload::Answer) -> Result<(), ProtocolError> {
         self.in_step = answer.is_in_step;
         answer.result
+    }
+
+    /// Whether bytes came although no reply is awaited.
+    fn has_unasked(&self) -> bool {
+        self.awaited.is_empty() && !self.reader.get_ref().buffer().is_empty()
+    }
+
+    fn end_step(&mut self) {
+        self.in_step = !self.has_unasked();
     }
 
     fn require_step(&self) -> Result<(), ProtocolError> {

@@ -69,3 +69,6 @@ pub(crate) mod op {
     pub(crate) const ADD_BUILD_LOG: u64 = 45;
     pub(crate) const BUILD_PATHS_WITH_RESULTS: u64 = 46;
 }
+
+#[cfg(test)]
+mod tests;
