@@ -34,6 +34,12 @@ struct Conversation {
 }
 
 impl Conversation {
+    /// The steps in which to go through its bytes: all of them for the newest Nix, some for the others, since they say
+    /// much the same. Three, so that all places in a word are met.
+    fn step(&self) -> usize {
+        if self.name.starts_with("2.34") { 1 } else { 3 }
+    }
+
     fn version(&self) -> Version {
         // Client and daemon of a recording are the same Nix, so what the client offers is what both speak.
         Version::new(self.client[8])
@@ -300,7 +306,7 @@ async fn every_truncation_of_a_recording_is_an_error() {
         if !is_ours_to_ask(&asked) {
             continue;
         }
-        for end in 0..conversation.server.len() {
+        for end in (0..conversation.server.len()).step_by(conversation.step()) {
             let replayed = replay_client(conversation.version(), &asked, &conversation.server[..end]).await;
             assert!(replayed.is_err(), "{name}: reply bytes cut at {end} were enough");
         }
@@ -322,7 +328,7 @@ async fn bent_bytes_neither_panic_nor_hang_nor_cost_memory() {
         if !is_ours_to_ask(&asked) {
             continue;
         }
-        for at in 0..conversation.server.len() {
+        for at in (0..conversation.server.len()).step_by(conversation.step()) {
             // One bend for each byte: the same messages come in every version, at other places.
             let mut server = conversation.server.clone();
             server[at] = bends[at % bends.len()](server[at]);
