@@ -15,6 +15,7 @@ use std::task::{Context, Poll, Waker};
 
 use futures_util::stream;
 use nix_broker::model::{OutputName, StorePath};
+use nix_broker::protocol::derivation::Derivation;
 use nix_broker::protocol::worker::operation::{
     AddTempRoot, BuildDerivation, BuildPaths, BuildPathsWithResults, EnsurePath, IsValidPath, Operation,
     QueryDerivationOutputMap, QueryMissing, QueryPathInfo, QueryRealisation, QueryValidPaths, SetOptions,
@@ -33,6 +34,12 @@ struct Conversation {
 }
 
 impl Conversation {
+    /// The steps in which to go through its bytes: all of them for the newest Nix, some for the others, since they say
+    /// much the same. Three, so that all places in a word are met.
+    fn step(&self) -> usize {
+        if self.name.starts_with("2.34") { 1 } else { 3 }
+    }
+
     fn version(&self) -> Version {
         // Client and daemon of a recording are the same Nix, so what the client offers is what both speak.
         Version::new(self.client[8])
@@ -299,7 +306,7 @@ async fn every_truncation_of_a_recording_is_an_error() {
         if !is_ours_to_ask(&asked) {
             continue;
         }
-        for end in 0..conversation.server.len() {
+        for end in (0..conversation.server.len()).step_by(conversation.step()) {
             let replayed = replay_client(conversation.version(), &asked, &conversation.server[..end]).await;
             assert!(replayed.is_err(), "{name}: reply bytes cut at {end} were enough");
         }
@@ -321,7 +328,7 @@ async fn bent_bytes_neither_panic_nor_hang_nor_cost_memory() {
         if !is_ours_to_ask(&asked) {
             continue;
         }
-        for at in 0..conversation.server.len() {
+        for at in (0..conversation.server.len()).step_by(conversation.step()) {
             // One bend for each byte: the same messages come in every version, at other places.
             let mut server = conversation.server.clone();
             server[at] = bends[at % bends.len()](server[at]);
@@ -376,6 +383,30 @@ async fn outputs_of_content_addressed_builds_are_told() {
         let names: Vec<_> = outputs.iter().map(|(name, path)| (name.as_str(), path.name())).collect();
         assert_eq!(names, [("out", "ca")]);
     }
+}
+
+#[tokio::test]
+async fn a_builder_gets_from_us_what_it_gets_from_the_stock_hook() {
+    let mut compared = 0;
+    for conversation in conversations() {
+        let (_, scenario) = conversation.name.split_once('/').unwrap();
+        let Some(kind) = scenario.strip_prefix("build-") else { continue };
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/golden/derivations/{kind}.drv"));
+        let Ok(file) = std::fs::read(file) else { continue };
+        let (mut inputs, mut sent) = (BTreeSet::new(), None);
+        for asked in read_client(&conversation.client).await.unwrap() {
+            match asked.request {
+                // The stock hook asks about all inputs before it uploads what is missing.
+                Request::QueryValidPaths { paths, .. } => inputs = paths,
+                Request::BuildDerivation { derivation, .. } => sent = Some(derivation),
+                _ => {}
+            }
+        }
+        let ours = Derivation::parse(&file).unwrap().to_basic(&inputs);
+        assert_eq!(ours, *sent.unwrap(), "{}", conversation.name);
+        compared += 1;
+    }
+    assert_eq!(compared, 12, "good, fixed, ca and dependent, for three versions of Nix");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Our worker protocol client against real daemons, by hand: needs lab hosts that run.
+//! Our worker protocol client against real daemons, and our server against real clients, by hand: needs lab hosts that run.
 //!
 //! `NIX_BROKER_LIVE="proto-bw proto-tr" cargo test --test worker_live -- --ignored --nocapture` with
 //! `NIX_BROKER_HOST_SH` naming `tests/lab/host.sh` talks to `nix-daemon --stdio` in each of these hosts.
@@ -14,8 +14,8 @@ use nix_broker::protocol::derivation::{BasicDerivation, Output};
 use nix_broker::protocol::nar;
 use nix_broker::protocol::worker::operation::{BuildDerivation, QueryPathInfo};
 use nix_broker::protocol::worker::{
-    BuildMode, ClientOptions, Connection, LogEvent, PathInfo, ProtocolError, Repair, ResultStatus,
-    Signatures, Substitute, Version,
+    BuildMode, BuildResult, ClientOptions, Connection, LogEvent, LogSink, Missing, PathInfo, ProtocolError,
+    RemoteError, Repair, Request, ResultStatus, Server, ServerHello, Signatures, Substitute, Trust, Version,
 };
 use tokio::process::{Child, Command};
 
@@ -189,6 +189,47 @@ async fn all_operations_work() {
         assert_eq!((digest.sha256, digest.size), (info.nar_hash, info.nar_size));
         assert!(connection.is_clean());
 
+        // Build output comes whatever the options; messages of the daemon itself do not.
+        let (_other_child, mut other) = connect(&host, None).await;
+        for (number, verbosity) in [None, Some(0), Some(7)].into_iter().enumerate() {
+            if let Some(verbosity) = verbosity {
+                let print_build_logs = number % 2 == 0;
+                let options = ClientOptions { verbosity, print_build_logs, ..ClientOptions::default() };
+                other.set_options(&options).await.unwrap();
+            }
+            let out = path(&format!("{seed}v{number}"), "live");
+            let basic = derivation(Output::InputAddressed(out), "echo one; echo x > $out", BTreeSet::new());
+            let mut log = Vec::new();
+            other.build_derivation(&drv, &basic, &mut log).await.unwrap();
+            assert_eq!(lines(&log), ["one"]);
+            let messages = log.iter().filter(|event| matches!(event, LogEvent::Message { .. })).count();
+            println!("verbosity {verbosity:?}: {messages} messages, {} events", log.len());
+        }
+
+        // It arrives while the build runs: this build ends only after its first line was seen.
+        struct Watch(Option<tokio::sync::oneshot::Sender<()>>);
+        impl LogSink for Watch {
+            async fn event(&mut self, event: LogEvent) {
+                if matches!(event, LogEvent::Line { .. })
+                    && let Some(seen) = self.0.take()
+                {
+                    seen.send(()).unwrap();
+                }
+            }
+        }
+        let script = "echo started; while [ ! -e /tmp/go-on ]; do sleep 0.01; done; echo x > $out";
+        let out = path(&format!("{seed}w"), "live");
+        let basic = derivation(Output::InputAddressed(out), script, BTreeSet::new());
+        let (seen, was_seen) = tokio::sync::oneshot::channel();
+        let mut watch = Watch(Some(seen));
+        let go_on = async {
+            was_seen.await.unwrap();
+            assert!(in_host(&host, &["touch", "/tmp/go-on"]).await.0);
+        };
+        let (result, ()) = tokio::join!(other.build_derivation(&drv, &basic, &mut watch), go_on);
+        assert_eq!(result.unwrap().status, ResultStatus::Built);
+        in_host(&host, &["rm", "/tmp/go-on"]).await;
+
         // A failing build.
         let out = path(&format!("{seed}e"), "live");
         let basic = derivation(Output::InputAddressed(out.clone()), "echo so long; exit 3", both.clone());
@@ -252,5 +293,158 @@ async fn all_operations_work() {
         // An archive of nothing.
         let result = connection.nar_from_path(&path("nobody", "x"), &mut Vec::new()).await;
         println!("no archive: {result:?}, clean {}", connection.is_clean());
+    }
+}
+
+/// Runs a command in a host; whether it succeeded, and all it printed.
+async fn in_host(host: &str, command: &[&str]) -> (bool, String) {
+    let script = std::env::var("NIX_BROKER_HOST_SH").expect("NIX_BROKER_HOST_SH names host.sh");
+    let output = Command::new(script).args(["in", host, "--"]).args(command).output().await.unwrap();
+    let printed = [output.stdout, output.stderr].concat();
+    (output.status.success(), String::from_utf8_lossy(&printed).into_owned())
+}
+
+/// Stands between a stock client, which wants to start a program, and our server, which listens on a socket.
+const BRIDGE: &str = r#"#!/usr/bin/perl
+use IO::Socket::UNIX; use IO::Select;
+my $s = IO::Socket::UNIX->new(Peer => "/tmp/live.sock") or die "connect: $!";
+my $select = IO::Select->new(\*STDIN, $s);
+while (1) {
+  for my $from ($select->can_read) {
+    my $to = $from == $s ? \*STDOUT : $s;
+    my $n = sysread($from, my $bytes, 65536);
+    if (!$n) { exit 0 if $from == $s; shutdown($s, 1); $select->remove($from); next }
+    for (my $at = 0; $at < $n; $at += syswrite($to, $bytes, $n - $at, $at)) { }
+  }
+}
+"#;
+
+#[derive(Default)]
+struct Store {
+    paths: BTreeMap<StorePath, (PathInfo, Vec<u8>)>,
+    requests: Vec<String>,
+}
+
+/// A store in memory that pretends to build: whatever the derivation, the output is one file.
+async fn serve(mut server: Server, store: &tokio::sync::Mutex<Store>) -> Result<(), ProtocolError> {
+    while let Some(request) = server.next_request().await? {
+        let mut store = store.lock().await;
+        let name = format!("{request:?}");
+        store.requests.push(name.split(['(', ' ']).next().unwrap().to_owned());
+        match request {
+            Request::IsValidPath(path) => server.reply_bool(store.paths.contains_key(&path)).await?,
+            Request::QueryValidPaths { paths, .. } => {
+                let valid = paths.into_iter().filter(|path| store.paths.contains_key(path)).collect();
+                server.reply_valid_paths(&valid).await?;
+            }
+            Request::QueryPathInfo(path) => {
+                server.reply_path_info(store.paths.get(&path).map(|(info, _)| info)).await?;
+            }
+            Request::NarFromPath(path) => {
+                let archive = store.paths[&path].1.clone();
+                server.reply_nar(&mut &archive[..]).await?;
+            }
+            Request::AddMultipleToStore { .. } => {
+                let mut entries = server.entries().await?;
+                while let Some(info) = entries.next().await? {
+                    let mut archive = Vec::new();
+                    let digest = entries.nar(&mut archive).await?;
+                    assert_eq!((digest.sha256, digest.size), (info.nar_hash, info.nar_size));
+                    store.paths.insert(info.path.clone(), (info, archive));
+                }
+                server.reply_done().await?;
+            }
+            Request::BuildDerivation { derivation, .. } => {
+                assert!(derivation.input_srcs.iter().all(|path| store.paths.contains_key(path)));
+                let id = 77;
+                let fields = Vec::new();
+                let text = b"building".to_vec();
+                server
+                    .send_log(&LogEvent::Start { id, level: 3, kind: 105, text, fields, parent: 0 })
+                    .await?;
+                server.send_log(&LogEvent::Line { activity: id, text: b"our own line".to_vec() }).await?;
+                server.send_log(&LogEvent::Stop { id }).await?;
+                let file = tempfile::NamedTempFile::new().unwrap();
+                std::fs::write(file.path(), "made by us\n").unwrap();
+                let mut archive = Vec::new();
+                nar::write_tree(file.path(), &mut archive).unwrap();
+                let mut result = BuildResult::new(ResultStatus::Built, "");
+                for (name, path) in derivation.known_outputs() {
+                    let info = info_of(path.clone(), &archive, BTreeSet::new());
+                    store.paths.insert(path.clone(), (info, archive.clone()));
+                    let id = format!("sha256:{}!{name}", "0".repeat(64));
+                    let realisation = format!(
+                        r#"{{"dependentRealisations":{{}},"id":"{id}","outPath":"{}","signatures":[]}}"#,
+                        path.base_name()
+                    );
+                    result.built_outputs.insert(id, realisation);
+                }
+                server.reply_build_result(&result).await?;
+            }
+            // `nix copy --from` asks to have built what it wants to copy.
+            Request::BuildPathsWithResults { targets, .. } => {
+                let there = BuildResult::new(ResultStatus::AlreadyValid, "");
+                let results: Vec<_> = targets.into_iter().map(|target| (target, there.clone())).collect();
+                server.reply_build_results(&results).await?;
+            }
+            Request::SetOptions(_) => server.reply_done().await?,
+            Request::AddTempRoot(_) | Request::EnsurePath(_) => server.reply_one().await?,
+            Request::QueryMissing(_) => server.reply_missing(&Missing::default()).await?,
+            _ => server.reply_error(&RemoteError::new("not here")).await?,
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+#[ignore = "needs lab hosts"]
+async fn stock_clients_work_with_our_server() {
+    for host in hosts() {
+        let store = std::sync::Arc::new(tokio::sync::Mutex::new(Store::default()));
+        let script = std::env::var("NIX_BROKER_HOST_SH").unwrap();
+        let root = Command::new(script).args(["root", &host]).output().await.unwrap().stdout;
+        let root = String::from_utf8(root).unwrap().trim().to_owned();
+        std::fs::write(format!("{root}/tmp/bridge"), BRIDGE).unwrap();
+        std::fs::remove_file(format!("{root}/tmp/live.sock")).ok();
+        let listener = tokio::net::UnixListener::bind(format!("{root}/tmp/live.sock")).unwrap();
+        let served = store.clone();
+        let accepting = tokio::spawn(async move {
+            loop {
+                let (reader, writer) = listener.accept().await.unwrap().0.into_split();
+                let store = served.clone();
+                tokio::spawn(async move {
+                    let hello = ServerHello { daemon_version: "nix-broker".into(), trust: Trust::Trusted };
+                    let server = Server::accept(reader, writer, hello).await.unwrap();
+                    println!("client speaks {}", server.version());
+                    serve(server, &store).await.unwrap();
+                });
+            }
+        });
+        let script = r#"
+            set -e; chmod +x /tmp/bridge; cd /tmp
+            export NIX_CONFIG='experimental-features = nix-command
+substituters ='
+            url='ssh-ng://localhost?remote-program=/tmp/bridge'
+            nix store ping --store "$url" 2>&1
+            seq 1 200000 >big; file=$(nix-store --add big)
+            nix copy --no-check-sigs --to "$url" $file
+            nix path-info --store "$url" $file
+            nix-store --delete $file >/dev/null
+            nix copy --no-check-sigs --from "$url" $file
+            cmp big $file && echo the same
+            cat >live.nix <<EOF
+derivation { name = "live-$RANDOM$$"; system = "x86_64-linux"; builder = "/bin/false"; outputs = [ "out" "dev" ]; }
+EOF
+            out=$(nix-build live.nix --no-out-link --max-jobs 0 --builders "$url x86_64-linux")
+            cat $out
+            nix-store --verify --check-contents && echo verified
+        "#;
+        let (succeeded, printed) = in_host(&host, &["bash", "-c", script]).await;
+        println!("== {host}\n{printed}\n{:?}", store.lock().await.requests);
+        assert!(succeeded);
+        for expected in ["the same", "our own line", "made by us", "verified"] {
+            assert!(printed.contains(expected), "{expected}");
+        }
+        accepting.abort();
     }
 }

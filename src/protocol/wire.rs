@@ -109,6 +109,11 @@ impl<R: AsyncBufRead + Unpin> WireReader<R> {
         self.budget = MAX_MESSAGE;
     }
 
+    /// The stream itself, to look at.
+    pub fn get_ref(&self) -> &R {
+        &self.inner
+    }
+
     /// The stream itself, for bodies that are not made of wire values.
     pub fn get_mut(&mut self) -> &mut R {
         &mut self.inner
@@ -150,11 +155,12 @@ impl<R: AsyncBufRead + Unpin> WireReader<R> {
     /// A string of bytes.
     pub async fn bytes(&mut self, what: &'static str, max: u64) -> Result<Vec<u8>, WireError> {
         let len = self.u64(what).await?;
-        let max = max.min(self.budget);
-        if len > max {
+        let affordable = self.budget.saturating_sub(ITEM_COST);
+        let max = max.min(affordable);
+        if len > max || self.budget < ITEM_COST {
             return Err(WireError::TooLong { what, len, max });
         }
-        self.budget = self.budget.saturating_sub(len + ITEM_COST);
+        self.budget -= len + ITEM_COST;
         let mut bytes = Vec::new();
         (&mut self.inner)
             .take(len)
@@ -325,4 +331,87 @@ impl WireWriter {
 /// How many zeros follow a string of this length.
 pub(crate) fn padding_len(len: u64) -> usize {
     (len.wrapping_neg() % 8) as usize
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::testing::run;
+
+    fn read<T>(bytes: &[u8], read: impl AsyncFnOnce(&mut WireReader<&[u8]>) -> T) -> T {
+        run(async { read(&mut WireReader::new(bytes)).await })
+    }
+
+    fn string_of(len: u64, rest: &[u8]) -> Vec<u8> {
+        [&len.to_le_bytes(), rest].concat()
+    }
+
+    #[test]
+    fn strings_of_every_length_are_padded_to_eight() {
+        for len in 0..20 {
+            let value = vec![b'x'; len];
+            let mut out = WireWriter::new();
+            out.bytes(&value);
+            assert_eq!(out.len() % 8, 0);
+            let bytes = out.as_bytes();
+            assert_eq!(read(bytes, async |reader| reader.bytes("it", 100).await).unwrap(), value);
+            for end in 0..bytes.len() {
+                let cut = read(&bytes[..end], async |reader| reader.bytes("it", 100).await);
+                assert!(matches!(cut, Err(WireError::Truncated("it"))), "{len} cut at {end}");
+            }
+            for padding in 8 + len..bytes.len() {
+                let mut bent = bytes.to_vec();
+                bent[padding] = 1;
+                let bent = read(&bent, async |reader| reader.bytes("it", 100).await);
+                assert!(matches!(bent, Err(WireError::BadPadding("it"))));
+            }
+        }
+    }
+
+    #[test]
+    fn the_bound_of_the_place_decides() {
+        let bytes = string_of(9, b"123456789\0\0\0\0\0\0\0");
+        assert!(read(&bytes, async |reader| reader.bytes("it", 9).await).is_ok());
+        let refused = read(&bytes, async |reader| reader.bytes("it", 8).await);
+        assert!(matches!(refused, Err(WireError::TooLong { what: "it", len: 9, max: 8 })));
+        let refused = read(&bytes, async |reader| reader.count("it", 8).await);
+        assert!(matches!(refused, Err(WireError::TooLong { .. })));
+    }
+
+    #[test]
+    fn a_message_as_a_whole_is_bounded_too() {
+        // Empty strings cost something, and the next message has its own budget.
+        let bytes = vec![0; 64 << 20];
+        let taken = read(&bytes, async |reader| {
+            let mut taken = 0_u64;
+            reader.budget = 1000;
+            while reader.string("it", 0).await.is_ok() {
+                taken += 1;
+            }
+            reader.begin_message();
+            assert_eq!(reader.budget, MAX_MESSAGE);
+            taken
+        });
+        assert_eq!(taken, 1000 / ITEM_COST);
+    }
+
+    #[test]
+    fn values_that_do_not_exist_are_refused() {
+        let two = 2_u64.to_le_bytes();
+        assert!(matches!(read(&two, async |reader| reader.bool("it").await), Err(WireError::Invalid { .. })));
+        let latin1 = string_of(1, b"\xe9\0\0\0\0\0\0\0");
+        let refused = read(&latin1, async |reader| reader.string("it", 9).await);
+        assert!(matches!(refused, Err(WireError::Invalid { .. })));
+        assert_eq!(read(&latin1, async |reader| reader.text("it", 9).await).unwrap(), "\u{fffd}");
+        let nothing = string_of(0, b"");
+        let refused = read(&nothing, async |reader| reader.store_path("it").await);
+        assert!(matches!(refused, Err(WireError::BadPath { .. })));
+        assert_eq!(read(&nothing, async |reader| reader.optional_path("it").await).unwrap(), None);
+    }
+
+    #[test]
+    fn an_error_shows_the_beginning_of_a_long_value() {
+        let error = WireError::invalid("it", vec![0xff; 100_000]);
+        assert!(error.to_string().len() < 1000);
+    }
 }

@@ -34,7 +34,8 @@ let
     args = [ "-c" script ];
   } // more);
   source = builtins.toFile "source" "some text\n";
-in {
+in rec {
+  dependent = drv "dependent" "echo ${good} ${good.dev} ${fixed} > $out" { };
   good = drv "good" ''
     bb=/bin/busybox
     echo building
@@ -97,7 +98,7 @@ substituters ="
     url="ssh-ng://localhost?remote-program=/usr/local/bin/recorder"
     say() { echo "$1" >/rec/name; shift; "$@" || echo "(exit status $?)"; }
     say ping nix store ping --store "$url"
-    for what in good bad ca fixed structured; do
+    for what in good bad ca fixed structured dependent; do
       say "build-$what" nix-build /root/golden.nix -A $what --no-out-link --max-jobs 0 \
         --builders "$url x86_64-linux - 4 1 ca-derivations"
     done
@@ -113,7 +114,7 @@ substituters ="
     mkdir /rec/derivations
     export NIX_CONFIG="$NIX_CONFIG
 extra-experimental-features = dynamic-derivations impure-derivations"
-    for kind in good fixed ca inputs features deferred impure text dynamic; do
+    for kind in good fixed ca dependent inputs features deferred impure text dynamic; do
       ! drv=$(nix-instantiate /root/kinds.nix -A $kind) || cp "$drv" /rec/derivations/$kind.drv
     done
   ' >"$work/$release.log" 2>&1 || { cat "$work/$release.log"; exit 1; }

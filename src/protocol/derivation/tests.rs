@@ -5,8 +5,8 @@ use proptest::prelude::*;
 use super::*;
 use crate::protocol::testing::{any_basic_derivation, any_drv_path, any_output_name, run};
 
-const KINDS: [&str; 9] =
-    ["good", "fixed", "ca", "inputs", "features", "deferred", "impure", "text", "dynamic"];
+const KINDS: [&str; 10] =
+    ["good", "fixed", "ca", "dependent", "inputs", "features", "deferred", "impure", "text", "dynamic"];
 
 fn golden(kind: &str) -> Vec<u8> {
     let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/derivations");

@@ -1,7 +1,7 @@
 //! NAR, Nix's archive format: one file system tree as one canonical stream of bytes.
 //!
 //! [`parser`] reads it sans-IO, in memory that does not depend on the size of the tree; [`tree`] writes the tree at a
-//! path; [`copy`] carries a NAR from one asynchronous stream to another and finds its end. Unpacking is nobody's
+//! path; [`copy()`] carries a NAR from one asynchronous stream to another and finds its end. Unpacking is nobody's
 //! business here: only Nix writes into a store.
 
 pub mod copy;

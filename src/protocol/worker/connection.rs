@@ -8,10 +8,8 @@
 
 use std::collections::{BTreeSet, VecDeque};
 use std::fmt;
-use std::future::{Future, poll_fn};
+use std::future::poll_fn;
 use std::io;
-use std::pin::{Pin, pin};
-use std::task::{Context, Poll};
 
 use futures_util::Stream;
 use tokio::io::{AsyncRead, AsyncWrite, BufReader};
@@ -22,9 +20,9 @@ use super::operation::{
     AddTempRoot, BuildDerivation, EnsurePath, IsValidPath, Operation, QueryMissing, QueryPathInfo,
     QueryValidPaths, SetOptions,
 };
-use super::types::{
-    BuildMode, BuildResult, ClientOptions, Missing, PathInfo, Repair, Signatures, Substitute, Trust,
-};
+use super::options::ClientOptions;
+use super::outgoing::{Outgoing, while_sending};
+use super::types::{BuildMode, BuildResult, Missing, PathInfo, Repair, Signatures, Substitute, Trust};
 use super::upload::{self, Upload};
 use super::version::Version;
 use super::{BoxedReader, BoxedWriter, CLIENT_MAGIC, READ_BUFFER, SERVER_MAGIC, op};
@@ -80,7 +78,7 @@ impl Connection {
             awaited: VecDeque::new(),
         };
         connection.shake_hands(offered).await?;
-        connection.in_step = true;
+        connection.end_step();
         Ok(connection)
     }
 
@@ -138,9 +136,10 @@ impl Connection {
         self.trust
     }
 
-    /// Whether the connection can be used for another operation: everything that was asked for has been answered in full.
+    /// Whether the connection can be used for another operation: everything that was asked for has been answered in full,
+    /// and nothing has come that was not asked for.
     pub fn is_clean(&self) -> bool {
-        self.in_step && self.awaited.is_empty() && self.out.is_done()
+        self.in_step && self.awaited.is_empty() && self.out.is_done() && !self.has_unasked()
     }
 
     // ---- Steps of an operation, for requests that are sent ahead. ----
@@ -170,7 +169,7 @@ impl Connection {
     pub async fn flush(&mut self) -> Result<(), ProtocolError> {
         self.begin_step()?;
         self.send_rest().await?;
-        self.in_step = true;
+        self.end_step();
         Ok(())
     }
 
@@ -194,7 +193,7 @@ impl Connection {
             }
         };
         let reply = while_sending(writer, out, reply).await?;
-        self.in_step = true;
+        self.end_step();
         Ok(reply?)
     }
 
@@ -224,7 +223,7 @@ impl Connection {
             }
         };
         let digest = while_sending(writer, out, reply).await?;
-        self.in_step = true;
+        self.end_step();
         Ok(digest?)
     }
 
@@ -405,6 +404,16 @@ impl Connection {
         answer.result
     }
 
+    /// Whether bytes came although no reply is awaited. A daemon that fails while it still reads a request reports that
+    /// twice, in one go, and hangs up.
+    fn has_unasked(&self) -> bool {
+        self.awaited.is_empty() && !self.reader.get_ref().buffer().is_empty()
+    }
+
+    fn end_step(&mut self) {
+        self.in_step = !self.has_unasked();
+    }
+
     fn require_step(&self) -> Result<(), ProtocolError> {
         if self.in_step { Ok(()) } else { Err(ProtocolError::Unclean) }
     }
@@ -464,54 +473,4 @@ async fn read_server_info(
 /// Some servers report an invalid path as an error instead of saying so.
 fn absent(error: RemoteError) -> Result<Option<PathInfo>, RemoteError> {
     if error.message.contains("is not valid") { Ok(None) } else { Err(error) }
-}
-
-/// What is to be sent, and how much of it has been. Survives the loss of the future that sends it.
-#[derive(Debug, Default)]
-struct Outgoing {
-    bytes: WireWriter,
-    sent: usize,
-}
-
-impl Outgoing {
-    fn is_done(&self) -> bool {
-        self.bytes.is_empty()
-    }
-
-    fn poll_send(&mut self, cx: &mut Context<'_>, writer: &mut BoxedWriter) -> Poll<io::Result<()>> {
-        while self.sent < self.bytes.len() {
-            let rest = &self.bytes.as_bytes()[self.sent..];
-            let sent = std::task::ready!(Pin::new(&mut *writer).poll_write(cx, rest))?;
-            if sent == 0 {
-                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
-            }
-            self.sent += sent;
-        }
-        if !self.bytes.is_empty() {
-            std::task::ready!(Pin::new(writer).poll_flush(cx))?;
-            self.bytes.clear();
-            self.sent = 0;
-        }
-        Poll::Ready(Ok(()))
-    }
-}
-
-/// Awaits a reply and sends meanwhile. A peer that does not read any more may still have said why, so what can be read
-/// goes before what cannot be written.
-async fn while_sending<T>(
-    writer: &mut BoxedWriter,
-    out: &mut Outgoing,
-    reply: impl Future<Output = Result<T, ProtocolError>>,
-) -> Result<T, ProtocolError> {
-    let mut reply = pin!(reply);
-    poll_fn(|cx| {
-        if let Poll::Ready(result) = reply.as_mut().poll(cx) {
-            return Poll::Ready(result);
-        }
-        match out.poll_send(cx, writer) {
-            Poll::Ready(Err(error)) => Poll::Ready(Err(ProtocolError::Write(error))),
-            Poll::Ready(Ok(())) | Poll::Pending => Poll::Pending,
-        }
-    })
-    .await
 }

@@ -11,7 +11,7 @@
 //!   ◀──────────── log frames, then LAST and the reply, or ERROR
 //! ```
 //!
-//! - [`types`]: what travels. [`log`]: the frames before a reply. [`framed`]: bodies of unknown length.
+//! - [`types`] and [`options`]: what travels. [`log`]: the frames before a reply. [`framed`]: bodies of unknown length.
 //! - [`operation`]: what the client asks, each with its request and reply. [`request`]: the same as the server reads it.
 
 pub mod connection;
@@ -19,6 +19,8 @@ mod error;
 pub mod framed;
 pub mod log;
 pub mod operation;
+pub mod options;
+mod outgoing;
 pub mod request;
 pub mod server;
 pub mod types;
@@ -28,11 +30,11 @@ mod version;
 pub use connection::Connection;
 pub use error::ProtocolError;
 pub use log::{LogEvent, LogSink, RemoteError};
+pub use options::ClientOptions;
 pub use request::Request;
 pub use server::{Server, ServerHello};
 pub use types::{
-    BuildMode, BuildResult, ClientOptions, Missing, PathInfo, Repair, ResultStatus, Signatures, Substitute,
-    Trust,
+    BuildMode, BuildResult, Missing, PathInfo, Repair, ResultStatus, Signatures, Substitute, Trust,
 };
 pub use version::Version;
 
@@ -69,3 +71,6 @@ pub(crate) mod op {
     pub(crate) const ADD_BUILD_LOG: u64 = 45;
     pub(crate) const BUILD_PATHS_WITH_RESULTS: u64 = 46;
 }
+
+#[cfg(test)]
+mod tests;

@@ -9,7 +9,8 @@ use std::future::Future;
 use tokio::io::AsyncBufRead;
 
 use super::op;
-use super::types::{BuildMode, BuildResult, ClientOptions, Missing, PathInfo, Substitute};
+use super::options::ClientOptions;
+use super::types::{BuildMode, BuildResult, Missing, PathInfo, Substitute};
 use super::version::Version;
 use crate::model::{DrvPath, OutputName, StorePath};
 use crate::protocol::derivation::BasicDerivation;

@@ -8,7 +8,8 @@ use std::collections::BTreeSet;
 use tokio::io::AsyncBufRead;
 
 use super::op;
-use super::types::{BuildMode, ClientOptions, PathInfo, Repair, Signatures, Substitute};
+use super::options::ClientOptions;
+use super::types::{BuildMode, PathInfo, Repair, Signatures, Substitute};
 use crate::model::{DrvPath, StorePath};
 use crate::protocol::derivation::BasicDerivation;
 use crate::protocol::wire::{MAX_WORD, WireError, WireReader};

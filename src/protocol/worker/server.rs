@@ -263,6 +263,12 @@ impl Server {
         Ok(digest)
     }
 
+    /// For tests of what no server should say.
+    #[cfg(test)]
+    pub(crate) fn raw_writer(&mut self) -> &mut BoxedWriter {
+        &mut self.writer
+    }
+
     async fn reply(&mut self, write: impl FnOnce(&mut WireWriter, Version)) -> Result<(), ProtocolError> {
         self.begin_reply().await?;
         write(&mut self.out, self.version);
