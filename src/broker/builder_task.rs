@@ -11,6 +11,7 @@
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use anyhow::Context;
 use backon::{BackoffBuilder, ExponentialBuilder};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -104,10 +105,10 @@ impl Task {
         self.driver.event(Event::Launched { builder, instance });
         let fault = tokio::select! {
             fault = self.boot_and_watch(launched) => fault,
-            () = self.runtime.provider.gone(&launched.instance.id) => BuilderFault {
-                kind: BuilderFaultKind::ConnectionLost,
-                reason: format!("instance `{}` ended by itself", launched.instance.id),
-            },
+            reason = self.runtime.provider.gone(&launched.instance.id) => fault(
+                BuilderFaultKind::ConnectionLost,
+                format!("instance `{}` ended by itself: {reason}", launched.instance.id),
+            ),
             () = self.terminate.cancelled() => return,
         };
         tracing::warn!(%builder, reason = fault.reason, "builder lost");
@@ -132,9 +133,13 @@ impl Task {
         loop {
             let reason = losses.next().await;
             tracing::debug!(builder = %self.builder, %reason, "a session was lost");
-            if let Err(error) = probe_once(remote.sessions(), REDIAL_DEADLINE).await {
-                let reason = format!("{reason}, and it does not answer again: {}", chain(&error));
-                return fault(BuilderFaultKind::ConnectionLost, reason);
+            match probe_once(remote.sessions(), REDIAL_DEADLINE).await {
+                // Said again, it clears the suspicion that the scheduler has after a lost attempt.
+                Ok(facts) => self.driver.event(Event::Ready { builder: self.builder, facts }),
+                Err(error) => {
+                    let reason = format!("{reason}, and it does not answer again: {}", chain(&error));
+                    return fault(BuilderFaultKind::ConnectionLost, reason);
+                }
             }
         }
     }
@@ -180,7 +185,10 @@ impl Task {
 
 async fn probe_once(sessions: &Sessions, limit: Duration) -> anyhow::Result<BuilderFacts> {
     let output = sessions.run(probe::COMMAND, Instant::now() + limit).await?;
-    Ok(probe::parse(&output)?)
+    probe::parse(&output.stdout).with_context(|| match output.stderr_tail.trim() {
+        "" => "look at the builder".to_owned(),
+        complaint => format!("look at the builder, which says: {complaint}"),
+    })
 }
 
 fn launch_failed(reason: String) -> BuilderFault {

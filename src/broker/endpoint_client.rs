@@ -54,6 +54,7 @@ pub(super) async fn store(
     let (reader, writer) = stream.into_split();
     let server = Server::accept(reader, writer, hello()).await?;
     let store = Machine { shared: Arc::clone(shared), driver: driver.clone(), outputs: BTreeMap::new() };
+    // Not counted among the clients that the shutdown waits for: one that is idle may stay for ever.
     Ok(serve(server, store).await?)
 }
 

@@ -9,6 +9,7 @@ use anyhow::{Context, bail};
 use tokio::io::AsyncReadExt;
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::build::{Build, End, Listener, Source};
 use super::driver::{DriverHandle, Message};
@@ -78,6 +79,8 @@ struct Accepted {
     machine: String,
     listener: Listener,
     gone: Gone,
+    /// Keeps the shutdown waiting.
+    _token: TaskTrackerToken,
 }
 
 /// Tells the scheduler on drop; harmless when the build has ended.
@@ -108,7 +111,7 @@ async fn consider(
             let gone = Gone { build: build.id, driver: driver.clone() };
             driver.send(Message::NewBuild(Arc::clone(&build)));
             sink.reply(&HookReply::Accept { build: build.id.0, machine: machine.clone() }).await?;
-            Ok(Some(Accepted { build, machine, listener, gone }))
+            Ok(Some(Accepted { build, machine, listener, gone, _token: shared.clients.token() }))
         }
         Answer::Decline { why } => {
             tracing::debug!(drv = %request.drv, why, "decline");

@@ -18,6 +18,9 @@ use super::listener;
 use crate::config::Config;
 use crate::scheduler::Fleet;
 
+/// How long importers may take after the last build: a large output on a slow disk.
+const IMPORT_DEADLINE: Duration = Duration::from_secs(120);
+
 /// How long tasks may take to end after the last build and builder are gone.
 const TASKS_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -50,6 +53,11 @@ pub async fn serve(config: Config, socket: &Path) -> anyhow::Result<()> {
         () = signals.drain(&handle, config.drain_grace) => {}
     }
 
+    // Every build has ended, but some of the good ones are still being taken over by their importers.
+    shared.clients.close();
+    if tokio::time::timeout(IMPORT_DEADLINE, shared.clients.wait()).await.is_err() {
+        tracing::warn!(clients = shared.clients.len(), "some clients have not taken over their builds in time");
+    }
     stop.cancel();
     listening.await.context("the listener died")?;
     // Our own socket only: a successor may have bound its own only after this one is gone.

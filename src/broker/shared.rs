@@ -32,6 +32,8 @@ pub(crate) struct Shared {
     pub(crate) shelf: Shelf,
     /// Builder and build tasks: the shutdown waits for them.
     pub(crate) tasks: TaskTracker,
+    /// Clients with a build that was accepted: the shutdown waits until they have imported what was built.
+    pub(crate) clients: TaskTracker,
     started_at: Instant,
     last_build: AtomicU64,
     declines: Mutex<VecDeque<(DrvPath, String)>>,
@@ -70,8 +72,8 @@ impl Shared {
         std::fs::create_dir_all(&spool_dir).with_context(|| format!("create `{}`", spool_dir.display()))?;
         let key_path = config.state_dir.join("id_ed25519");
         let key = ClientKey::load_or_create(&key_path).context("read or make the broker's SSH key")?;
-        let context =
-            ProviderContext { state_dir: config.state_dir.clone(), client_key: key.public_openssh() };
+        let context = ProviderContext::new(config.state_dir.clone(), key.public_openssh())
+            .context("find the broker's own program")?;
         let pools: anyhow::Result<Vec<_>> = config
             .pools
             .iter()
@@ -87,6 +89,7 @@ impl Shared {
             local_store: LocalStore::default(),
             shelf: Shelf::default(),
             tasks: TaskTracker::new(),
+            clients: TaskTracker::new(),
             started_at: Instant::now(),
             last_build: AtomicU64::new(0),
             declines: Mutex::default(),

@@ -32,6 +32,7 @@ use crate::config::{self, Defaults};
 use crate::ipc::Target;
 use crate::ipc::message::{DEFAULT_SOCKET, SOCKET_VARIABLE};
 use crate::model::BuilderId;
+use crate::provider;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -172,12 +173,8 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Complaint> {
         Command::Check(args) => check::run(&args),
         Command::Doctor(args) => doctor::run(&args, &context),
         Command::Serve(args) => Ok(daemon::serve(ServeArgs { socket: context.socket, ..args })?),
-        Command::LocalMachine { args } => local_machine(&args),
+        Command::LocalMachine { args } => Ok(provider::local::machine::main(&args)),
     }
-}
-
-fn local_machine(_args: &[OsString]) -> Result<ExitCode, Complaint> {
-    Err(anyhow::anyhow!("this broker was built without the `local` provider").into())
 }
 
 #[cfg(test)]

@@ -1,0 +1,171 @@
+//! Where machines come from: launch one, know when it is gone, leave nothing behind.
+//!
+//! Owns the life of instances, and how they are reached. Whether one is wanted is the scheduler's decision, talking to
+//! it over SSH the broker's business.
+//!
+//! The set is closed: [`Provider`] is one of [`local`] (sets of processes on this host) and [`hosts`] (machines that
+//! exist already). A new one is a variant here and in [`ProviderSpec`].
+
+pub mod hosts;
+pub mod local;
+pub mod probe;
+
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+
+use crate::model::{BuilderId, Instance, InstanceId, PoolSpec, ProviderSpec};
+
+use self::hosts::Hosts;
+use self::local::Local;
+
+/// Where the machines of one pool come from.
+#[derive(Debug)]
+pub enum Provider {
+    /// Sets of processes on this host.
+    Local(Local),
+    /// Machines that exist already.
+    Hosts(Hosts),
+}
+
+/// What every provider may need to know of the broker.
+#[derive(Clone, Debug)]
+pub struct ProviderContext {
+    /// The broker's own directory, which outlives it.
+    pub state_dir: PathBuf,
+    /// The public key that the broker logs in with (`ssh-ed25519 AAAA...`).
+    pub client_key: String,
+    /// The `broker` program, which the local provider starts to watch over each machine.
+    pub broker_program: PathBuf,
+}
+
+impl ProviderContext {
+    /// A context with the running program as the `broker` program.
+    pub fn new(state_dir: PathBuf, client_key: String) -> io::Result<Self> {
+        Ok(Self { state_dir, client_key, broker_program: std::env::current_exe()? })
+    }
+}
+
+/// An instance, and how to reach it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Launched {
+    /// What was made.
+    pub instance: Instance,
+    /// Where its sshd is, now or soon.
+    pub address: Address,
+}
+
+/// How an instance is reached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Address {
+    /// Name or address.
+    pub host: String,
+    /// TCP port of its sshd.
+    pub port: u16,
+    /// The user to log in as.
+    pub user: String,
+    /// The host keys of which it has one, in OpenSSH form.
+    pub host_keys: Vec<String>,
+    /// A private key to log in with; `None` is the broker's own.
+    pub identity_file: Option<PathBuf>,
+}
+
+/// Why a provider could not do what it was asked for.
+#[derive(Debug, thiserror::Error)]
+#[error("{reason}")]
+pub struct ProviderError {
+    /// What kind of thing went wrong.
+    pub kind: ProviderErrorKind,
+    /// What failed, on what.
+    pub reason: String,
+    /// The system's own words, if it had any.
+    pub source: Option<io::Error>,
+}
+
+/// The kinds of failure of a provider.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ProviderErrorKind {
+    /// Nothing is free right now; later there may be.
+    Capacity,
+    /// It will not do this for us.
+    Refused,
+    /// It was asked for something that cannot be: a person has to change the configuration or this host.
+    Config,
+    /// Anything else; trying again may help.
+    Unknown,
+}
+
+impl ProviderError {
+    pub(crate) fn new(kind: ProviderErrorKind, reason: impl Into<String>) -> Self {
+        Self { kind, reason: reason.into(), source: None }
+    }
+
+    /// A failure that the system explains.
+    pub(crate) fn io(reason: impl Into<String>, source: io::Error) -> Self {
+        Self { kind: ProviderErrorKind::Unknown, reason: reason.into(), source: Some(source) }
+    }
+}
+
+impl fmt::Display for ProviderErrorKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Capacity => "no capacity",
+            Self::Refused => "refused",
+            Self::Config => "configuration",
+            Self::Unknown => "failure",
+        })
+    }
+}
+
+impl Provider {
+    /// The provider that the configuration names for this pool.
+    pub fn for_pool(pool: &PoolSpec, context: &ProviderContext) -> Result<Self, ProviderError> {
+        Ok(match &pool.provider {
+            ProviderSpec::Local(_) => Self::Local(Local::new(context)?),
+            ProviderSpec::Hosts(hosts) => Self::Hosts(Hosts::new(hosts.clone())),
+        })
+    }
+
+    /// Makes an instance. It may still be on its way up when this returns. Not to be cancelled: see each provider.
+    pub async fn launch(&self, builder: BuilderId, pool: &PoolSpec) -> Result<Launched, ProviderError> {
+        match self {
+            Self::Local(local) => local.launch(builder, pool).await,
+            Self::Hosts(hosts) => hosts.launch(&pool.name),
+        }
+    }
+
+    /// Ends an instance. Returns only when nothing of it is left; ending one that is gone already succeeds.
+    pub async fn terminate(&self, instance: &InstanceId) -> Result<(), ProviderError> {
+        match self {
+            Self::Local(local) => local.terminate(instance).await,
+            Self::Hosts(hosts) => {
+                hosts.terminate(instance);
+                Ok(())
+            }
+        }
+    }
+
+    /// The instances there are, as observed.
+    pub fn list(&self) -> Vec<Instance> {
+        match self {
+            Self::Local(local) => local.list(),
+            Self::Hosts(hosts) => hosts.list(),
+        }
+    }
+
+    /// Waits until an instance has ended without being asked to, and says why. Never ends for one it cannot watch.
+    pub async fn gone(&self, instance: &InstanceId) -> String {
+        match self {
+            Self::Local(local) => local.gone(instance).await,
+            Self::Hosts(_) => std::future::pending().await,
+        }
+    }
+
+    /// Ends what an earlier broker with this state directory left behind, and nothing else; says how many it was.
+    pub async fn reap_strays(&self) -> Result<usize, ProviderError> {
+        match self {
+            Self::Local(local) => local.reap_strays().await,
+            Self::Hosts(_) => Ok(0),
+        }
+    }
+}
