@@ -1,6 +1,8 @@
 //! The main job with the real thing: an ordinary user's `nix-build` through nix-daemon, our hook, our broker, a builder
 //! it launched, real SSH. Every test runs on every Nix of the matrix, and ends by checking that nothing is left.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on says so by panicking")]
+
 // Harness code: not every test file uses all of it.
 #[allow(dead_code)]
 #[path = "common/lab.rs"]
@@ -12,7 +14,8 @@ use lab::{LOCAL_POOL, on_every_release, text};
 fn a_graph_of_hundreds_of_derivations_is_built_on_builders_that_come_and_go() {
     on_every_release(LOCAL_POOL, |lab| {
         assert!(lab.status()["builders"].as_array().unwrap().is_empty(), "no builder before the first build");
-        let paths = lab.build("alice", &["/t/graph.nix", "--argstr", "nonce", "g", "--argstr", "depth", "11"]);
+        let paths =
+            lab.build("alice", &["/t/graph.nix", "--argstr", "nonce", "g", "--argstr", "depth", "11"]);
         let [graph] = &paths[..] else { panic!("{paths:?}") };
         let status = lab.status();
         let succeeded = lab.ended("succeeded");
@@ -39,8 +42,7 @@ fn every_kind_of_derivation_comes_home() {
             let paths = lab.build("alice", &["/t/kinds.nix", "-A", name, "--argstr", "nonce", "k"]);
             assert_eq!(paths.len(), 1, "{name}");
         }
-        let outputs =
-            lab.build("alice", &["/t/kinds.nix", "-A", "multi.all", "--argstr", "nonce", "k"]);
+        let outputs = lab.build("alice", &["/t/kinds.nix", "-A", "multi.all", "--argstr", "nonce", "k"]);
         assert_eq!(outputs.len(), 3, "{outputs:?}");
         let out = outputs.iter().find(|path| path.ends_with("-multi")).unwrap();
         let dev = outputs.iter().find(|path| path.ends_with("-multi-dev")).unwrap();
@@ -66,10 +68,14 @@ fn floating_content_addressed_derivations_come_home_with_their_realisations() {
 #[test]
 fn trees_of_every_shape_arrive_unchanged() {
     on_every_release(LOCAL_POOL, |lab| {
-        let [tree] = &lab.build("alice", &["/t/shapes.nix", "-A", "tree", "--argstr", "nonce", "s"])[..] else {
+        let [tree] = &lab.build("alice", &["/t/shapes.nix", "-A", "tree", "--argstr", "nonce", "s"])[..]
+        else {
             panic!()
         };
-        let listing = lab.run("alice", &["sh", "-c", &format!("cd {tree} && find . -printf '%y %m %p %l\n' | LC_ALL=C sort")]);
+        let listing = lab.run(
+            "alice",
+            &["sh", "-c", &format!("cd {tree} && find . -printf '%y %m %p %l\n' | LC_ALL=C sort")],
+        );
         let expected = [
             "d 555 . ",
             "d 555 ./a b ",
@@ -82,13 +88,15 @@ fn trees_of_every_shape_arrive_unchanged() {
             "l 777 ./bin/dangling ../nowhere",
         ];
         assert_eq!(listing.lines().map(str::trim_end).collect::<Vec<_>>(), expected.map(str::trim_end));
-        let [many] = &lab.build("alice", &["/t/shapes.nix", "-A", "many-files", "--argstr", "nonce", "s"])[..]
+        let [many] =
+            &lab.build("alice", &["/t/shapes.nix", "-A", "many-files", "--argstr", "nonce", "s"])[..]
         else {
             panic!()
         };
         let count = lab.run("alice", &["sh", "-c", &format!("ls {many} | wc -l; cat {many}/file-9999")]);
         assert_eq!(count, "10000\n9999");
-        let [inputs] = &lab.build("alice", &["/t/shapes.nix", "-A", "many-inputs", "--argstr", "nonce", "s"])[..]
+        let [inputs] =
+            &lab.build("alice", &["/t/shapes.nix", "-A", "many-inputs", "--argstr", "nonce", "s"])[..]
         else {
             panic!()
         };
@@ -132,7 +140,8 @@ fn a_failing_build_says_why_and_does_not_stop_the_others() {
         assert_eq!(build.status.code(), Some(expected), "{said}");
         assert_eq!(lab.ended("succeeded"), 1);
         assert_eq!(lab.ended("failed"), 1);
-        let drv = lab.run("alice", &["nix-instantiate", "/t/shapes.nix", "-A", "fails", "--argstr", "nonce", "f"]);
+        let drv =
+            lab.run("alice", &["nix-instantiate", "/t/shapes.nix", "-A", "fails", "--argstr", "nonce", "f"]);
         let log = lab.run("alice", &["nix-store", "--read-log", drv.split('!').next().unwrap()]);
         assert!(log.contains("before the end\nthe reason it fails"), "{log}");
         lab.assert_all_is_over();
@@ -154,9 +163,22 @@ fn root_without_a_daemon_is_served_as_well() {
     on_every_release(LOCAL_POOL, |lab| {
         // Where root's own Nix reads the setting on every version: facts tried in README, "Setting the hook".
         lab.sh("mkdir -p /root/.config/nix && echo 'build-hook = /usr/local/bin/broker-hook' > /root/.config/nix/nix.conf");
-        let build = lab.output("root", &[
-            "env", "NIX_REMOTE=local", "nix-build", "--no-out-link", "/t/wide.nix", "--argstr", "nonce", "r", "--argstr", "n", "3",
-        ]);
+        let build = lab.output(
+            "root",
+            &[
+                "env",
+                "NIX_REMOTE=local",
+                "nix-build",
+                "--no-out-link",
+                "/t/wide.nix",
+                "--argstr",
+                "nonce",
+                "r",
+                "--argstr",
+                "n",
+                "3",
+            ],
+        );
         assert!(build.status.success(), "{}\n{}", text(&build), lab.diagnosis());
         assert!(!text(&build).contains("warning"), "{}", text(&build));
         assert_eq!(lab.ended("succeeded"), 3);
@@ -179,8 +201,7 @@ fn without_a_broker_builds_go_on_locally_with_one_warning() {
     on_every_release(LOCAL_POOL, |lab| {
         assert!(lab.stop_broker().success());
         lab.configure_nix("max-jobs = 2");
-        let build =
-            lab.nix_build("alice", &["/t/wide.nix", "--argstr", "nonce", "n", "--argstr", "n", "5"]);
+        let build = lab.nix_build("alice", &["/t/wide.nix", "--argstr", "nonce", "n", "--argstr", "n", "5"]);
         let said = text(&build);
         assert!(build.status.success(), "{said}");
         assert_eq!(said.matches("warning: nix-broker:").count(), 1, "{said}");
@@ -194,9 +215,22 @@ fn the_store_endpoint_serves_as_a_machine_without_the_hook() {
         let machine = "ssh-ng://localhost?remote-program=/usr/local/bin/broker-hook x86_64-linux - 8 1";
         lab.sh("sed -i '/^build-hook/d' /etc/nix/nix.conf");
         lab.sh(&format!("sed -i '/^# test/,$d' /etc/nix/nix.conf; printf 'max-jobs = 0\nbuilders = {machine}\n' >> /etc/nix/nix.conf"));
-        let paths = lab.run("root", &[
-            "env", "NIX_REMOTE=local", "nix-build", "--no-out-link", "/t/wide.nix", "--argstr", "nonce", "m", "--argstr", "n", "3",
-        ]);
+        let paths = lab.run(
+            "root",
+            &[
+                "env",
+                "NIX_REMOTE=local",
+                "nix-build",
+                "--no-out-link",
+                "/t/wide.nix",
+                "--argstr",
+                "nonce",
+                "m",
+                "--argstr",
+                "n",
+                "3",
+            ],
+        );
         assert_eq!(paths.lines().count(), 3);
         assert_eq!(lab.ended("succeeded"), 3);
         lab.assert_all_is_over();
@@ -209,7 +243,8 @@ fn a_pool_is_a_store_to_look_at_and_to_copy_to() {
         let store = "ssh-ng://localhost?remote-program=/usr/local/bin/broker-hook&remote-store=local";
         let verb = if lab.release() == "bookworm" { "ping" } else { "info" };
         lab.run("root", &["nix", "store", verb, "--store", store]);
-        let path = lab.run("root", &["sh", "-c", "echo payload > /tmp/payload; nix-store --add /tmp/payload"]);
+        let path =
+            lab.run("root", &["sh", "-c", "echo payload > /tmp/payload; nix-store --add /tmp/payload"]);
         lab.run("root", &["nix", "copy", "--no-check-sigs", "--to", store, &path]);
         let listed = lab.run("root", &["nix", "path-info", "--store", store, &path]);
         assert!(listed.contains(&path), "{listed}");

@@ -1,5 +1,7 @@
 //! What can die, dies, at every phase: afterwards the build has finished or failed with a reason, and nothing is left.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on says so by panicking")]
+
 // Harness code: not every test file uses all of it.
 #[allow(dead_code)]
 #[path = "common/lab.rs"]
@@ -71,7 +73,10 @@ fn builds_survive_the_loss_of_their_builder() {
     on_every_release(LOCAL_POOL, |lab| {
         for (i, kill) in victims.iter().enumerate() {
             let nonce = format!("v{i}");
-            let child = spawn_build(lab, &["/t/wide.nix", "--argstr", "nonce", &nonce, "--argstr", "n", "3", "--argstr", "sleep", "2"]);
+            let child = spawn_build(
+                lab,
+                &["/t/wide.nix", "--argstr", "nonce", &nonce, "--argstr", "n", "3", "--argstr", "sleep", "2"],
+            );
             lab.wait("builds to run", || lab.builds_in("building") >= 1);
             lab.sh(kill);
             let (ok, said) = wait_for(lab, child);
@@ -84,7 +89,10 @@ fn builds_survive_the_loss_of_their_builder() {
 #[test]
 fn hooks_that_wait_outlive_a_restart_of_the_broker() {
     on_every_release(LOCAL_POOL, |lab| {
-        let child = spawn_build(lab, &["/t/wide.nix", "--argstr", "nonce", "b", "--argstr", "n", "3", "--argstr", "sleep", "3"]);
+        let child = spawn_build(
+            lab,
+            &["/t/wide.nix", "--argstr", "nonce", "b", "--argstr", "n", "3", "--argstr", "sleep", "3"],
+        );
         lab.wait("builds to run", || lab.builds_in("building") >= 1);
         lab.kill_broker();
         lab.wait("the dead broker's builders to end", || {
@@ -100,7 +108,10 @@ fn hooks_that_wait_outlive_a_restart_of_the_broker() {
 #[test]
 fn a_drained_broker_finishes_what_runs_and_leaves_nothing() {
     on_every_release(LOCAL_POOL, |lab| {
-        let child = spawn_build(lab, &["/t/wide.nix", "--argstr", "nonce", "d", "--argstr", "n", "2", "--argstr", "sleep", "3"]);
+        let child = spawn_build(
+            lab,
+            &["/t/wide.nix", "--argstr", "nonce", "d", "--argstr", "n", "2", "--argstr", "sleep", "3"],
+        );
         lab.wait("builds to run", || lab.builds_in("building") == 2);
         let status = lab.stop_broker();
         assert!(status.success(), "{status}\n{}", lab.diagnosis());

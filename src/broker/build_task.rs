@@ -99,9 +99,8 @@ impl Attempt<'_> {
             Source::Given(derivation) => Ok((**derivation).clone()),
             Source::LocalStore => {
                 let derivation = self.shared.local_store.derivation(&self.build.request.drv).await;
-                let derivation = derivation.map_err(|error| {
-                    Failure::new(FailureKind::Request, chain(&anyhow::Error::new(error)))
-                })?;
+                let derivation = derivation
+                    .map_err(|error| Failure::new(FailureKind::Request, chain(&anyhow::Error::new(error))))?;
                 Ok(derivation.to_basic(inputs))
             }
         }
@@ -145,7 +144,10 @@ impl Attempt<'_> {
                 } else {
                     FailureKind::Transient
                 };
-                Err(Failure::new(kind, format!("builder {}: {}", self.remote.builder(), plain(&error.message))))
+                Err(Failure::new(
+                    kind,
+                    format!("builder {}: {}", self.remote.builder(), plain(&error.message)),
+                ))
             }
             Err(error) => Err(lost("build", &daemon.explain(anyhow::Error::new(error)))),
         }
@@ -157,8 +159,7 @@ impl Attempt<'_> {
         let started = Instant::now();
         loop {
             let total = settings.timeout.map(|limit| started + limit + WATCHDOG_MARGIN);
-            let silent =
-                settings.max_silent_time.map(|limit| *last_sign.borrow() + limit + WATCHDOG_MARGIN);
+            let silent = settings.max_silent_time.map(|limit| *last_sign.borrow() + limit + WATCHDOG_MARGIN);
             let Some(deadline) = total.into_iter().chain(silent).min() else {
                 return std::future::pending().await;
             };
@@ -233,7 +234,8 @@ impl LogSink for LogRelay<'_> {
             }
             // As the build itself said it: Nix reads the phase from such a line.
             LogEvent::Phase { phase, .. } => {
-                let quoted: String = phase.chars().filter(|c| !c.is_control() && !"\"\\".contains(*c)).collect();
+                let quoted: String =
+                    phase.chars().filter(|c| !c.is_control() && !"\"\\".contains(*c)).collect();
                 format!("@nix {{\"action\":\"setPhase\",\"phase\":\"{quoted}\"}}\n").into_bytes()
             }
             LogEvent::Message { .. }
@@ -276,7 +278,12 @@ fn build_failure(result: &BuildResult) -> Failure {
 fn summary(error: &str) -> String {
     let plain = plain(error);
     let first = plain.split("; last ").next().unwrap_or(&plain);
-    first.lines().map(str::trim).take_while(|line| !line.starts_with("Last ") && !line.starts_with("For full logs")).collect::<Vec<_>>().join(" ")
+    first
+        .lines()
+        .map(str::trim)
+        .take_while(|line| !line.starts_with("Last ") && !line.starts_with("For full logs"))
+        .collect::<Vec<_>>()
+        .join(" ")
 }
 
 /// Text without terminal colours.
@@ -298,7 +305,6 @@ fn lost(doing: &str, error: &anyhow::Error) -> Failure {
     let kind = if local { FailureKind::Transfer } else { FailureKind::BuilderLost };
     Failure::new(kind, format!("cannot {doing}: {}", chain(error)))
 }
-
 
 #[cfg(test)]
 mod tests {

@@ -16,8 +16,8 @@ use super::{Shared, chain};
 use crate::endpoint::{Archive, Building, Imported, Progress, Store, serve};
 use crate::ipc::{Frame, Reply};
 use crate::model::{
-    BuildInputs, BuildRequest, BuildSettings, BuilderId, BuilderState, DrvPath, Failure, FailureKind, Feature,
-    Requirement, StorePath, System,
+    BuildInputs, BuildRequest, BuildSettings, BuilderId, BuilderState, DrvPath, Failure, FailureKind,
+    Feature, Requirement, StorePath, System,
 };
 use crate::protocol::derivation::BasicDerivation;
 use crate::protocol::worker::{
@@ -84,10 +84,7 @@ pub(super) async fn relay(
 }
 
 /// A builder of this pool, started if there is none.
-async fn ready_builder(
-    spec: &crate::model::PoolSpec,
-    driver: &DriverHandle,
-) -> anyhow::Result<Arc<Remote>> {
+async fn ready_builder(spec: &crate::model::PoolSpec, driver: &DriverHandle) -> anyhow::Result<Arc<Remote>> {
     let mut started = false;
     loop {
         let status = driver.status().await.context("the broker is ending")?;
@@ -278,7 +275,9 @@ fn status(failure: &Failure) -> ResultStatus {
         FailureKind::TimedOut => ResultStatus::TimedOut,
         FailureKind::LogLimitExceeded => ResultStatus::LogLimitExceeded,
         FailureKind::Request => ResultStatus::InputRejected,
-        FailureKind::Transient | FailureKind::BuilderLost | FailureKind::Transfer => ResultStatus::TransientFailure,
+        FailureKind::Transient | FailureKind::BuilderLost | FailureKind::Transfer => {
+            ResultStatus::TransientFailure
+        }
         FailureKind::Provider | FailureKind::Broker => ResultStatus::MiscFailure,
     }
 }

@@ -139,16 +139,14 @@ impl Accepted {
         shared: &Arc<Shared>,
     ) -> anyhow::Result<()> {
         match Frame::receive(&mut reader).await?.parse()? {
-            HookRequest::Inputs { paths, wanted_outputs } => {
-                match read_inputs(&paths, &wanted_outputs) {
-                    Ok(inputs) => self.build.set_inputs(inputs),
-                    Err(error) => {
-                        let failure = Failure::new(FailureKind::Request, format!("Nix sent bad inputs: {error}"));
-                        let reply = HookReply::Failed(WireFailure::from(&failure));
-                        return send(&mut writer, &reply).await;
-                    }
+            HookRequest::Inputs { paths, wanted_outputs } => match read_inputs(&paths, &wanted_outputs) {
+                Ok(inputs) => self.build.set_inputs(inputs),
+                Err(error) => {
+                    let failure = Failure::new(FailureKind::Request, format!("Nix sent bad inputs: {error}"));
+                    let reply = HookReply::Failed(WireFailure::from(&failure));
+                    return send(&mut writer, &reply).await;
                 }
-            }
+            },
             HookRequest::Ask(_) | HookRequest::Resume(_) => bail!("a hook asked again after it was accepted"),
         }
         self.gone.driver.event(Event::InputsKnown(self.build.id));

@@ -115,7 +115,8 @@ async fn select(target: &Target, driver: &DriverHandle) -> Result<(Selection, St
     match target {
         Target::All => Ok((Selection::All, count(&status))),
         Target::Builder(text) => {
-            let found = text.parse().ok().filter(|id| status.builders.iter().any(|builder| builder.id == *id));
+            let found =
+                text.parse().ok().filter(|id| status.builders.iter().any(|builder| builder.id == *id));
             match found {
                 Some(id) => Ok((Selection::One(id), format!("builder `{id}`"))),
                 None => Err(failed(format!("there is no builder `{text}`"), "see `broker builders`")),

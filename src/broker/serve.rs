@@ -12,9 +12,9 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::driver::Driver;
+use super::listener;
 use super::shared::Shared;
 use super::signals::{StopSignals, notify};
-use super::listener;
 use crate::config::Config;
 use crate::scheduler::Fleet;
 
@@ -33,9 +33,11 @@ pub async fn serve(config: Config, socket: &Path) -> anyhow::Result<()> {
     raise_file_limit();
     let shared = Arc::new(Shared::new(&config)?);
     for pool in shared.pools() {
-        let reaped = pool.provider.reap_strays().await.with_context(|| {
-            format!("end what an earlier broker left in pool `{}`", pool.spec.name)
-        })?;
+        let reaped = pool
+            .provider
+            .reap_strays()
+            .await
+            .with_context(|| format!("end what an earlier broker left in pool `{}`", pool.spec.name))?;
         if reaped > 0 {
             tracing::warn!(pool = %pool.spec.name, reaped, "ended instances that an earlier broker left behind");
         }
@@ -56,7 +58,10 @@ pub async fn serve(config: Config, socket: &Path) -> anyhow::Result<()> {
     // Every build has ended, but some of the good ones are still being taken over by their importers.
     shared.clients.close();
     if tokio::time::timeout(IMPORT_DEADLINE, shared.clients.wait()).await.is_err() {
-        tracing::warn!(clients = shared.clients.len(), "some clients have not taken over their builds in time");
+        tracing::warn!(
+            clients = shared.clients.len(),
+            "some clients have not taken over their builds in time"
+        );
     }
     stop.cancel();
     listening.await.context("the listener died")?;

@@ -43,7 +43,7 @@ impl StopSignals {
             () = tokio::time::sleep(grace) => tracing::warn!("the grace is over: ending what still runs"),
         }
         driver.event(Event::ShutdownForced);
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 }
 

@@ -34,7 +34,8 @@ pub(super) fn serve(args: ServeArgs) -> anyhow::Result<ExitCode> {
     if let Some(state_dir) = args.state_dir {
         config.state_dir = state_dir;
     }
-    let socket = args.socket.or_else(|| config.socket.clone()).unwrap_or_else(|| PathBuf::from(DEFAULT_SOCKET));
+    let socket =
+        args.socket.or_else(|| config.socket.clone()).unwrap_or_else(|| PathBuf::from(DEFAULT_SOCKET));
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()

@@ -40,7 +40,10 @@ pub trait Store: Send {
     ) -> impl Future<Output = Result<Option<PathInfo>, RemoteError>> + Send;
 
     /// The content of a path, if it is valid.
-    fn archive(&mut self, path: &StorePath) -> impl Future<Output = Result<Option<Archive>, RemoteError>> + Send;
+    fn archive(
+        &mut self,
+        path: &StorePath,
+    ) -> impl Future<Output = Result<Option<Archive>, RemoteError>> + Send;
 
     /// Starts a build.
     fn build(

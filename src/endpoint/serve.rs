@@ -3,7 +3,7 @@
 use tokio::io::BufReader;
 
 use super::{Archive, Building, Progress, Store};
-use crate::model::DrvPath;
+use crate::model::{DrvPath, StorePath};
 use crate::protocol::derivation::BasicDerivation;
 use crate::protocol::worker::log::Field;
 use crate::protocol::worker::{
@@ -14,6 +14,8 @@ use crate::protocol::worker::{
 const BUILD_ACTIVITY: u64 = 1;
 /// Nix's number for an activity that is a build.
 const KIND_BUILD: u64 = 105;
+/// Bytes of an archive read at once.
+const READ_BUFFER: usize = 128 << 10;
 /// "Information": shown by default.
 const LEVEL_INFO: u64 = 3;
 
@@ -37,8 +39,35 @@ pub async fn serve(mut server: Server, mut store: impl Store) -> Result<(), Prot
                 _ => server.reply_error(&takes_no_paths()).await?,
             },
             Request::AddToStoreNar { .. } => server.reply_error(&takes_no_paths()).await?,
-            Request::AddBuildLog(_) => server.reply_one().await?,
-            question => answer(&mut server, &mut store, question).await?,
+            Request::QueryValidPaths { paths, .. } => match store.valid_paths(paths).await {
+                Ok(valid) => server.reply_valid_paths(&valid).await?,
+                Err(error) => server.reply_error(&error).await?,
+            },
+            Request::IsValidPath(path) => match store.path_info(&path).await {
+                Ok(info) => server.reply_bool(info.is_some()).await?,
+                Err(error) => server.reply_error(&error).await?,
+            },
+            Request::QueryPathInfo(path) => match store.path_info(&path).await {
+                Ok(info) => server.reply_path_info(info.as_ref()).await?,
+                Err(error) => server.reply_error(&error).await?,
+            },
+            Request::EnsurePath(path) => match store.path_info(&path).await {
+                Ok(Some(_)) => server.reply_one().await?,
+                Ok(None) => server.reply_error(&not_valid(&path)).await?,
+                Err(error) => server.reply_error(&error).await?,
+            },
+            Request::NarFromPath(path) => send_archive(&mut server, &mut store, &path).await?,
+            // What is valid here is held by this machine's Nix, or by the broker for as long as the client is connected.
+            Request::AddTempRoot(_) | Request::AddBuildLog(_) => server.reply_one().await?,
+            Request::QueryMissing(_) => server.reply_missing(&Missing::default()).await?,
+            Request::QueryRealisation(_) => server.reply_realisation(None).await?,
+            Request::BuildPaths { .. }
+            | Request::BuildPathsWithResults { .. }
+            | Request::QueryDerivationOutputMap(_) => server.reply_error(&is_no_store()).await?,
+            Request::Unsupported(op) => {
+                let error = RemoteError::new(format!("operation {op} is not supported by nix-broker"));
+                server.reply_error(&error).await?;
+            }
         }
     }
     Ok(())
@@ -49,60 +78,22 @@ enum Flow {
     ClientLeft,
 }
 
-/// Answers what needs no more than a look.
-async fn answer(server: &mut Server, store: &mut impl Store, question: Request) -> Result<(), ProtocolError> {
-    match question {
-        Request::IsValidPath(path) => match store.path_info(&path).await {
-            Ok(info) => server.reply_bool(info.is_some()).await,
-            Err(error) => server.reply_error(&error).await,
-        },
-        Request::QueryValidPaths { paths, .. } => match store.valid_paths(paths).await {
-            Ok(valid) => server.reply_valid_paths(&valid).await,
-            Err(error) => server.reply_error(&error).await,
-        },
-        Request::QueryPathInfo(path) => match store.path_info(&path).await {
-            Ok(info) => server.reply_path_info(info.as_ref()).await,
-            Err(error) => server.reply_error(&error).await,
-        },
-        Request::NarFromPath(path) => match store.archive(&path).await {
-            Ok(Some(Archive::Spool(spool))) => {
-                server.reply_nar(&mut BufReader::with_capacity(128 << 10, spool.reader())).await.map(drop)
-            }
-            Ok(Some(Archive::Local(source))) => {
-                server.reply_nar(&mut BufReader::with_capacity(128 << 10, source)).await.map(drop)
-            }
-            Ok(None) => server.reply_error(&RemoteError::new(format!("path '{path}' is not valid"))).await,
-            Err(error) => server.reply_error(&error).await,
-        },
-        Request::EnsurePath(path) => match store.path_info(&path).await {
-            Ok(Some(_)) => server.reply_one().await,
-            Ok(None) => server.reply_error(&RemoteError::new(format!("path '{path}' is not valid"))).await,
-            Err(error) => server.reply_error(&error).await,
-        },
-        // What is valid here is held by this machine's Nix or by the broker for as long as the client is connected.
-        Request::AddTempRoot(_) => server.reply_one().await,
-        Request::QueryMissing(_) => server.reply_missing(&Missing::default()).await,
-        Request::QueryRealisation(_) => server.reply_realisation(None).await,
-        Request::BuildPaths { .. }
-        | Request::BuildPathsWithResults { .. }
-        | Request::QueryDerivationOutputMap(_) => {
-            let error = RemoteError::new(
-                "this endpoint builds what Nix asks of a machine; to use a pool as a store, name it: \
-                 ssh-ng://localhost?remote-program=<broker-hook>&remote-store=<pool>",
-            );
-            server.reply_error(&error).await
+async fn send_archive(
+    server: &mut Server,
+    store: &mut impl Store,
+    path: &StorePath,
+) -> Result<(), ProtocolError> {
+    match store.archive(path).await {
+        Ok(Some(Archive::Spool(spool))) => {
+            server.reply_nar(&mut BufReader::with_capacity(READ_BUFFER, spool.reader())).await?;
         }
-        Request::Unsupported(op) => {
-            server.reply_error(&RemoteError::new(format!("operation {op} is not supported by nix-broker"))).await
+        Ok(Some(Archive::Local(source))) => {
+            server.reply_nar(&mut BufReader::with_capacity(READ_BUFFER, source)).await?;
         }
-        Request::SetOptions(_)
-        | Request::BuildDerivation { .. }
-        | Request::AddMultipleToStore { .. }
-        | Request::AddToStoreNar { .. }
-        | Request::AddBuildLog(_) => {
-            server.reply_error(&RemoteError::new("nix-broker: this request is answered elsewhere")).await
-        }
+        Ok(None) => server.reply_error(&not_valid(path)).await?,
+        Err(error) => server.reply_error(&error).await?,
     }
+    Ok(())
 }
 
 async fn build<S: Store>(
@@ -160,6 +151,17 @@ async fn build<S: Store>(
     }
     server.reply_build_result(&result).await?;
     Ok(Flow::Continue)
+}
+
+fn not_valid(path: &StorePath) -> RemoteError {
+    RemoteError::new(format!("path '{path}' is not valid"))
+}
+
+fn is_no_store() -> RemoteError {
+    RemoteError::new(
+        "this endpoint builds what Nix asks of a machine; to use a pool as a store, name it: \
+         ssh-ng://localhost?remote-program=<broker-hook>&remote-store=<pool>",
+    )
 }
 
 fn takes_no_paths() -> RemoteError {

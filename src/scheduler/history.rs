@@ -37,7 +37,9 @@ impl History {
 
     /// The builds whose derivation's path has this text in it, the latest first.
     pub(super) fn matching(&self, subject: &str) -> impl Iterator<Item = BuildId> {
-        let is_match = move |id: &&BuildId| self.ended.get(id).is_some_and(|build| build.drv.to_string().contains(subject));
+        let is_match = move |id: &&BuildId| {
+            self.ended.get(id).is_some_and(|build| build.drv.to_string().contains(subject))
+        };
         self.order.iter().rev().filter(is_match).copied()
     }
 

@@ -39,7 +39,8 @@ impl Fleet {
         if let Some(build) = subject.strip_prefix('#').and_then(|id| id.parse().ok()).map(BuildId) {
             return self.explain(now, build).into_iter().collect();
         }
-        let live = self.builds.iter().rev().filter(|(_, build)| build.request.drv.to_string().contains(subject));
+        let live =
+            self.builds.iter().rev().filter(|(_, build)| build.request.drv.to_string().contains(subject));
         let ids = live.map(|(id, _)| *id).chain(self.history.matching(subject)).take(MOST);
         ids.filter_map(|id| self.explain(now, id)).collect()
     }

@@ -127,7 +127,9 @@ mod tests {
     fn paths(names: &[&str]) -> BTreeSet<StorePath> {
         names
             .iter()
-            .map(|name| StorePath::from_base_name(&format!("0c0kyvd9yy1j1xcpq5h3lqkzxmfv0y7i-{name}")).unwrap())
+            .map(|name| {
+                StorePath::from_base_name(&format!("0c0kyvd9yy1j1xcpq5h3lqkzxmfv0y7i-{name}")).unwrap()
+            })
             .collect()
     }
 

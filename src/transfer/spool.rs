@@ -122,7 +122,11 @@ pub struct SpoolReader {
 }
 
 impl AsyncRead for SpoolReader {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         // A large spool is read in a loop that never waits: without this, other tasks would.
         let coop = ready!(tokio::task::coop::poll_proceed(cx));
         let n = self.spool.read_at(buf.initialize_unfilled(), self.position)?;

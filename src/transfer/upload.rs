@@ -54,7 +54,9 @@ fn references_first(infos: Vec<PathInfo>) -> Vec<PathInfo> {
                 let Some(info) = by_path.get(&path) else { continue };
                 if entered.insert(path.clone()) {
                     stack.push(Step::Leave(path.clone()));
-                    stack.extend(info.references.iter().filter(|other| **other != path).cloned().map(Step::Enter));
+                    stack.extend(
+                        info.references.iter().filter(|other| **other != path).cloned().map(Step::Enter),
+                    );
                 }
             }
             Step::Leave(path) => sorted.extend(by_path.remove(&path)),
@@ -99,7 +101,8 @@ mod tests {
             info("c", &["b"]),
             info("d", &[]),
         ];
-        let sorted: Vec<_> = references_first(infos).into_iter().map(|info| info.path.name().to_owned()).collect();
+        let sorted: Vec<_> =
+            references_first(infos).into_iter().map(|info| info.path.name().to_owned()).collect();
         assert_eq!(sorted, ["d", "b", "c", "a"]);
     }
 

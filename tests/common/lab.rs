@@ -3,6 +3,8 @@
 //! Owns the life of the host (tests/lab/host.sh does the work) and the waits: always on a state, always with a deadline.
 //! What is tested is in the files beside it.
 
+#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test that cannot go on says so by panicking")]
+
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -14,7 +16,7 @@ use serde_json::Value;
 const RELEASES: [&str; 3] = ["bookworm", "trixie", "forky"];
 
 /// Runs a test on every release, on a fresh machine each. `NIX_BROKER_RELEASES=forky` narrows it for one's own use.
-pub fn on_every_release(config: &str, test: impl Fn(&mut Lab)) {
+pub(crate) fn on_every_release(config: &str, test: impl Fn(&mut Lab)) {
     let wanted = std::env::var("NIX_BROKER_RELEASES").unwrap_or_else(|_| RELEASES.join(" "));
     let releases: Vec<_> = RELEASES.into_iter().filter(|release| wanted.contains(release)).collect();
     assert!(!releases.is_empty(), "NIX_BROKER_RELEASES=`{wanted}` names none of {RELEASES:?}");
@@ -25,14 +27,14 @@ pub fn on_every_release(config: &str, test: impl Fn(&mut Lab)) {
 }
 
 /// Generous: these machines are slow and shared, and a deadline only bounds a failure.
-pub const DEADLINE: Duration = Duration::from_secs(240);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(240);
 
 const CONFIG_PATH: &str = "/etc/nix-broker/config.toml";
 const SOCKET: &str = "/run/nix-broker/broker.sock";
 const STATE_DIR: &str = "/var/lib/nix-broker";
 
 /// One pool on the `local` provider, with a short idle window.
-pub const LOCAL_POOL: &str = r#"
+pub(crate) const LOCAL_POOL: &str = r#"
 [[pool]]
 name = "local"
 slots = 4
@@ -43,7 +45,7 @@ launch-timeout = "60s"
 "#;
 
 /// A machine with a broker. Dropped, it is gone with everything that ran in it.
-pub struct Lab {
+pub(crate) struct Lab {
     name: String,
     release: &'static str,
     script: PathBuf,
@@ -52,7 +54,7 @@ pub struct Lab {
 
 impl Lab {
     /// A machine of this release, with hook, configuration, broker and nix-daemon in place and running.
-    pub fn start(release: &'static str, config: &str) -> Self {
+    pub(crate) fn start(release: &'static str, config: &str) -> Self {
         let mut lab = Self::bare(release, config);
         lab.start_broker();
         lab.configure_nix("");
@@ -60,7 +62,7 @@ impl Lab {
     }
 
     /// The same without a running broker or nix-daemon.
-    pub fn bare(release: &'static str, config: &str) -> Self {
+    pub(crate) fn bare(release: &'static str, config: &str) -> Self {
         static COUNTER: AtomicU32 = AtomicU32::new(0);
         let name = format!("t{}-{}", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed));
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -78,21 +80,24 @@ impl Lab {
     }
 
     /// Sets `build-hook` where this Nix reads it, with more lines of nix.conf, and starts or restarts nix-daemon.
-    pub fn configure_nix(&self, extra: &str) {
+    pub(crate) fn configure_nix(&self, extra: &str) {
         self.sh(&format!(
             "sed -i '/^# test/,$d' /etc/nix/nix.conf; cat >> /etc/nix/nix.conf <<'E'\n# test\nbuild-hook = /usr/local/bin/broker-hook\nmax-jobs = 0\n{extra}\nE"
         ));
         // Nix 2.25 to 2.33 ignores `build-hook` in nix.conf; its environment works on every version.
-        let daemon =
-            self.host(&["daemon", &self.name, "NIX_CONFIG=build-hook = /usr/local/bin/broker-hook"]);
+        let daemon = self.host(&["daemon", &self.name, "NIX_CONFIG=build-hook = /usr/local/bin/broker-hook"]);
         assert!(daemon.status.success(), "nix-daemon: {}", text(&daemon));
     }
 
     /// Starts the broker as its own user and waits until it answers.
-    pub fn start_broker(&mut self) {
+    pub(crate) fn start_broker(&mut self) {
         let mut command = self.command(
             "nix-broker",
-            &["sh", "-c", "exec broker serve --config /etc/nix-broker/config.toml 2>>/var/lib/nix-broker/broker.log"],
+            &[
+                "sh",
+                "-c",
+                "exec broker serve --config /etc/nix-broker/config.toml 2>>/var/lib/nix-broker/broker.log",
+            ],
         );
         let child = command.stdin(Stdio::null()).spawn().unwrap();
         self.broker = Some(child);
@@ -100,19 +105,19 @@ impl Lab {
     }
 
     /// SIGTERM, and its exit status.
-    pub fn stop_broker(&mut self) -> std::process::ExitStatus {
+    pub(crate) fn stop_broker(&mut self) -> std::process::ExitStatus {
         self.sh("kill $(pgrep -x broker -u nix-broker -o)");
         self.broker_exit()
     }
 
     /// SIGKILL.
-    pub fn kill_broker(&mut self) {
+    pub(crate) fn kill_broker(&mut self) {
         self.sh("kill -9 $(pgrep -x broker -u nix-broker -o)");
         let _killed = self.broker_exit();
     }
 
     /// Waits for the broker's own end.
-    pub fn broker_exit(&mut self) -> std::process::ExitStatus {
+    pub(crate) fn broker_exit(&mut self) -> std::process::ExitStatus {
         let mut child = self.broker.take().unwrap();
         let end = Instant::now() + DEADLINE;
         loop {
@@ -125,7 +130,7 @@ impl Lab {
     }
 
     /// A command in the machine.
-    pub fn command(&self, user: &str, words: &[&str]) -> Command {
+    pub(crate) fn command(&self, user: &str, words: &[&str]) -> Command {
         let mut command = Command::new(&self.script);
         command.args(["in", &self.name, "--user", user, "--env", "NIX_BROKER_LOG=nix_broker=debug", "--"]);
         command.args(words);
@@ -133,24 +138,24 @@ impl Lab {
     }
 
     /// Runs a script as root; it must succeed.
-    pub fn sh(&self, script: &str) -> String {
+    pub(crate) fn sh(&self, script: &str) -> String {
         self.run("root", &["sh", "-ec", script])
     }
 
     /// Runs a command; it must succeed. Returns its standard output.
-    pub fn run(&self, user: &str, words: &[&str]) -> String {
+    pub(crate) fn run(&self, user: &str, words: &[&str]) -> String {
         let output = self.output(user, words);
         assert!(output.status.success(), "{words:?}: {}\n{}", text(&output), self.diagnosis());
         String::from_utf8(output.stdout).unwrap().trim().to_owned()
     }
 
     /// Runs a command to its end, within the deadline.
-    pub fn output(&self, user: &str, words: &[&str]) -> Output {
+    pub(crate) fn output(&self, user: &str, words: &[&str]) -> Output {
         self.output_within(DEADLINE, user, words)
     }
 
     /// Runs a command to its end, within this deadline.
-    pub fn output_within(&self, deadline: Duration, user: &str, words: &[&str]) -> Output {
+    pub(crate) fn output_within(&self, deadline: Duration, user: &str, words: &[&str]) -> Output {
         let child = self
             .command(user, words)
             .stdin(Stdio::null())
@@ -170,43 +175,51 @@ impl Lab {
         let output = child.wait_with_output().unwrap();
         drop(ended);
         let expired = watchdog.join().unwrap();
-        assert!(!expired, "{words:?} did not end within {deadline:?}\n{}\n{}", text(&output), self.diagnosis());
+        assert!(
+            !expired,
+            "{words:?} did not end within {deadline:?}\n{}\n{}",
+            text(&output),
+            self.diagnosis()
+        );
         output
     }
 
     /// `nix-build` of a file of tests/nix as this user, without a result link.
-    pub fn nix_build(&self, user: &str, words: &[&str]) -> Output {
+    pub(crate) fn nix_build(&self, user: &str, words: &[&str]) -> Output {
         self.output(user, &[&["nix-build", "--no-out-link"], words].concat())
     }
 
     /// The same; it must succeed. Returns the output paths.
-    pub fn build(&self, user: &str, words: &[&str]) -> Vec<String> {
-        self.run(user, &[&["nix-build", "--no-out-link"], words].concat()).lines().map(str::to_owned).collect()
+    pub(crate) fn build(&self, user: &str, words: &[&str]) -> Vec<String> {
+        self.run(user, &[&["nix-build", "--no-out-link"], words].concat())
+            .lines()
+            .map(str::to_owned)
+            .collect()
     }
 
     /// `broker status --json`, if the broker answers.
-    pub fn try_status(&self) -> Option<Value> {
+    pub(crate) fn try_status(&self) -> Option<Value> {
         let output = self.output("root", &["broker", "status", "--json"]);
         output.status.success().then(|| serde_json::from_slice(&output.stdout).unwrap())
     }
 
     /// `broker status --json`.
-    pub fn status(&self) -> Value {
+    pub(crate) fn status(&self) -> Value {
         self.try_status().unwrap_or_else(|| panic!("the broker does not answer\n{}", self.diagnosis()))
     }
 
     /// The number of builds in this phase.
-    pub fn builds_in(&self, phase: &str) -> usize {
+    pub(crate) fn builds_in(&self, phase: &str) -> usize {
         self.status()["builds"].as_array().unwrap().iter().filter(|build| build["phase"] == phase).count()
     }
 
     /// The number of builds that have ended in this way since the broker started.
-    pub fn ended(&self, how: &str) -> u64 {
+    pub(crate) fn ended(&self, how: &str) -> u64 {
         self.status()["ended"][how].as_u64().unwrap()
     }
 
     /// Waits for a state.
-    pub fn wait(&self, what: &str, mut reached: impl FnMut() -> bool) {
+    pub(crate) fn wait(&self, what: &str, mut reached: impl FnMut() -> bool) {
         let end = Instant::now() + DEADLINE;
         while !reached() {
             assert!(Instant::now() < end, "waited in vain for {what}\n{}", self.diagnosis());
@@ -215,13 +228,13 @@ impl Lab {
     }
 
     /// Waits until no builder is left, and checks that nothing else is: process, directory, lock, invalid path.
-    pub fn assert_all_is_over(&self) {
+    pub(crate) fn assert_all_is_over(&self) {
         self.wait("the builders to end", || self.status()["builders"].as_array().unwrap().is_empty());
         self.assert_nothing_left();
     }
 
     /// No process of a builder or a hook, no directory of a builder, no lock, and a store that verifies.
-    pub fn assert_nothing_left(&self) {
+    pub(crate) fn assert_nothing_left(&self) {
         let strays = "pgrep -a -f 'sshd|nix-daemon --stdio|broker-hook|local-machine|build-remote|sleep 1000' | grep -v pgrep || true";
         self.wait("every process of builds and builders to end", || self.sh(strays).is_empty());
         let dirs = self.sh("ls -A /var/lib/nix-broker/local 2>/dev/null || true");
@@ -232,14 +245,15 @@ impl Lab {
     }
 
     /// What a person would look at first when a test fails.
-    pub fn diagnosis(&self) -> String {
+    pub(crate) fn diagnosis(&self) -> String {
         let script = "echo '--- broker.log'; tail -n 60 /var/lib/nix-broker/broker.log; echo '--- nix-daemon.log'; tail -n 20 /var/log/nix-daemon.log; echo '--- ps'; ps axfo pid,ppid,user,stat,args | tail -n 60; for l in /var/lib/nix-broker/local/*/*log; do echo \"--- $l\"; tail -n 20 $l; done; echo '--- status'; timeout 5 broker status";
-        let output = Command::new(&self.script).args(["in", &self.name, "--", "sh", "-c", script]).output().unwrap();
+        let output =
+            Command::new(&self.script).args(["in", &self.name, "--", "sh", "-c", script]).output().unwrap();
         format!("release {}, host {}\n{}", self.release, self.name, text(&output))
     }
 
     /// Writes a file.
-    pub fn write(&self, path: &str, content: &str) {
+    pub(crate) fn write(&self, path: &str, content: &str) {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         std::io::Write::write_all(&mut file, content.as_bytes()).unwrap();
         self.put(file.path(), path);
@@ -255,17 +269,17 @@ impl Lab {
     }
 
     /// The release the machine runs.
-    pub fn release(&self) -> &'static str {
+    pub(crate) fn release(&self) -> &'static str {
         self.release
     }
 
     /// Where the broker's state lies, in the machine.
-    pub fn state_dir(&self) -> &'static str {
+    pub(crate) fn state_dir(&self) -> &'static str {
         STATE_DIR
     }
 
     /// Where the broker's socket is, in the machine.
-    pub fn socket(&self) -> &'static str {
+    pub(crate) fn socket(&self) -> &'static str {
         SOCKET
     }
 }
@@ -284,7 +298,7 @@ impl Drop for Lab {
 }
 
 /// Both streams of an output, and how it ended.
-pub fn text(output: &Output) -> String {
+pub(crate) fn text(output: &Output) -> String {
     format!(
         "{}\n{}{}",
         output.status,

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::facts::*;
 use super::*;
 use crate::config::Config;
-use crate::ipc::view::{FaultView, PoolView, StatusView};
+use crate::ipc::view::{EndedView, FaultView, PoolView, StatusView};
 use crate::model::{HostSpec, LocalSpec, Offer, PoolName, PoolSpec, ProviderSpec, Slots, System};
 
 const HOOK: &str = "/usr/bin/broker-hook";
@@ -111,6 +111,7 @@ fn healthy() -> Facts {
             pools: vec![],
             builders: vec![],
             builds: vec![],
+            ended: EndedView { succeeded: 0, failed: 0, cancelled: 0 },
         }),
         own_hook: Some(HOOK.into()),
         hook_programs: [(PathBuf::from(HOOK), path(HOOK, 0, 0o755))].into(),
