@@ -10,7 +10,7 @@ use std::path::Path;
 use std::thread::{self, JoinHandle};
 
 use assert_cmd::Command;
-use nix_broker::ipc::view::{BuildView, BuilderView, FaultView, PoolView, StatusView};
+use nix_broker::ipc::view::{BuildView, BuilderView, EndedView, FaultView, PoolView, StatusView};
 use nix_broker::ipc::{Frame, Hello, OperatorReply, OperatorRequest, Reply, Target, VERSION};
 use tempfile::TempDir;
 
@@ -171,6 +171,7 @@ fn busy() -> StatusView {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         uptime: 15_120.0,
         accepting: true,
+        ended: EndedView { succeeded: 12, failed: 1, cancelled: 0 },
         pools: vec![x86, arm, big],
         builders: vec![
             BuilderView { slots_used: 2, ..builder("b-1", "x86", "ready") },

@@ -39,7 +39,7 @@ fn ctrl_c_stops_the_remote_build_too() {
     on_every_release(LOCAL_POOL, |lab| {
         let child = spawn_build(lab, &["/t/shapes.nix", "-A", "silent", "--argstr", "nonce", "c"]);
         lab.wait("the build to run", || lab.builds_in("building") == 1);
-        lab.wait("its process", || lab.sh("pgrep -f 'sleep 1000' || true") != "");
+        lab.wait("its process", || !lab.sh("pgrep -f 'sleep 1000' || true").is_empty());
         lab.sh("pkill -INT -u alice nix-build");
         let (ok, said) = wait_for(lab, child);
         assert!(!ok, "{said}");

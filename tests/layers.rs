@@ -32,6 +32,7 @@ const CONFINED: &[(&str, &[&str])] = &[
     ("clap", &["cli"]),
     ("toml", &["config"]),
     ("serde", &["ipc", "config", "cli"]),
+    ("serde_json", &["ipc", "cli", "protocol"]),
     ("backon", &["broker", "ssh", "provider"]),
     ("sd_notify", &["broker"]),
 ];
@@ -133,7 +134,7 @@ fn confined_crates_stay_where_they_belong() {
         for (name, modules) in CONFINED {
             let named = code_lines(&source).any(|line| {
                 line.contains(&format!("{name}::")) && !line.contains(&format!("_{name}::"))
-                    || line.starts_with(&format!("use {name}"))
+                    || line.starts_with(&format!("use {name};"))
             });
             if named && !modules.contains(&source.module.as_str()) {
                 problems

@@ -276,14 +276,13 @@ fn build_failure(result: &BuildResult) -> Failure {
 
 /// What a daemon said of a failed build, without the log's tail that it repeats: the log is at hand in full.
 fn summary(error: &str) -> String {
+    let is_tail = |line: &str| {
+        let line = line.to_ascii_lowercase();
+        line.starts_with("last ") || line.starts_with("for full logs")
+    };
     let plain = plain(error);
-    let first = plain.split("; last ").next().unwrap_or(&plain);
-    first
-        .lines()
-        .map(str::trim)
-        .take_while(|line| !line.starts_with("Last ") && !line.starts_with("For full logs"))
-        .collect::<Vec<_>>()
-        .join(" ")
+    let lines: Vec<_> = plain.lines().map(str::trim).take_while(|line| !is_tail(line)).collect();
+    lines.join(" ").trim_end_matches(';').to_owned()
 }
 
 /// Text without terminal colours.
@@ -313,7 +312,7 @@ mod tests {
     #[test]
     fn a_failed_build_is_summed_up_without_colours_and_without_the_tail_of_its_log() {
         let old = "builder for '\u{1b}[35;1m/nix/store/x.drv\u{1b}[0m' failed with exit code 3;\n       last 2 log lines:\n       > a\n       > b\n       For full logs, run 'nix log x'.";
-        assert_eq!(summary(old), "builder for '/nix/store/x.drv' failed with exit code 3;");
+        assert_eq!(summary(old), "builder for '/nix/store/x.drv' failed with exit code 3");
         let new = "Cannot build '/nix/store/x.drv'.\n       Reason: builder failed with exit code 3.\n       Output paths:\n         /nix/store/x\n       Last 2 log lines:\n       > a";
         assert_eq!(
             summary(new),

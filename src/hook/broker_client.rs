@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 
-use crate::ipc::{Frame, FrameError, Hello, HookReply, HookRequest, Reply, VERSION};
+use crate::ipc::{Frame, FrameError, Hello, HookReply, HookRequest, Message, Reply, VERSION};
 
 /// How long to try for a connection: the broker is here or it is not.
 const CONNECT_LIMIT: Duration = Duration::from_millis(100);
@@ -122,11 +122,11 @@ impl BrokerClient {
         self.stream
     }
 
-    fn framed(&self, message: &impl serde::Serialize) -> Result<Vec<u8>, BrokerError> {
+    fn framed(&self, message: &impl Message) -> Result<Vec<u8>, BrokerError> {
         Frame::message(message).and_then(|frame| frame.encode()).map_err(|error| self.broken(error))
     }
 
-    fn receive<T: serde::de::DeserializeOwned>(&self, deadline: Instant) -> Result<T, BrokerError> {
+    fn receive<T: Message>(&self, deadline: Instant) -> Result<T, BrokerError> {
         let mut reader = Until { stream: &self.stream, deadline };
         Frame::read(&mut reader).and_then(|frame| frame.parse()).map_err(|error| self.broken(error))
     }

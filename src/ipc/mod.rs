@@ -11,7 +11,7 @@ pub mod codec;
 pub mod message;
 pub mod view;
 
-pub use codec::{Frame, FrameError};
+pub use codec::{Frame, FrameError, Message};
 pub use message::{
     Ask, Hello, HookReply, HookRequest, OperatorReply, OperatorRequest, Reply, Target, VERSION, WireFailure,
 };

@@ -27,12 +27,13 @@ in
     __structuredAttrs = true;
     inherit nonce;
     list = [ "a" "b c" ];
+    # Not by NIX_ATTRS_JSON_FILE: Nix 2.8 sets it to a path outside of its own sandbox.
     args = [
       "sh"
       "-euc"
       ''
-        ${busybox} grep -q 'b c' "$NIX_ATTRS_JSON_FILE"
-        out=$(${busybox} sed -n 's/.*"out":"\([^"]*\)".*/\1/p' "$NIX_ATTRS_JSON_FILE")
+        ${busybox} grep -q 'b c' .attrs.json
+        out=$(${busybox} sed -n 's/.*"out":"\([^"]*\)".*/\1/p' .attrs.json)
         echo structured > $out
         :
       ''
