@@ -199,7 +199,14 @@ fn busy() -> StatusView {
 }
 
 fn idle() -> StatusView {
-    StatusView { pools: vec![pool("x86")], builders: vec![], builds: vec![], uptime: 3.0, ..busy() }
+    StatusView {
+        pools: vec![pool("x86")],
+        builders: vec![],
+        builds: vec![],
+        uptime: 3.0,
+        ended: EndedView { succeeded: 0, failed: 0, cancelled: 0 },
+        ..busy()
+    }
 }
 
 #[test]
@@ -231,7 +238,7 @@ fn status_shows_what_runs_what_waits_and_what_ends() {
     #11    chromium-140.0  queued             2m 10s  waits for big, which launches again in 56s
     #12    fresh           accepted           2m 10s  waits for its inputs from Nix
 
-    Ended lately: 1 succeeded, 1 failed (`broker builds --all`)
+    Ended so far: 12 succeeded, 1 failed (`broker builds --all`)
     ");
 }
 

@@ -162,8 +162,6 @@ fn three_hundred_builds_wait_in_line_for_four_slots() {
 #[test]
 fn root_without_a_daemon_is_served_as_well() {
     on_every_release(LOCAL_POOL, |lab| {
-        // Where root's own Nix reads the setting on every version: facts tried in README, "Setting the hook".
-        lab.sh("mkdir -p /root/.config/nix && echo 'build-hook = /usr/local/bin/broker-hook' > /root/.config/nix/nix.conf");
         let build = lab.output(
             "root",
             &[
@@ -214,7 +212,7 @@ fn without_a_broker_builds_go_on_locally_with_one_warning() {
 fn the_store_endpoint_serves_as_a_machine_without_the_hook() {
     on_every_release(LOCAL_POOL, |lab| {
         let machine = "ssh-ng://localhost?remote-program=/usr/local/bin/broker-hook x86_64-linux - 8 1";
-        lab.sh("sed -i '/^build-hook/d' /etc/nix/nix.conf");
+        lab.sh("rm /etc/xdg/nix/nix.conf");
         lab.sh(&format!("sed -i '/^# test/,$d' /etc/nix/nix.conf; printf 'max-jobs = 0\nbuilders = {machine}\n' >> /etc/nix/nix.conf"));
         let paths = lab.run(
             "root",

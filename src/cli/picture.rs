@@ -34,7 +34,7 @@ pub(super) fn status(view: &StatusView, for_terminal: bool) -> Document {
             document.line(format!("... and {} more: `broker builds`", live.len() - MAX_LISTED));
         }
     }
-    if let Some(line) = ended_lately(view) {
+    if let Some(line) = ended_so_far(view) {
         document.blank().line(line);
     }
     document
@@ -171,15 +171,15 @@ fn waits_for(build: &BuildView, view: &StatusView) -> String {
     }
 }
 
-fn ended_lately(view: &StatusView) -> Option<String> {
-    let n_in = |phase: &str| view.builds.iter().filter(|build| build.phase == phase).count();
-    let parts: Vec<String> = ["succeeded", "failed", "cancelled"]
-        .into_iter()
-        .map(|phase| (n_in(phase), phase))
-        .filter(|&(n, _)| n > 0)
-        .map(|(n, phase)| format!("{n} {phase}"))
-        .collect();
-    (!parts.is_empty()).then(|| format!("Ended lately: {} (`broker builds --all`)", parts.join(", ")))
+fn ended_so_far(view: &StatusView) -> Option<String> {
+    let ended = &view.ended;
+    let parts: Vec<String> =
+        [(ended.succeeded, "succeeded"), (ended.failed, "failed"), (ended.cancelled, "cancelled")]
+            .into_iter()
+            .filter(|&(n, _)| n > 0)
+            .map(|(n, how)| format!("{n} {how}"))
+            .collect();
+    (!parts.is_empty()).then(|| format!("Ended so far: {} (`broker builds --all`)", parts.join(", ")))
 }
 
 pub(super) fn is_ended(build: &BuildView) -> bool {

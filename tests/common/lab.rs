@@ -29,6 +29,7 @@ pub(crate) fn on_every_release(config: &str, test: impl Fn(&mut Lab)) {
 /// Generous: these machines are slow and shared, and a deadline only bounds a failure.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(240);
 
+const HOOK: &str = "/usr/local/bin/broker-hook";
 const CONFIG_PATH: &str = "/etc/nix-broker/config.toml";
 const SOCKET: &str = "/run/nix-broker/broker.sock";
 const STATE_DIR: &str = "/var/lib/nix-broker";
@@ -70,7 +71,7 @@ impl Lab {
         let up = lab.host(&["up", &lab.name, release]);
         assert!(up.status.success(), "no test host:\n{}", text(&up));
         lab.put(Path::new(env!("CARGO_BIN_EXE_broker")), "/usr/local/bin/broker");
-        lab.put(Path::new(env!("CARGO_BIN_EXE_broker-hook")), "/usr/local/bin/broker-hook");
+        lab.put(Path::new(env!("CARGO_BIN_EXE_broker-hook")), HOOK);
         lab.write(CONFIG_PATH, config);
         for file in ["lib.nix", "graph.nix", "wide.nix", "kinds.nix", "shapes.nix"] {
             lab.put(&root.join("tests/nix").join(file), &format!("/t/{file}"));
@@ -79,13 +80,14 @@ impl Lab {
         lab
     }
 
-    /// Sets `build-hook` where this Nix reads it, with more lines of nix.conf, and starts or restarts nix-daemon.
+    /// Sets `build-hook` as the README says, with more lines of nix.conf, and starts or restarts nix-daemon.
     pub(crate) fn configure_nix(&self, extra: &str) {
         self.sh(&format!(
-            "sed -i '/^# test/,$d' /etc/nix/nix.conf; cat >> /etc/nix/nix.conf <<'E'\n# test\nbuild-hook = /usr/local/bin/broker-hook\nmax-jobs = 0\n{extra}\nE"
+            "sed -i '/^# test/,$d' /etc/nix/nix.conf
+            cat >> /etc/nix/nix.conf <<'E'\n# test\nbuild-hook = {HOOK}\nmax-jobs = 0\n{extra}\nE
+            mkdir -p /etc/xdg/nix && echo 'build-hook = {HOOK}' > /etc/xdg/nix/nix.conf && chmod 400 /etc/xdg/nix/nix.conf"
         ));
-        // Nix 2.25 to 2.33 ignores `build-hook` in nix.conf; its environment works on every version.
-        let daemon = self.host(&["daemon", &self.name, "NIX_CONFIG=build-hook = /usr/local/bin/broker-hook"]);
+        let daemon = self.host(&["daemon", &self.name]);
         assert!(daemon.status.success(), "nix-daemon: {}", text(&daemon));
     }
 

@@ -39,7 +39,7 @@ C
 in_host --user alice sh -c 'mkdir -p distribution/bin && cp /bin/busybox distribution/bin/ && cat > distribution/flake.nix' <tests/demo/flake.nix
 
 bold "A machine with Nix $(in_host nix --version | sed 's/.* //'), and three things of ours"
-say "A configuration of five lines, one line in nix.conf, and a broker that runs as an ordinary user:"
+say "A short configuration, one line in nix.conf, and a broker that runs as an ordinary user:"
 shell root "cat /etc/nix-broker.toml"; in_host cat /etc/nix-broker.toml | indent
 shell root "grep build-hook /etc/nix/nix.conf"; in_host grep build-hook /etc/nix/nix.conf | indent
 in_host --user nix-broker sh -c 'exec broker serve --config /etc/nix-broker.toml >/var/lib/nix-broker/log 2>&1' &
@@ -59,7 +59,7 @@ shown=0
 while kill -0 $BUILD 2>/dev/null; do
   running=$(in_host broker status --json 2>/dev/null | grep -c '"phase": *"building"' || true)
   if [ $shown -eq 0 ] && [ "$running" -ge 4 ]; then
-    say "... two seconds later:"; status; shown=1
+    say "A moment later:"; status; shown=1
   fi
   sleep 0.3
 done
@@ -67,10 +67,12 @@ wait $BUILD || { echo "the build failed:"; in_host --user alice tail -n 30 build
 took=$(echo "$(date +%s.%N) - $began" | bc)
 result=$(in_host --user alice cat result.path)
 bold "Done in $(printf %.1f "$took") seconds"
+say "That was 108 seconds of work. What Alice saw of it, besides the builds'"'"' own logs:"
+in_host --user alice sh -c "grep -m 3 -E 'launching|boots|ready after' build.log" | indent || true
 say "The result is in Alice's own store, valid, with the log of every step:"
 shell alice "wc -l $result"; in_host wc -l "$result" | indent
 drv=$(in_host nix-store --query --requisites "$(in_host nix-store --query --deriver "$result")" | grep 'object-3-4.drv$')
-shell alice "nix log $drv"; in_host --user alice nix log "$drv" | indent
+shell alice "nix log $drv"; in_host --user alice nix log "$drv" 2>/dev/null | indent
 shell root "nix-store --verify --check-contents"; in_host nix-store --verify --check-contents 2>&1 | indent
 
 bold "Five idle seconds later"
