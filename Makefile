@@ -26,11 +26,13 @@ licences:
 
 unit:
 	$(LAB)/packages.sh
-	cargo test --locked --lib --bins
-	cargo test --locked --test layers --test cli --test hook_conversation
+	cargo test --locked --lib --bins --test layers --test cli --test hook_conversation --test scheduler_scripts \
+		--test worker_golden
 
 real:
 	$(LAB)/roots.sh $(RELEASES)
+	$(LAB)/check.sh $(RELEASES)
+	$(LAB)/nix-files.sh
 	cargo test --locked --test end_to_end --test faults -- --test-threads=2
 
 clean:

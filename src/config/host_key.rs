@@ -3,6 +3,9 @@
 //! Only the form is checked, which catches keys that were cut off or mixed up; whether a host shows one of them is
 //! checked by `ssh` when it connects.
 
+use hmac::{Hmac, KeyInit, Mac};
+use sha1::Sha1;
+
 /// Key types the SSH client can verify.
 const SUPPORTED: [&str; 4] =
     ["ssh-ed25519", "ecdsa-sha2-nistp256", "ecdsa-sha2-nistp384", "ecdsa-sha2-nistp521"];
@@ -38,19 +41,43 @@ pub(super) fn parse(text: &str) -> Result<String, String> {
 #[derive(Debug)]
 pub(super) struct KnownHosts<'t> {
     entries: Vec<Entry<'t>>,
-    has_hashed_names: bool,
 }
 
 #[derive(Debug)]
 struct Entry<'t> {
     is_revoked: bool,
-    patterns: &'t str,
+    names: Names<'t>,
     key: &'t str,
+}
+
+/// Whom a line is about.
+#[derive(Debug)]
+enum Names<'t> {
+    /// Patterns with commas between them.
+    Plain(&'t str),
+    /// One name, as OpenSSH hides it (`HashKnownHosts`): HMAC-SHA1 with a salt of its own.
+    Hashed { salt: Vec<u8>, hash: Vec<u8> },
+}
+
+impl<'t> Names<'t> {
+    fn parse(text: &'t str) -> Option<Self> {
+        let Some(hashed) = text.strip_prefix("|1|") else { return Some(Self::Plain(text)) };
+        let (salt, hash) = hashed.split_once('|')?;
+        Some(Self::Hashed { salt: decode_base64(salt)?, hash: decode_base64(hash)? })
+    }
+
+    fn has(&self, name: &str) -> bool {
+        match self {
+            Self::Plain(patterns) => is_for(patterns, name),
+            Self::Hashed { salt, hash } => Hmac::<Sha1>::new_from_slice(salt)
+                .is_ok_and(|hmac| hmac.chain_update(name.to_ascii_lowercase()).verify_slice(hash).is_ok()),
+        }
+    }
 }
 
 impl<'t> KnownHosts<'t> {
     pub(super) fn parse(text: &'t str) -> Self {
-        let mut known = Self { entries: Vec::new(), has_hashed_names: false };
+        let mut known = Self { entries: Vec::new() };
         for line in text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')) {
             let (marker, rest) = match line.strip_prefix('@').and_then(|rest| rest.split_once([' ', '\t'])) {
                 Some((marker, rest)) => (Some(marker), rest.trim_start()),
@@ -60,11 +87,9 @@ impl<'t> KnownHosts<'t> {
             if marker.is_some_and(|marker| marker != "revoked") {
                 continue;
             }
-            let Some((patterns, key)) = rest.split_once([' ', '\t']) else { continue };
-            if patterns.starts_with('|') {
-                known.has_hashed_names = true;
-            } else {
-                known.entries.push(Entry { is_revoked: marker.is_some(), patterns, key: key.trim_start() });
+            let Some((names, key)) = rest.split_once([' ', '\t']) else { continue };
+            if let Some(names) = Names::parse(names) {
+                known.entries.push(Entry { is_revoked: marker.is_some(), names, key: key.trim_start() });
             }
         }
         known
@@ -73,7 +98,7 @@ impl<'t> KnownHosts<'t> {
     /// The usable keys of this host, or why there is none, as what the file does.
     pub(super) fn keys_of(&self, address: &str, port: u16) -> Result<Vec<String>, String> {
         let name = if port == 22 { address.to_owned() } else { format!("[{address}]:{port}") };
-        let matching: Vec<&Entry<'_>> = self.entries.iter().filter(|entry| entry.is_for(&name)).collect();
+        let matching: Vec<&Entry<'_>> = self.entries.iter().filter(|entry| entry.names.has(&name)).collect();
         let revoked: Vec<String> = matching
             .iter()
             .filter(|entry| entry.is_revoked)
@@ -93,28 +118,22 @@ impl<'t> KnownHosts<'t> {
         }
         Err(match complaint {
             Some(why) => format!("has no usable key of `{name}`: {why}"),
-            None if self.has_hashed_names => format!(
-                "does not name `{name}`, but has hashed names, which are not read; \
-                 `ssh-keygen -F '{name}' -f FILE` prints its keys, to be put in `host-keys`"
-            ),
             None => format!("does not have `{name}`; a host is never trusted at first sight"),
         })
     }
 }
 
-impl Entry<'_> {
-    /// Whether one of the patterns matches, and none that starts with `!`.
-    fn is_for(&self, name: &str) -> bool {
-        let mut found = false;
-        for pattern in self.patterns.split(',') {
-            match pattern.strip_prefix('!') {
-                Some(excluded) if matches(excluded.as_bytes(), name.as_bytes()) => return false,
-                Some(_) => {}
-                None => found |= matches(pattern.as_bytes(), name.as_bytes()),
-            }
+/// Whether one of the patterns matches, and none that starts with `!`.
+fn is_for(patterns: &str, name: &str) -> bool {
+    let mut found = false;
+    for pattern in patterns.split(',') {
+        match pattern.strip_prefix('!') {
+            Some(excluded) if matches(excluded.as_bytes(), name.as_bytes()) => return false,
+            Some(_) => {}
+            None => found |= matches(pattern.as_bytes(), name.as_bytes()),
         }
-        found
     }
+    found
 }
 
 /// `*` and `?` as in sshd(8); letters in either case, as host names are.

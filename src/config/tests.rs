@@ -4,6 +4,7 @@ use std::io;
 use std::path::Path;
 use std::time::Duration;
 
+use super::host_key::KnownHosts;
 use super::*;
 use crate::model::{Feature, HostSpec, LocalSpec, ProviderSpec, Slots, System};
 
@@ -256,7 +257,7 @@ fn each_mistake_is_named_with_its_line_and_key() {
         ),
         (
             hosts("address = \"a\"\nknown-hosts-file = \"/hashed\""),
-            "6: pool.p.hosts[1].known-hosts-file: `/hashed` does not name `a`, but has hashed names",
+            "6: pool.p.hosts[1].known-hosts-file: `/hashed` does not have `a`",
         ),
         (
             hosts(&format!("address = \"a\"\nhost-keys = [\"{KEY}\"]\nknown-hosts-file = \"/known\"")),
@@ -449,4 +450,19 @@ fn no_file_whatsoever_makes_the_reader_panic() {
     ] {
         assert!(parse(text).is_err(), "{text:?}");
     }
+}
+
+#[test]
+fn hashed_names_are_found_as_openssh_hashes_them() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("known_hosts");
+    std::fs::write(&path, format!("builder.example {KEY}\n[builder.example]:2222 {OTHER_KEY}\n")).unwrap();
+    let hashed = std::process::Command::new("ssh-keygen").arg("-H").arg("-f").arg(&path).output().unwrap();
+    assert!(hashed.status.success());
+    let text = std::fs::read_to_string(&path).unwrap();
+    assert!(!text.contains("builder.example"));
+    let known = KnownHosts::parse(&text);
+    assert_eq!(known.keys_of("Builder.Example", 22).unwrap(), [KEY]);
+    assert_eq!(known.keys_of("builder.example", 2222).unwrap(), [OTHER_KEY]);
+    assert!(known.keys_of("builder.exampl", 22).is_err());
 }
