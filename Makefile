@@ -27,13 +27,13 @@ licences:
 unit:
 	$(LAB)/packages.sh
 	cargo test --locked --lib --bins --test layers --test cli --test hook_conversation --test scheduler_scripts \
-		--test worker_golden
+		--test worker_golden --test scheduler_scale
 
 real:
 	$(LAB)/roots.sh $(RELEASES)
 	$(LAB)/check.sh $(RELEASES)
 	$(LAB)/nix-files.sh
-	cargo test --locked --test end_to_end --test faults -- --test-threads=2
+	cargo test --locked --test worker_live --test end_to_end --test faults -- --test-threads=2
 
 clean:
 	$(LAB)/host.sh down --all

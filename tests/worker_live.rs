@@ -1,7 +1,6 @@
-//! Our worker protocol client against real daemons, and our server against real clients, by hand: needs lab hosts that run.
+//! Our worker protocol client against the real daemons of three Nix versions, and our server against their real clients.
 //!
-//! `NIX_BROKER_LIVE="proto-bw proto-tr" cargo test --test worker_live -- --ignored --nocapture` with
-//! `NIX_BROKER_HOST_SH` naming `tests/lab/host.sh` talks to `nix-daemon --stdio` in each of these hosts.
+//! The machines are made by tests/lab/host.sh, one for each version and test.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, clippy::wildcard_enum_match_arm)]
 
@@ -19,14 +18,44 @@ use nix_broker::protocol::worker::{
 };
 use tokio::process::{Child, Command};
 
-fn hosts() -> Vec<String> {
-    let hosts = std::env::var("NIX_BROKER_LIVE").expect("NIX_BROKER_LIVE names hosts");
-    hosts.split_whitespace().map(str::to_owned).collect()
+const HOST_SH: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/lab/host.sh");
+
+/// A machine; gone when dropped.
+struct Host(String);
+
+impl std::ops::Deref for Host {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        &self.0
+    }
+}
+
+impl std::fmt::Display for Host {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        let _gone = std::process::Command::new(HOST_SH).args(["down", &self.0]).output();
+    }
+}
+
+/// One machine for each Nix version.
+fn hosts(test: &str) -> Vec<Host> {
+    let up = |release: &str| {
+        let host = Host(format!("live{}-{test}-{release}", std::process::id()));
+        let made = std::process::Command::new(HOST_SH).args(["up", &host.0, release]).output().unwrap();
+        assert!(made.status.success(), "no test host: {}", String::from_utf8_lossy(&made.stderr));
+        host
+    };
+    ["bookworm", "trixie", "forky"].map(up).into()
 }
 
 fn daemon(host: &str) -> Child {
-    let script = std::env::var("NIX_BROKER_HOST_SH").expect("NIX_BROKER_HOST_SH names host.sh");
-    Command::new(script)
+    Command::new(HOST_SH)
         .args(["in", host, "--", "nix-daemon", "--stdio"])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -114,9 +143,8 @@ fn compact(log: &[LogEvent]) -> String {
 }
 
 #[tokio::test]
-#[ignore = "needs lab hosts"]
 async fn handshakes_work_at_every_version() {
-    for host in hosts() {
+    for host in hosts("hs") {
         for minor in 32..=38 {
             let (_child, mut connection) = connect(&host, Some(Version::new(minor))).await;
             println!("{host} offered 1.{minor}: {connection:?}");
@@ -127,9 +155,8 @@ async fn handshakes_work_at_every_version() {
 }
 
 #[tokio::test]
-#[ignore = "needs lab hosts"]
 async fn all_operations_work() {
-    for host in hosts() {
+    for host in hosts("ops") {
         let seed = format!("{host}{}", std::process::id());
         let (_child, mut connection) = connect(&host, None).await;
         println!("== {host}: {connection:?}");
@@ -298,8 +325,7 @@ async fn all_operations_work() {
 
 /// Runs a command in a host; whether it succeeded, and all it printed.
 async fn in_host(host: &str, command: &[&str]) -> (bool, String) {
-    let script = std::env::var("NIX_BROKER_HOST_SH").expect("NIX_BROKER_HOST_SH names host.sh");
-    let output = Command::new(script).args(["in", host, "--"]).args(command).output().await.unwrap();
+    let output = Command::new(HOST_SH).args(["in", host, "--"]).args(command).output().await.unwrap();
     let printed = [output.stdout, output.stderr].concat();
     (output.status.success(), String::from_utf8_lossy(&printed).into_owned())
 }
@@ -397,12 +423,10 @@ async fn serve(mut server: Server, store: &tokio::sync::Mutex<Store>) -> Result<
 }
 
 #[tokio::test]
-#[ignore = "needs lab hosts"]
 async fn stock_clients_work_with_our_server() {
-    for host in hosts() {
+    for host in hosts("stock") {
         let store = std::sync::Arc::new(tokio::sync::Mutex::new(Store::default()));
-        let script = std::env::var("NIX_BROKER_HOST_SH").unwrap();
-        let root = Command::new(script).args(["root", &host]).output().await.unwrap().stdout;
+        let root = Command::new(HOST_SH).args(["root", &*host]).output().await.unwrap().stdout;
         let root = String::from_utf8(root).unwrap().trim().to_owned();
         std::fs::write(format!("{root}/tmp/bridge"), BRIDGE).unwrap();
         std::fs::remove_file(format!("{root}/tmp/live.sock")).ok();
