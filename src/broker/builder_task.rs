@@ -112,6 +112,7 @@ impl Task {
             () = self.terminate.cancelled() => return,
         };
         tracing::warn!(%builder, reason = fault.reason, "builder lost");
+        self.runtime.provider.distrust(&launched.instance.id);
         self.driver.event(Event::Lost { builder, fault });
         self.terminate.cancelled().await;
     }

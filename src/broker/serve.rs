@@ -52,7 +52,10 @@ pub async fn serve(config: Config, socket: &Path) -> anyhow::Result<()> {
 
     tokio::select! {
         () = driver.run() => {}
-        () = signals.drain(&handle, config.drain_grace) => {}
+        () = signals.drain(&handle, config.drain_grace) => {
+            let left = left_running(&shared);
+            bail!("some builders did not end in time; the next start will end what is left of them: {left}");
+        }
     }
 
     // Every build has ended, but some of the good ones are still being taken over by their importers.
@@ -73,6 +76,13 @@ pub async fn serve(config: Config, socket: &Path) -> anyhow::Result<()> {
     }
     tracing::info!("ended; nothing is left running");
     Ok(())
+}
+
+/// The instances that the providers still have.
+fn left_running(shared: &Shared) -> String {
+    let instances = shared.pools().iter().flat_map(|pool| pool.provider.list());
+    let names: Vec<_> = instances.map(|instance| format!("`{}`", instance.id)).collect();
+    if names.is_empty() { "none that a provider knows".to_owned() } else { names.join(", ") }
 }
 
 /// One broker per state directory: two would reap each other's machines.

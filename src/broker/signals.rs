@@ -9,6 +9,9 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use super::driver::DriverHandle;
 use crate::scheduler::Event;
 
+/// How long the end of what was forced to end may take: instances are terminated, and nothing else is waited for.
+const FORCED_DEADLINE: Duration = Duration::from_secs(90);
+
 /// The signals we stop for.
 pub(crate) struct StopSignals {
     terminate: Signal,
@@ -31,8 +34,8 @@ impl StopSignals {
         }
     }
 
-    /// Waits for the first signal, tells the scheduler to drain, and forces it when the grace is over. Never returns;
-    /// the caller stops waiting when the driver has ended.
+    /// Waits for the first signal, tells the scheduler to drain, and forces it when the grace is over. Returns only when
+    /// the driver should have ended long since; its caller stops waiting when it has.
     pub(crate) async fn drain(mut self, driver: &DriverHandle, grace: Duration) {
         self.next().await;
         tracing::info!(grace = %humantime::format_duration(grace), "draining: no new builds, running ones may finish");
@@ -43,7 +46,7 @@ impl StopSignals {
             () = tokio::time::sleep(grace) => tracing::warn!("the grace is over: ending what still runs"),
         }
         driver.event(Event::ShutdownForced);
-        std::future::pending::<()>().await;
+        tokio::time::sleep(FORCED_DEADLINE).await;
     }
 }
 
