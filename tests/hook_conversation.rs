@@ -354,6 +354,30 @@ fn another_store_is_declined_with_one_warning() {
 }
 
 #[test]
+fn a_decline_that_fails_the_build_says_what_the_pools_lack() {
+    let machine = [("system", "x86_64-linux"), ("system-features", "big-parallel"), ("max-jobs", "2")];
+    let idle = [("system", "x86_64-linux"), ("max-jobs", "0")];
+    let is_said = |block: &[(&str, &str)], system: &str, features: &[&str]| {
+        let place = Place::new();
+        let broker = place.broker();
+        let mut nix = place.hook();
+        nix.send(&settings(block)).unwrap();
+        nix.send(&request(false, system, DRV, features)).unwrap();
+        let mut peer = broker.accept_hook();
+        peer.ask();
+        peer.send(&HookReply::Decline { why: "pool `a` lacks `kvm`".into() });
+        let reply = nix.reply();
+        assert_eq!(reply.reply, "decline");
+        reply.said.join("\n").contains("lacks `kvm`")
+    };
+    assert!(is_said(&machine, "x86_64-linux", &["kvm"]));
+    assert!(is_said(&machine, "aarch64-linux", &[]));
+    assert!(is_said(&idle, "x86_64-linux", &[]));
+    assert!(!is_said(&machine, "x86_64-linux", &["big-parallel"]), "this machine may build it");
+    assert!(!is_said(&[], "aarch64-linux", &["kvm"]), "a Nix that sends nothing leaves it open");
+}
+
+#[test]
 fn features_that_are_no_words_are_declined_without_asking() {
     let place = Place::new();
     let mut nix = place.hook();

@@ -173,9 +173,18 @@ impl Conversation {
             Ok((broker, HookReply::Accept { machine, .. })) => {
                 Decision::Accept { broker, ask, machine: one_line(&machine) }
             }
-            Ok((broker, HookReply::Decline { .. })) => {
+            Ok((broker, HookReply::Decline { why })) => {
                 self.broker = Some(broker);
-                self.ask_stock(request)
+                let decision = self.ask_stock(request);
+                if matches!(decision, Decision::Decline) && self.settings.cannot_build_locally(request) {
+                    // Nix will say that it cannot build this, and not what our pools lack.
+                    let name = one_line(&request.drv);
+                    replies::say(
+                        Level::Warning,
+                        &format!("nix-broker: `{name}` fits no pool: {}", one_line(&why)),
+                    );
+                }
+                decision
             }
             Ok((broker, HookReply::Postpone { .. })) => {
                 self.broker = Some(broker);

@@ -6,6 +6,7 @@ use std::fs::File;
 use std::io::Read as _;
 
 use crate::ipc::Ask;
+use crate::model::requirement::BUILTIN_SYSTEM;
 use crate::protocol::hook::{SettingsBlock, Try};
 
 /// `builders` when Nix did not send it: the default of every version.
@@ -29,6 +30,15 @@ pub(super) struct ClientSettings {
     keep_failed: bool,
     use_substitutes: bool,
     max_log_size: u64,
+    local: LocalMachine,
+}
+
+/// What the settings say of this machine; a Nix that sends only what somebody has set leaves it open.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct LocalMachine {
+    max_jobs: Option<String>,
+    systems: Option<Vec<String>>,
+    features: Option<Vec<String>>,
 }
 
 impl ClientSettings {
@@ -50,7 +60,24 @@ impl ClientSettings {
             keep_failed: flag("keep-failed"),
             use_substitutes: flag("builders-use-substitutes"),
             max_log_size: number("max-build-log-size"),
+            local: LocalMachine {
+                max_jobs: text("max-jobs"),
+                systems: text("system").map(|system| {
+                    words(&system).chain(words(&text("extra-platforms").unwrap_or_default())).collect()
+                }),
+                features: text("system-features").map(|features| words(&features).collect()),
+            },
         }
+    }
+
+    /// Whether this machine surely cannot build it, so that to decline it is to fail it.
+    pub(super) fn cannot_build_locally(&self, request: &Try) -> bool {
+        let lacks = |list: &Option<Vec<String>>, word: &String| {
+            list.as_ref().is_some_and(|list| !list.contains(word))
+        };
+        self.local.max_jobs.as_deref() == Some("0")
+            || request.system != BUILTIN_SYSTEM && lacks(&self.local.systems, &request.system)
+            || request.features.iter().any(|feature| lacks(&self.local.features, feature))
     }
 
     /// Whether the user wants no remote builds: `builders` is set, and empty.
@@ -84,6 +111,10 @@ impl ClientSettings {
             max_log_size: self.max_log_size,
         }
     }
+}
+
+fn words(text: &str) -> impl Iterator<Item = String> {
+    text.split_ascii_whitespace().map(str::to_owned).collect::<Vec<_>>().into_iter()
 }
 
 /// Follows Nix's rules for `builders`: entries end at a newline or `;`, `#` begins a comment, `@` names a file.

@@ -71,7 +71,7 @@ pub(in crate::cli) struct NixFacts {
     /// `/etc/nix/nix.conf` and what it includes; `None` when there is none.
     pub(in crate::cli) system_conf: Option<Settings>,
     /// `/etc/xdg/nix/nix.conf`.
-    pub(in crate::cli) xdg_conf: Option<Settings>,
+    pub(in crate::cli) xdg_conf: Option<XdgConf>,
     /// `/root/.config/nix/nix.conf`.
     pub(in crate::cli) root_conf: RootConf,
     pub(in crate::cli) daemon: DaemonFact,
@@ -83,6 +83,14 @@ pub(in crate::cli) struct NixFacts {
     pub(in crate::cli) invoker_owns_store: bool,
     /// The daemon's socket; `None` when there is no such socket.
     pub(in crate::cli) daemon_socket: Option<PathFact>,
+}
+
+/// The file that every Nix reads for whoever may open it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(in crate::cli) struct XdgConf {
+    pub(in crate::cli) settings: Settings,
+    /// Whether ordinary users may open it.
+    pub(in crate::cli) is_public: bool,
 }
 
 /// `name = value`, as in nix.conf.

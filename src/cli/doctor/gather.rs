@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 
 use super::facts::{
     Account, BrokerFact, ConfigFact, Daemon, DaemonEnvironment, DaemonFact, Facts, HostFacts, NixFacts,
-    NixProgram, Part, PathFact, RootConf, Settings, Version,
+    NixProgram, Part, PathFact, RootConf, Settings, Version, XdgConf,
 };
 use super::{hook, needs, settings};
 use crate::cli::client::{Client, ClientError};
@@ -206,7 +206,7 @@ impl Machine<'_> {
                 .and_then(|client| effective_settings(|| Command::new(&client.path))),
             client,
             system_conf: self.settings_of(Path::new("/etc/nix/nix.conf")),
-            xdg_conf: self.settings_of(Path::new("/etc/xdg/nix/nix.conf")),
+            xdg_conf: self.xdg_conf(),
             root_conf: match fs::metadata(self.at(root_conf)) {
                 Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => RootConf::Unreadable,
                 Err(_) => RootConf::Absent,
@@ -219,6 +219,14 @@ impl Machine<'_> {
             daemon_socket: Some(self.path_fact(Path::new(DAEMON_SOCKET)))
                 .filter(|fact| fact.exists || self.hides(Path::new(DAEMON_SOCKET))),
         }
+    }
+
+    fn xdg_conf(&self) -> Option<XdgConf> {
+        const OTHERS_MAY_READ: u32 = 0o004;
+        let path = Path::new("/etc/xdg/nix/nix.conf");
+        let settings = self.settings_of(path)?;
+        let metadata = fs::metadata(self.at(path)).ok()?;
+        Some(XdgConf { settings, is_public: metadata.mode() & OTHERS_MAY_READ != 0 })
     }
 
     /// Whether the path is behind a folder that we may not look into.
@@ -316,7 +324,7 @@ impl Machine<'_> {
         [
             nix.own_settings.as_ref(),
             nix.system_conf.as_ref(),
-            nix.xdg_conf.as_ref(),
+            nix.xdg_conf.as_ref().map(|conf| &conf.settings),
             root_conf,
             daemon_settings,
             daemon_config,

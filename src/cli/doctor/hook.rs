@@ -12,6 +12,7 @@ use super::finding::Finding;
 const HOOK_NAME: &str = "broker-hook";
 const SYSTEM_CONF: &str = "/etc/nix/nix.conf";
 const ROOT_CONF: &str = "/root/.config/nix/nix.conf";
+const XDG_CONF: &str = "/etc/xdg/nix/nix.conf";
 
 /// Who starts the hook.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -153,7 +154,7 @@ fn look_up<'a>(facts: &'a Facts, asker: Asker, name: &str) -> Seen<'a> {
     let layers = [
         environment.and_then(|environment| environment.nix_config.as_ref()),
         root_conf,
-        nix.xdg_conf.as_ref(),
+        nix.xdg_conf.as_ref().map(|conf| &conf.settings),
         nix.system_conf.as_ref().filter(|_| !ignored),
     ];
     let value = layers.into_iter().flatten().find_map(|layer: &Settings| layer.get(name));
@@ -253,13 +254,14 @@ fn how_to_set(facts: &Facts, asker: Asker) -> String {
     }
 }
 
-/// Settings of an `xdg` file reach everybody, also those who may not have them.
+/// Settings of a readable `xdg` file reach everybody, also those who may not have them.
 fn warn_of_xdg(facts: &Facts, asker: Asker) -> Option<Finding> {
-    let has_it = facts.nix.xdg_conf.as_ref().is_some_and(|settings| settings.contains_key("build-hook"));
-    (asker == Asker::Daemon && has_it).then(|| {
+    let conf = facts.nix.xdg_conf.as_ref()?;
+    let reaches_everybody = conf.is_public && conf.settings.contains_key("build-hook");
+    (asker == Asker::Daemon && reaches_everybody).then(|| {
         Finding::warn(
-            "`build-hook` in `/etc/xdg/nix/nix.conf` makes Nix warn every ordinary user at every command",
-            format!("set it for root alone, in `{ROOT_CONF}`"),
+            format!("`build-hook` in `{XDG_CONF}` makes Nix warn every ordinary user at every command"),
+            format!("let root alone read it: `chmod 0400 {XDG_CONF}`"),
         )
     })
 }

@@ -262,8 +262,10 @@ fn an_ordinary_user_is_told_what_cannot_be_seen() {
 
 #[test]
 fn a_file_that_reaches_every_user_is_warned_of() {
-    let complaints = complaints_after(|facts| facts.nix.xdg_conf = Some(settings(&[("build-hook", HOOK)])));
+    let conf = |is_public| XdgConf { settings: settings(&[("build-hook", HOOK)]), is_public };
+    let complaints = complaints_after(|facts| facts.nix.xdg_conf = Some(conf(true)));
     assert!(complaints.starts_with("warn `build-hook` in `/etc/xdg/nix/nix.conf`"), "{complaints}");
+    assert_eq!(complaints_after(|facts| facts.nix.xdg_conf = Some(conf(false))), "");
 }
 
 #[test]
