@@ -8,6 +8,10 @@
 #[path = "common/lab.rs"]
 mod lab;
 
+use std::process::Stdio;
+
+use serde_json::Value;
+
 use lab::{LOCAL_POOL, on_every_release, text};
 
 #[test]
@@ -260,6 +264,42 @@ fn a_pool_is_a_store_to_look_at_and_to_copy_to() {
         lab.run("root", &["nix", "copy", "--no-check-sigs", "--to", store, &path]);
         let listed = lab.run("root", &["nix", "path-info", "--store", store, &path]);
         assert!(listed.contains(&path), "{listed}");
+        lab.assert_all_is_over();
+    });
+}
+
+#[test]
+fn status_adds_up_at_every_moment_of_a_build() {
+    on_every_release(LOCAL_POOL, |lab| {
+        let words =
+            ["nix-build", "--no-out-link", "/t/wide.nix", "--argstr", "nonce", "t", "--argstr", "n", "40"];
+        let mut build = lab.command("alice", &[&words[..], &["--argstr", "sleep", "0.2"]].concat());
+        let mut build =
+            build.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let mut most_running = 0;
+        lab.wait("the build to end", || {
+            let status = lab.status();
+            let list = |key: &str| status[key].as_array().unwrap().clone();
+            let sum = |items: &[Value], key: &str| {
+                items.iter().map(|item| item[key].as_u64().unwrap()).sum::<u64>()
+            };
+            let in_phase = |phases: &[&str]| {
+                let is_in = |build: &&Value| phases.contains(&build["phase"].as_str().unwrap());
+                list("builds").iter().filter(is_in).count() as u64
+            };
+            let running = in_phase(&["uploading", "building", "downloading"]);
+            assert_eq!(sum(&list("builders"), "slots-used"), running, "{status:#}");
+            assert_eq!(sum(&list("pools"), "slots-used"), running, "{status:#}");
+            assert_eq!(sum(&list("pools"), "queued"), in_phase(&["queued"]), "{status:#}");
+            for builder in list("builders") {
+                assert!(builder["slots-used"].as_u64() <= builder["slots"].as_u64(), "{status:#}");
+            }
+            most_running = most_running.max(running);
+            build.try_wait().unwrap().is_some()
+        });
+        assert!(build.wait().unwrap().success(), "{}", lab.diagnosis());
+        assert!(most_running > 4, "both builders were never seen at work: {most_running}");
+        assert_eq!(lab.ended("succeeded"), 40);
         lab.assert_all_is_over();
     });
 }

@@ -10,7 +10,7 @@ use super::driver::DriverHandle;
 use crate::scheduler::Event;
 
 /// How long the end of what was forced to end may take: instances are terminated, and nothing else is waited for.
-const FORCED_DEADLINE: Duration = Duration::from_secs(90);
+const FORCED_DEADLINE: Duration = Duration::from_secs(45);
 
 /// The signals we stop for.
 pub(crate) struct StopSignals {
