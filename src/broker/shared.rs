@@ -72,6 +72,10 @@ impl Shared {
         std::fs::create_dir_all(&spool_dir).with_context(|| format!("create `{}`", spool_dir.display()))?;
         let key_path = config.state_dir.join("id_ed25519");
         let key = ClientKey::load_or_create(&key_path).context("read or make the broker's SSH key")?;
+        // For people, who put it into `authorized_keys` of their hosts.
+        let public_path = key_path.with_extension("pub");
+        std::fs::write(&public_path, format!("{} nix-broker\n", key.public_openssh()))
+            .with_context(|| format!("write `{}`", public_path.display()))?;
         let context = ProviderContext::new(config.state_dir.clone(), key.public_openssh())
             .context("find the broker's own program")?;
         let pools: anyhow::Result<Vec<_>> = config
