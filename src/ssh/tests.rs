@@ -153,6 +153,7 @@ async fn a_host_with_another_key_is_refused_for_good_and_both_keys_are_named() {
     let target = Target { host_keys: vec![other.clone()], ..sshd.target.clone() };
     let error = Session::dial(&target, soon()).await.unwrap_err();
     assert!(error.is_final());
+    assert!(Sessions::new(target).run("true", soon()).await.unwrap_err().is_final());
     let DialError::HostKeyMismatch { expected, got, .. } = error else { panic!("{error}") };
     assert_eq!(expected, [other.fingerprint()]);
     assert_eq!(got, sshd.target.host_keys[0].fingerprint());
