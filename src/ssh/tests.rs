@@ -84,14 +84,19 @@ impl Sshd {
         std::fs::read_to_string(self.directory.path().join("log")).unwrap()
     }
 
-    /// Kills the listener and every process that serves a connection.
+    /// Kills the listener, every process that serves a connection, and what those have started.
     fn kill(&mut self) {
-        let pid = self.child.id();
-        let out = Command::new("ps").args(["-o", "pid=", "--ppid", &pid.to_string()]).output().unwrap();
-        for child in String::from_utf8(out.stdout).unwrap().split_whitespace() {
-            Command::new("kill").args(["-9", child]).status().unwrap();
+        let out = Command::new("ps").args(["-e", "-o", "pid=,ppid="]).output().unwrap();
+        let table = String::from_utf8(out.stdout).unwrap();
+        let table: Vec<(&str, &str)> =
+            table.lines().filter_map(|line| line.trim().split_once(char::is_whitespace)).collect();
+        let mut victims = vec![self.child.id().to_string()];
+        let mut next = 0;
+        while let Some(parent) = victims.get(next).cloned() {
+            victims.extend(table.iter().filter(|row| row.1.trim() == parent).map(|row| row.0.to_owned()));
+            next += 1;
         }
-        self.child.kill().unwrap();
+        Command::new("kill").arg("-9").args(&victims).status().unwrap();
         self.child.wait().unwrap();
     }
 }
