@@ -16,6 +16,11 @@ const KIND_MESSAGE: u8 = b'm';
 const KIND_LOG: u8 = b'l';
 const HEADER_LEN: usize = 5;
 
+/// What has a form as a message.
+pub trait Message: Serialize + DeserializeOwned {}
+
+impl<T: Serialize + DeserializeOwned> Message for T {}
+
 /// What travels.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Frame {

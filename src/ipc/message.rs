@@ -65,7 +65,7 @@ impl Hello {
     }
 }
 
-/// The answer to [`Hello`].
+/// The answer to [`Hello`], always. A client need not wait for it before it sends its first request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "reply")]
 pub enum Reply {

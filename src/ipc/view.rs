@@ -30,6 +30,20 @@ pub struct StatusView {
     pub builders: Vec<BuilderView>,
     /// Live builds by id, then the most recently ended.
     pub builds: Vec<BuildView>,
+    /// Builds that have ended since the broker started.
+    pub ended: EndedView,
+}
+
+/// How builds ended, counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct EndedView {
+    /// Well.
+    pub succeeded: u64,
+    /// Badly.
+    pub failed: u64,
+    /// Because their clients went away.
+    pub cancelled: u64,
 }
 
 impl Eq for StatusView {}
@@ -135,6 +149,11 @@ impl StatusView {
             pools: status.pools.iter().map(PoolView::from).collect(),
             builders: status.builders.iter().map(BuilderView::from).collect(),
             builds: status.builds.iter().map(BuildView::from).collect(),
+            ended: EndedView {
+                succeeded: status.ended.succeeded,
+                failed: status.ended.failed,
+                cancelled: status.ended.cancelled,
+            },
         }
     }
 }

@@ -25,5 +25,5 @@ pub use outcome::{Blame, Failure, FailureKind, Outcome};
 pub use pool::{HostSpec, LocalSpec, PoolSpec, ProviderSpec, Slots};
 pub use request::{BuildInputs, BuildRequest, BuildSettings, Verdict};
 pub use requirement::{Feature, Misfit, Offer, Requirement, System};
-pub use status::{BuildPhase, BuildStatus, BuilderState, BuilderStatus, PoolStatus, Status};
+pub use status::{BuildPhase, BuildStatus, BuilderState, BuilderStatus, EndedCounts, PoolStatus, Status};
 pub use store_path::{DrvPath, OutputName, StorePath, StorePathError};

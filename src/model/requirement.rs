@@ -2,45 +2,14 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::sync::Arc;
 
-macro_rules! word {
-    ($(#[$doc:meta])* $name:ident) => {
-        $(#[$doc])*
-        #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-        pub struct $name(Arc<str>);
+use super::ids::named;
 
-        impl $name {
-            /// Takes the word as it is.
-            pub fn new(word: impl Into<Arc<str>>) -> Self {
-                Self(word.into())
-            }
-
-            /// The word as text.
-            pub fn as_str(&self) -> &str {
-                &self.0
-            }
-        }
-
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(&self.0)
-            }
-        }
-
-        impl fmt::Debug for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                write!(f, "{:?}", &*self.0)
-            }
-        }
-    };
-}
-
-word!(
+named!(
     /// A Nix system such as `x86_64-linux`.
     System
 );
-word!(
+named!(
     /// A Nix system feature such as `kvm` or `gccarch-znver3`.
     Feature
 );

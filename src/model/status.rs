@@ -16,8 +16,21 @@ pub struct Status {
     pub builders: Vec<BuilderStatus>,
     /// Live builds by id, then the most recently ended.
     pub builds: Vec<BuildStatus>,
+    /// Builds that have ended since the broker started.
+    pub ended: EndedCounts,
     /// Whether new builds are accepted.
     pub accepting: bool,
+}
+
+/// How builds ended, counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct EndedCounts {
+    /// Well.
+    pub succeeded: u64,
+    /// Badly.
+    pub failed: u64,
+    /// Because their clients went away.
+    pub cancelled: u64,
 }
 
 /// One pool.

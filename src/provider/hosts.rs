@@ -13,25 +13,33 @@ use crate::model::{HostSpec, Instance, InstanceId, PoolName};
 #[derive(Debug)]
 pub struct Hosts {
     hosts: Vec<HostSpec>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    /// The positions of all hosts, in the order in which they are handed out.
+    line: Vec<usize>,
     /// For each host in use, by its position: for which pool.
-    in_use: Mutex<BTreeMap<usize, PoolName>>,
+    in_use: BTreeMap<usize, PoolName>,
 }
 
 impl Hosts {
     /// These hosts, none of them in use.
     pub fn new(hosts: Vec<HostSpec>) -> Self {
-        Self { hosts, in_use: Mutex::default() }
+        let state = State { line: (0..hosts.len()).collect(), in_use: BTreeMap::new() };
+        Self { hosts, state: Mutex::new(state) }
     }
 
-    /// Hands out the first free host, in the order of the configuration.
+    /// Hands out the first free host: in the order of the configuration, those that failed last.
     pub fn launch(&self, pool: &PoolName) -> Result<Launched, ProviderError> {
-        let mut in_use = self.in_use();
-        let free = self.hosts.iter().enumerate().find(|(index, _)| !in_use.contains_key(index));
-        let Some((index, host)) = free else {
+        let mut state = self.state();
+        let free = state.line.iter().copied().find(|index| !state.in_use.contains_key(index));
+        let Some((index, host)) = free.and_then(|index| Some((index, self.hosts.get(index)?))) else {
             let reason = format!("all {} hosts of pool `{pool}` are in use", self.hosts.len());
             return Err(ProviderError::new(ProviderErrorKind::Capacity, reason));
         };
-        in_use.insert(index, pool.clone());
+        state.in_use.insert(index, pool.clone());
         Ok(Launched {
             instance: Instance { id: id(host), pool: pool.clone() },
             address: Address {
@@ -46,20 +54,23 @@ impl Hosts {
 
     /// Takes a host back.
     pub fn terminate(&self, instance: &InstanceId) {
-        self.in_use().retain(|&index, _| id(&self.hosts[index]) != *instance);
+        self.state().in_use.retain(|&index, _| id(&self.hosts[index]) != *instance);
+    }
+
+    /// Puts a host behind all others: the next launch shall not meet the same fault while another host is free.
+    pub fn distrust(&self, instance: &InstanceId) {
+        self.state().line.sort_by_key(|&index| id(&self.hosts[index]) == *instance);
     }
 
     /// The hosts in use.
     pub fn list(&self) -> Vec<Instance> {
-        let in_use = self.in_use();
-        in_use
-            .iter()
-            .map(|(&index, pool)| Instance { id: id(&self.hosts[index]), pool: pool.clone() })
-            .collect()
+        let state = self.state();
+        let in_use = state.in_use.iter();
+        in_use.map(|(&index, pool)| Instance { id: id(&self.hosts[index]), pool: pool.clone() }).collect()
     }
 
-    fn in_use(&self) -> MutexGuard<'_, BTreeMap<usize, PoolName>> {
-        self.in_use.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -102,5 +113,23 @@ mod tests {
         let again = hosts.launch(&pool).unwrap();
         assert_eq!(again.instance.id, ids[1]);
         assert_eq!((again.address.host.as_str(), again.address.port), ("a", 2222));
+    }
+
+    #[test]
+    fn a_host_that_failed_is_handed_out_after_all_others() {
+        let hosts = Hosts::new(vec![host("a", 22), host("b", 22), host("c", 22)]);
+        let pool = PoolName::new("p");
+        let next = || {
+            let instance = hosts.launch(&pool).unwrap().instance.id;
+            hosts.terminate(&instance);
+            instance.as_str().to_owned()
+        };
+        assert_eq!(next(), "a");
+        hosts.distrust(&InstanceId::new("a"));
+        assert_eq!(next(), "b");
+        hosts.distrust(&InstanceId::new("b"));
+        assert_eq!(next(), "c");
+        hosts.distrust(&InstanceId::new("c"));
+        assert_eq!(next(), "a");
     }
 }

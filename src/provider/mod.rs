@@ -145,6 +145,15 @@ impl Provider {
         }
     }
 
+    /// This instance failed to be of use: where there is a choice, the next launch makes another one.
+    pub fn distrust(&self, instance: &InstanceId) {
+        match self {
+            // Every local machine is made anew.
+            Self::Local(_) => {}
+            Self::Hosts(hosts) => hosts.distrust(instance),
+        }
+    }
+
     /// The instances there are, as observed.
     pub fn list(&self) -> Vec<Instance> {
         match self {

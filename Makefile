@@ -1,0 +1,42 @@
+# The commands of this repository. Each installs what it needs on a Debian machine with Rust and root.
+#
+#   make demo    the whole product on this machine, narrated: a flake, an ordinary user, builders on demand
+#   make test    everything CI runs: format, lints, licences, unit tests, and the real thing on three versions of Nix
+#   make clean   ends every test host; `make distclean` also deletes the Debian roots and the build
+
+RELEASES := bookworm trixie forky
+LAB      := tests/lab
+
+.PHONY: demo test format lint licences unit real clean distclean
+
+demo:
+	$(LAB)/demo.sh
+
+test: format lint licences unit real
+	@echo "make test: all of it passed"
+
+format:
+	cargo fmt --check
+
+lint:
+	cargo clippy --locked --all-targets -- --deny warnings
+
+licences:
+	$(LAB)/cargo-deny.sh
+
+unit:
+	$(LAB)/packages.sh
+	cargo test --locked --lib --bins --test layers --test cli --test hook_conversation --test scheduler_scripts \
+		--test worker_golden --test scheduler_scale
+
+real:
+	$(LAB)/roots.sh $(RELEASES)
+	$(LAB)/check.sh $(RELEASES)
+	$(LAB)/nix-files.sh
+	cargo test --locked --test worker_live --test end_to_end --test faults -- --test-threads=2
+
+clean:
+	$(LAB)/host.sh down --all
+
+distclean: clean
+	rm -rf "$${NIX_BROKER_LAB:-/var/cache/nix-broker-lab}" target

@@ -1,0 +1,156 @@
+//! One accepted build, as shared by the client that waits for it and the attempts that work on it.
+//!
+//! The scheduler decides about it by its id alone; this holds what the data path needs: inputs, log, products, and the
+//! way to tell the client.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use tokio::sync::{mpsc, watch};
+
+use super::log_spool::LogSpool;
+use crate::model::{BuildId, BuildInputs, BuildRequest, Failure, Outcome};
+use crate::protocol::derivation::BasicDerivation;
+use crate::scheduler::Note;
+use crate::transfer::Products;
+
+/// Notes a slow client may fall behind; further ones are dropped, for they are about a past that is over.
+const MAX_NOTES: usize = 64;
+
+/// Where the derivation is read from.
+#[derive(Clone, Debug)]
+pub(crate) enum Source {
+    /// The `.drv` in the local store.
+    LocalStore,
+    /// The client of the store endpoint sent it.
+    Given(Box<BasicDerivation>),
+}
+
+/// An accepted build.
+#[derive(Debug)]
+pub(crate) struct Build {
+    pub(crate) id: BuildId,
+    pub(crate) request: BuildRequest,
+    pub(crate) source: Source,
+    pub(crate) log: LogSpool,
+    inputs: OnceLock<BuildInputs>,
+    products: Mutex<Option<Arc<Products>>>,
+    notes: mpsc::Sender<Note>,
+    end: watch::Sender<Option<End>>,
+}
+
+/// How a build ended, with what its client needs then.
+#[derive(Clone, Debug)]
+pub(crate) enum End {
+    /// The outputs are here.
+    Succeeded(Arc<Products>),
+    /// It failed for good.
+    Failed(Failure),
+    /// Nobody waits any more.
+    Cancelled,
+}
+
+/// What the client of a build listens to.
+#[derive(Debug)]
+pub(crate) struct Listener {
+    pub(crate) notes: mpsc::Receiver<Note>,
+    pub(crate) end: watch::Receiver<Option<End>>,
+}
+
+impl Build {
+    /// A fresh build and the ear of its client.
+    pub(crate) fn new(
+        id: BuildId,
+        request: BuildRequest,
+        source: Source,
+        spool_dir: &Path,
+    ) -> (Arc<Self>, Listener) {
+        let (notes, notes_rx) = mpsc::channel(MAX_NOTES);
+        let end = watch::Sender::new(None);
+        let listener = Listener { notes: notes_rx, end: end.subscribe() };
+        let build = Self {
+            id,
+            request,
+            source,
+            log: LogSpool::new(spool_dir),
+            inputs: OnceLock::new(),
+            products: Mutex::new(None),
+            notes,
+            end,
+        };
+        (Arc::new(build), listener)
+    }
+
+    /// Nix has sent them; the first ones count.
+    pub(crate) fn set_inputs(&self, inputs: BuildInputs) {
+        self.inputs.get_or_init(|| inputs);
+    }
+
+    /// What Nix sent; nothing before it has.
+    pub(crate) fn inputs(&self) -> BuildInputs {
+        self.inputs.get().cloned().unwrap_or_default()
+    }
+
+    /// An attempt has fetched everything.
+    pub(crate) fn set_products(&self, products: Products) {
+        *self.products.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(products));
+    }
+
+    /// Tells the person who waits, unless they are far behind.
+    pub(crate) fn tell(&self, note: Note) {
+        // A full queue or a client that is gone: both mean that nobody misses this note.
+        let _missed = self.notes.try_send(note);
+    }
+
+    /// Tells the client the end.
+    pub(crate) fn finish(&self, outcome: Outcome) {
+        let products = self.products.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let end = match (outcome, products) {
+            (Outcome::Succeeded, Some(products)) => End::Succeeded(products),
+            (Outcome::Succeeded, None) => End::Failed(Failure::new(
+                crate::model::FailureKind::Broker,
+                "the build succeeded but its outputs are not here; this is a defect of nix-broker",
+            )),
+            (Outcome::Failed(failure), _) => End::Failed(failure),
+            (Outcome::Cancelled, _) => End::Cancelled,
+        };
+        self.end.send_replace(Some(end));
+    }
+}
+
+/// Outputs that wait for their importer, by token.
+#[derive(Debug, Default)]
+pub(crate) struct Shelf {
+    products: Mutex<BTreeMap<String, Arc<Products>>>,
+}
+
+/// Takes the products from the shelf when dropped.
+#[derive(Debug)]
+pub(crate) struct Shelved<'a> {
+    shelf: &'a Shelf,
+    token: String,
+}
+
+impl Shelf {
+    /// Puts products there until the guard is dropped.
+    pub(crate) fn put(&self, token: String, products: Arc<Products>) -> Shelved<'_> {
+        self.lock().insert(token.clone(), products);
+        Shelved { shelf: self, token }
+    }
+
+    /// What lies under this token.
+    pub(crate) fn get(&self, token: &str) -> Option<Arc<Products>> {
+        self.lock().get(token).cloned()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Arc<Products>>> {
+        self.products.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Shelved<'_> {
+    fn drop(&mut self) {
+        self.shelf.lock().remove(&self.token);
+    }
+}

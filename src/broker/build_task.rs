@@ -1,0 +1,322 @@
+//! One attempt of one build on one builder: inputs up, build, outputs down. Its end is always reported, whatever
+//! happens inside, because a slot depends on it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::build::{Build, Source};
+use super::driver::DriverHandle;
+use super::remote::{Daemon, Remote};
+use super::{Shared, chain};
+use crate::model::{Failure, FailureKind, LeaseId, OutputName, StorePath};
+use crate::protocol::derivation::BasicDerivation;
+use crate::protocol::worker::{
+    BuildResult, ClientOptions, LogEvent, LogSink, ProtocolError, ResultStatus, Substitute,
+};
+use crate::scheduler::{AttemptEnd, Event, RunPhase};
+use crate::transfer::{Products, download};
+
+/// How much later than the builder we end a build that is over its time: the builder's own report says more.
+const WATCHDOG_MARGIN: Duration = Duration::from_secs(30);
+
+/// Starts the attempt.
+pub(crate) fn spawn(
+    shared: &Arc<Shared>,
+    driver: &DriverHandle,
+    build: Arc<Build>,
+    remote: Arc<Remote>,
+    lease: LeaseId,
+    cancelled: CancellationToken,
+) {
+    let driver = driver.clone();
+    let task_shared = Arc::clone(shared);
+    shared.tasks.spawn(async move {
+        let id = build.id;
+        let attempt = Attempt { build: &build, remote: &remote, shared: &task_shared, driver: &driver, lease };
+        // A panic in here is a defect; it must cost this build and nothing else.
+        let end = tokio::select! {
+            end = AssertUnwindSafe(attempt.run()).catch_unwind() => match end {
+                Ok(Ok(products)) => {
+                    build.set_products(products);
+                    AttemptEnd::Succeeded
+                }
+                Ok(Err(failure)) => {
+                    tracing::info!(build = %id, builder = %remote.builder(), reason = failure.reason, "attempt failed");
+                    AttemptEnd::Failed(failure)
+                }
+                Err(_panic) => AttemptEnd::Failed(Failure::new(
+                    FailureKind::Broker,
+                    "the broker made a mistake in this build (see its log); please report it",
+                )),
+            },
+            () = cancelled.cancelled() => AttemptEnd::Aborted,
+        };
+        driver.event(Event::AttemptEnded { build: id, lease, end });
+    });
+}
+
+struct Attempt<'a> {
+    build: &'a Build,
+    remote: &'a Remote,
+    shared: &'a Shared,
+    driver: &'a DriverHandle,
+    lease: LeaseId,
+}
+
+impl Attempt<'_> {
+    async fn run(&self) -> Result<Products, Failure> {
+        self.progress(RunPhase::Uploading);
+        let inputs = self.build.inputs();
+        let derivation = self.derivation(&inputs.paths).await?;
+        let substitute =
+            if self.build.request.settings.use_substitutes { Substitute::Yes } else { Substitute::No };
+        self.remote
+            .ensure_present(&self.shared.local_store, &inputs.paths, substitute)
+            .await
+            .map_err(|error| lost("send the inputs", &error))?;
+        let mut daemon = self.remote.daemon().await.map_err(|error| lost("start the build", &error))?;
+        self.progress(RunPhase::Building);
+        let result = self.build_on(&mut daemon, &derivation).await?;
+        self.progress(RunPhase::Downloading);
+        let outputs = self.fetch(&mut daemon, &derivation, &result).await?;
+        self.remote.give_back(daemon);
+        Ok(Products { result, outputs })
+    }
+
+    fn progress(&self, phase: RunPhase) {
+        self.driver.event(Event::Progressed { build: self.build.id, lease: self.lease, phase });
+    }
+
+    async fn derivation(&self, inputs: &BTreeSet<StorePath>) -> Result<BasicDerivation, Failure> {
+        match &self.build.source {
+            Source::Given(derivation) => Ok((**derivation).clone()),
+            Source::LocalStore => {
+                let derivation = self.shared.local_store.derivation(&self.build.request.drv).await;
+                let derivation = derivation
+                    .map_err(|error| Failure::new(FailureKind::Request, chain(&anyhow::Error::new(error))))?;
+                Ok(derivation.to_basic(inputs))
+            }
+        }
+    }
+
+    async fn build_on(
+        &self,
+        daemon: &mut Daemon,
+        derivation: &BasicDerivation,
+    ) -> Result<BuildResult, Failure> {
+        let settings = &self.build.request.settings;
+        let options = ClientOptions {
+            keep_failed: settings.keep_failed,
+            max_silent_time: settings.max_silent_time,
+            timeout: settings.timeout,
+            cores: settings.cores,
+            use_substitutes: settings.use_substitutes,
+            max_log_size: settings.max_log_size,
+            ..ClientOptions::default()
+        };
+        let (last_sign, signs) = watch::channel(Instant::now());
+        let mut log = LogRelay { build: self.build, last_sign, failed: None };
+        let built = async {
+            daemon.connection.set_options(&options).await?;
+            daemon.connection.build_derivation(&self.build.request.drv, derivation, &mut log).await
+        };
+        let result = tokio::select! {
+            result = built => result,
+            failure = self.watchdog(signs) => return Err(failure),
+        };
+        if let Some(error) = log.failed {
+            return Err(Failure::new(FailureKind::Broker, format!("cannot keep the build's log: {error}")));
+        }
+        match result {
+            Ok(result) if result.status.is_success() => Ok(result),
+            Ok(result) => Err(build_failure(&result)),
+            // The daemon is alive and refused: its Nix cannot do this build.
+            Err(ProtocolError::Remote(error)) => {
+                let kind = if error.message.contains("is required to build") {
+                    FailureKind::Request
+                } else {
+                    FailureKind::Transient
+                };
+                Err(Failure::new(
+                    kind,
+                    format!("builder {}: {}", self.remote.builder(), plain(&error.message)),
+                ))
+            }
+            Err(error) => Err(lost("build", &daemon.explain(anyhow::Error::new(error)))),
+        }
+    }
+
+    /// Ends when a build has overstepped its limits and its builder has not noticed.
+    async fn watchdog(&self, last_sign: watch::Receiver<Instant>) -> Failure {
+        let settings = &self.build.request.settings;
+        let started = Instant::now();
+        loop {
+            let total = settings.timeout.map(|limit| started + limit + WATCHDOG_MARGIN);
+            let silent = settings.max_silent_time.map(|limit| *last_sign.borrow() + limit + WATCHDOG_MARGIN);
+            let Some(deadline) = total.into_iter().chain(silent).min() else {
+                return std::future::pending().await;
+            };
+            if deadline <= Instant::now() {
+                let limit = if Some(deadline) == total { "timeout" } else { "max-silent-time" };
+                return Failure::new(FailureKind::TimedOut, format!("the build overstepped `{limit}`"));
+            }
+            tokio::time::sleep_until(deadline).await;
+        }
+    }
+
+    async fn fetch(
+        &self,
+        daemon: &mut Daemon,
+        derivation: &BasicDerivation,
+        result: &BuildResult,
+    ) -> Result<BTreeMap<StorePath, crate::transfer::Output>, Failure> {
+        let paths = output_paths(derivation, result)?;
+        let valid = self.shared.local_store.valid_paths(&paths).await;
+        // When the local daemon cannot say, everything is fetched: that is only slower.
+        let wanted: BTreeSet<_> = paths.difference(&valid.unwrap_or_default()).cloned().collect();
+        let mut outputs = BTreeMap::new();
+        for path in wanted {
+            let output = download(&mut daemon.connection, &path, &self.shared.spool_dir)
+                .await
+                .map_err(|error| lost("fetch the outputs", &daemon.explain(anyhow::Error::new(error))))?;
+            outputs.insert(path, output);
+        }
+        Ok(outputs)
+    }
+}
+
+/// Where the outputs are: known beforehand, or from the result for content-addressed ones.
+fn output_paths(derivation: &BasicDerivation, result: &BuildResult) -> Result<BTreeSet<StorePath>, Failure> {
+    let mut realised: Option<BTreeMap<OutputName, StorePath>> = None;
+    let mut paths = BTreeSet::new();
+    for (name, output) in &derivation.outputs {
+        if let Some(path) = output.path() {
+            paths.insert(path.clone());
+            continue;
+        }
+        let realised = match &realised {
+            Some(realised) => realised,
+            None => realised.insert(result.output_paths().map_err(|error| {
+                Failure::new(FailureKind::Transient, format!("the builder's result is not readable: {error}"))
+            })?),
+        };
+        match realised.get(name) {
+            Some(path) => paths.insert(path.clone()),
+            None => {
+                let reason = format!("the builder does not say where output `{name}` is");
+                return Err(Failure::new(FailureKind::Transient, reason));
+            }
+        };
+    }
+    Ok(paths)
+}
+
+/// Log events on their way to the spool.
+struct LogRelay<'a> {
+    build: &'a Build,
+    last_sign: watch::Sender<Instant>,
+    failed: Option<std::io::Error>,
+}
+
+impl LogSink for LogRelay<'_> {
+    async fn event(&mut self, event: LogEvent) {
+        let bytes = match event {
+            LogEvent::Line { mut text, .. } => {
+                text.push(b'\n');
+                text
+            }
+            // As the build itself said it: Nix reads the phase from such a line.
+            LogEvent::Phase { phase, .. } => {
+                let quoted: String =
+                    phase.chars().filter(|c| !c.is_control() && !"\"\\".contains(*c)).collect();
+                format!("@nix {{\"action\":\"setPhase\",\"phase\":\"{quoted}\"}}\n").into_bytes()
+            }
+            LogEvent::Message { .. }
+            | LogEvent::Start { .. }
+            | LogEvent::Stop { .. }
+            | LogEvent::Result { .. } => return,
+        };
+        self.last_sign.send_replace(Instant::now());
+        if let Err(error) = self.build.log.append(&bytes)
+            && self.failed.is_none()
+        {
+            self.failed = Some(error);
+        }
+    }
+}
+
+fn build_failure(result: &BuildResult) -> Failure {
+    let kind = match result.status {
+        ResultStatus::TimedOut => FailureKind::TimedOut,
+        ResultStatus::LogLimitExceeded => FailureKind::LogLimitExceeded,
+        ResultStatus::TransientFailure | ResultStatus::MiscFailure | ResultStatus::NoSubstituters => {
+            FailureKind::Transient
+        }
+        ResultStatus::InputRejected => FailureKind::Request,
+        ResultStatus::Built
+        | ResultStatus::Substituted
+        | ResultStatus::AlreadyValid
+        | ResultStatus::ResolvesToAlreadyValid
+        | ResultStatus::PermanentFailure
+        | ResultStatus::OutputRejected
+        | ResultStatus::CachedFailure
+        | ResultStatus::DependencyFailed
+        | ResultStatus::NotDeterministic
+        | ResultStatus::Other(_) => FailureKind::Derivation,
+    };
+    Failure::new(kind, summary(&result.error))
+}
+
+/// What a daemon said of a failed build, without the log's tail that it repeats: the log is at hand in full.
+fn summary(error: &str) -> String {
+    let is_tail = |line: &str| {
+        let line = line.to_ascii_lowercase();
+        line.starts_with("last ") || line.starts_with("for full logs")
+    };
+    let plain = plain(error);
+    let lines: Vec<_> = plain.lines().map(str::trim).take_while(|line| !is_tail(line)).collect();
+    lines.join(" ").trim_end_matches(';').to_owned()
+}
+
+/// Text without terminal colours.
+fn plain(text: &str) -> String {
+    let mut plain = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(start) = rest.find("\u{1b}[") {
+        plain.push_str(&rest[..start]);
+        let after = &rest[start + 2..];
+        rest = after.find(|c: char| c.is_ascii_alphabetic()).map_or("", |end| &after[end + 1..]);
+    }
+    plain.push_str(rest);
+    plain.trim().trim_start_matches("error: ").to_owned()
+}
+
+/// A failure on the way to or from the builder; another one may do better.
+fn lost(doing: &str, error: &anyhow::Error) -> Failure {
+    let local = error.chain().any(|cause| cause.downcast_ref::<crate::transfer::LocalStoreError>().is_some());
+    let kind = if local { FailureKind::Transfer } else { FailureKind::BuilderLost };
+    Failure::new(kind, format!("cannot {doing}: {}", chain(error)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failed_build_is_summed_up_without_colours_and_without_the_tail_of_its_log() {
+        let old = "builder for '\u{1b}[35;1m/nix/store/x.drv\u{1b}[0m' failed with exit code 3;\n       last 2 log lines:\n       > a\n       > b\n       For full logs, run 'nix log x'.";
+        assert_eq!(summary(old), "builder for '/nix/store/x.drv' failed with exit code 3");
+        let new = "Cannot build '/nix/store/x.drv'.\n       Reason: builder failed with exit code 3.\n       Output paths:\n         /nix/store/x\n       Last 2 log lines:\n       > a";
+        assert_eq!(
+            summary(new),
+            "Cannot build '/nix/store/x.drv'. Reason: builder failed with exit code 3. Output paths: /nix/store/x"
+        );
+    }
+}

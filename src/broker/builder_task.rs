@@ -1,0 +1,201 @@
+//! One builder, from launch to gone: the only task that touches its instance and its sessions.
+//!
+//! ```text
+//! launch ─▶ dial and check, again and again ─▶ ready ─▶ watch ─┐
+//!    └──────────────┴──── fault or told to ────────────────────┴─▶ terminate, until the provider agrees
+//! ```
+//!
+//! It reports facts. Deadlines, and what a fault means for the pool, are the scheduler's; it says `Terminate`, and this
+//! task never leaves an instance behind, whatever it was doing when it was told.
+
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use anyhow::Context;
+use backon::{BackoffBuilder, ExponentialBuilder};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::driver::DriverHandle;
+use super::remote::Remote;
+use super::{PoolRuntime, Shared, chain};
+use crate::model::{BuilderFacts, BuilderId, Instance, PoolName};
+use crate::provider::{Launched, probe};
+use crate::scheduler::{BuilderFault, BuilderFaultKind, Event};
+use crate::ssh::Sessions;
+
+/// How long a builder that no longer answers is dialled again before it counts as lost.
+const REDIAL_DEADLINE: Duration = Duration::from_secs(10);
+/// How long one attempt to reach a builder that boots, and to look at it, may take.
+const PROBE_DEADLINE: Duration = Duration::from_secs(20);
+
+/// How the driver holds a builder.
+#[derive(Debug)]
+pub(crate) struct BuilderHandle {
+    terminate: CancellationToken,
+    remote: Arc<OnceLock<Arc<Remote>>>,
+}
+
+impl BuilderHandle {
+    /// Asks for its end; may be asked again.
+    pub(crate) fn terminate(&self) {
+        self.terminate.cancel();
+    }
+
+    /// What builds work with; nothing before it is ready.
+    pub(crate) fn remote(&self) -> Option<Arc<Remote>> {
+        self.remote.get().cloned()
+    }
+}
+
+/// Starts the life of a builder.
+pub(crate) fn spawn(
+    shared: &Arc<Shared>,
+    driver: &DriverHandle,
+    builder: BuilderId,
+    pool: &PoolName,
+) -> BuilderHandle {
+    let handle = BuilderHandle { terminate: CancellationToken::new(), remote: Arc::new(OnceLock::new()) };
+    let Some(runtime) = shared.runtime(pool) else {
+        // The scheduler knows pools from the same configuration, so this is a defect; it must still not hang.
+        driver.event(Event::Lost { builder, fault: launch_failed(format!("there is no pool `{pool}`")) });
+        driver.event(Event::Gone(builder));
+        return handle;
+    };
+    let task = Task {
+        builder,
+        runtime,
+        driver: driver.clone(),
+        terminate: handle.terminate.clone(),
+        remote: Arc::clone(&handle.remote),
+    };
+    shared.tasks.spawn(task.run());
+    handle
+}
+
+struct Task {
+    builder: BuilderId,
+    runtime: Arc<PoolRuntime>,
+    driver: DriverHandle,
+    terminate: CancellationToken,
+    remote: Arc<OnceLock<Arc<Remote>>>,
+}
+
+impl Task {
+    async fn run(self) {
+        // Not raced against `terminate`: an instance that was asked for and not waited for might come to life unseen.
+        match self.runtime.provider.launch(self.builder, &self.runtime.spec).await {
+            Ok(launched) => {
+                self.live(&launched).await;
+                self.end(&launched.instance).await;
+            }
+            Err(error) => {
+                let reason = chain(&anyhow::Error::new(error));
+                tracing::warn!(builder = %self.builder, pool = %self.runtime.spec.name, reason, "launch failed");
+                self.driver.event(Event::Lost { builder: self.builder, fault: launch_failed(reason) });
+            }
+        }
+        self.driver.event(Event::Gone(self.builder));
+    }
+
+    /// From launched until it must end; reports every fault.
+    async fn live(&self, launched: &Launched) {
+        let (builder, instance) = (self.builder, launched.instance.clone());
+        tracing::info!(%builder, instance = %instance.id, pool = %instance.pool, "launched");
+        self.driver.event(Event::Launched { builder, instance });
+        let fault = tokio::select! {
+            fault = self.boot_and_watch(launched) => fault,
+            reason = self.runtime.provider.gone(&launched.instance.id) => fault(
+                BuilderFaultKind::ConnectionLost,
+                format!("instance `{}` ended by itself: {reason}", launched.instance.id),
+            ),
+            () = self.terminate.cancelled() => return,
+        };
+        tracing::warn!(%builder, reason = fault.reason, "builder lost");
+        self.runtime.provider.distrust(&launched.instance.id);
+        self.driver.event(Event::Lost { builder, fault });
+        self.terminate.cancelled().await;
+    }
+
+    async fn boot_and_watch(&self, launched: &Launched) -> BuilderFault {
+        let sessions = match self.runtime.target(&launched.address) {
+            Ok(target) => Sessions::new(target),
+            Err(error) => return fault(BuilderFaultKind::Unfit, chain(&error)),
+        };
+        let facts = match self.first_contact(&sessions).await {
+            Ok(facts) => facts,
+            Err(fault) => return fault,
+        };
+        let remote = Arc::new(Remote::new(self.builder, sessions));
+        let remote = self.remote.get_or_init(|| remote);
+        tracing::info!(builder = %self.builder, processors = facts.processors, nix = ?facts.nix_version, "ready");
+        self.driver.event(Event::Ready { builder: self.builder, facts });
+        let mut losses = remote.sessions().losses();
+        loop {
+            let reason = losses.next().await;
+            tracing::debug!(builder = %self.builder, %reason, "a session was lost");
+            match probe_once(remote.sessions(), REDIAL_DEADLINE).await {
+                // Said again, it clears the suspicion that the scheduler has after a lost attempt.
+                Ok(facts) => self.driver.event(Event::Ready { builder: self.builder, facts }),
+                Err(error) => {
+                    let reason = format!("{reason}, and it does not answer again: {}", chain(&error));
+                    return fault(BuilderFaultKind::ConnectionLost, reason);
+                }
+            }
+        }
+    }
+
+    /// Dials until it answers; the scheduler's launch timeout ends the attempts.
+    async fn first_contact(&self, sessions: &Sessions) -> Result<BuilderFacts, BuilderFault> {
+        let mut delays = ExponentialBuilder::default()
+            .with_min_delay(Duration::from_millis(50))
+            .with_max_delay(Duration::from_secs(2))
+            .without_max_times()
+            .build();
+        loop {
+            let error = match probe_once(sessions, PROBE_DEADLINE).await {
+                Ok(facts) => return Ok(facts),
+                Err(error) => error,
+            };
+            if error.downcast_ref::<crate::ssh::DialError>().is_some_and(crate::ssh::DialError::is_final) {
+                return Err(fault(BuilderFaultKind::Unfit, chain(&error)));
+            }
+            tracing::debug!(builder = %self.builder, error = %chain(&error), "not answering yet");
+            tokio::time::sleep(delays.next().unwrap_or(Duration::from_secs(2))).await;
+        }
+    }
+
+    /// Ends the instance, and keeps at it until the provider agrees.
+    async fn end(&self, instance: &Instance) {
+        if let Some(remote) = self.remote.get() {
+            remote.close();
+        }
+        let mut delays = ExponentialBuilder::default()
+            .with_min_delay(Duration::from_millis(200))
+            .with_max_delay(Duration::from_secs(60))
+            .without_max_times()
+            .build();
+        while let Err(error) = self.runtime.provider.terminate(&instance.id).await {
+            let reason = chain(&anyhow::Error::new(error));
+            tracing::error!(builder = %self.builder, instance = %instance.id, reason, "cannot terminate, trying again");
+            tokio::time::sleep(delays.next().unwrap_or(Duration::from_secs(60))).await;
+        }
+        tracing::info!(builder = %self.builder, instance = %instance.id, "gone");
+    }
+}
+
+async fn probe_once(sessions: &Sessions, limit: Duration) -> anyhow::Result<BuilderFacts> {
+    let output = sessions.run(probe::COMMAND, Instant::now() + limit).await?;
+    probe::parse(&output.stdout).with_context(|| match output.stderr_tail.trim() {
+        "" => "look at the builder".to_owned(),
+        complaint => format!("look at the builder, which says: {complaint}"),
+    })
+}
+
+fn launch_failed(reason: String) -> BuilderFault {
+    fault(BuilderFaultKind::LaunchFailed, reason)
+}
+
+fn fault(kind: BuilderFaultKind, reason: String) -> BuilderFault {
+    BuilderFault { kind, reason }
+}

@@ -1,0 +1,232 @@
+//! One hook: asks until it is accepted, then waits for its build. Its socket closing is cancellation.
+//!
+//! Log and notes go from here straight to the hook; only facts go through the owner loop.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use anyhow::{Context, bail};
+use tokio::io::AsyncReadExt;
+use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio_util::task::task_tracker::TaskTrackerToken;
+
+use super::build::{Build, End, Listener, Source};
+use super::driver::{DriverHandle, Message};
+use super::{Shared, notes};
+use crate::ipc::{Ask, Frame, FrameError, HookReply, HookRequest, WireFailure};
+use crate::model::{BuildInputs, BuildRequest, Failure, FailureKind, OutputName, StorePath, StorePathError};
+use crate::scheduler::{Answer, Event};
+
+/// Serves one hook until either side is done.
+pub(crate) async fn serve(
+    stream: UnixStream,
+    shared: &Arc<Shared>,
+    driver: &DriverHandle,
+) -> anyhow::Result<()> {
+    let (mut reader, mut writer) = stream.into_split();
+    loop {
+        let request = match Frame::receive(&mut reader).await {
+            Err(FrameError::Closed) => return Ok(()),
+            frame => frame?.parse::<HookRequest>()?,
+        };
+        match request {
+            HookRequest::Ask(ask) => {
+                if let Some(accepted) = consider(ask, &mut writer, shared, driver).await? {
+                    return accepted.serve(reader, writer, shared).await;
+                }
+            }
+            HookRequest::Resume(ask) => match consider(ask, &mut Discard, shared, driver).await? {
+                Some(accepted) => {
+                    accepted.send_accept(&mut writer).await?;
+                    return accepted.serve(reader, writer, shared).await;
+                }
+                None => {
+                    let failure = Failure::new(
+                        FailureKind::Request,
+                        "the broker was restarted and no longer has a pool for this build; see `broker why`",
+                    );
+                    return send(&mut writer, &HookReply::Failed(WireFailure::from(&failure))).await;
+                }
+            },
+            HookRequest::Inputs { .. } => bail!("a hook sent inputs before it was accepted"),
+        }
+    }
+}
+
+/// Where a verdict goes: to the hook that asked, or nowhere when the hook cannot take another answer than "accept".
+trait VerdictSink {
+    async fn reply(&mut self, reply: &HookReply) -> anyhow::Result<()>;
+}
+
+struct Discard;
+
+impl VerdictSink for Discard {
+    async fn reply(&mut self, _reply: &HookReply) -> anyhow::Result<()> {
+        Ok(())
+    }
+}
+
+impl VerdictSink for OwnedWriteHalf {
+    async fn reply(&mut self, reply: &HookReply) -> anyhow::Result<()> {
+        send(self, reply).await
+    }
+}
+
+/// An accepted build and its only client. Dropped, the client is gone.
+struct Accepted {
+    build: Arc<Build>,
+    machine: String,
+    listener: Listener,
+    gone: Gone,
+    /// Keeps the shutdown waiting.
+    _token: TaskTrackerToken,
+}
+
+/// Tells the scheduler on drop; harmless when the build has ended.
+struct Gone {
+    build: crate::model::BuildId,
+    driver: DriverHandle,
+}
+
+impl Drop for Gone {
+    fn drop(&mut self) {
+        self.driver.event(Event::ClientGone(self.build));
+    }
+}
+
+/// The verdict, from memory alone: Nix's whole event loop waits for it.
+async fn consider(
+    ask: Ask,
+    sink: &mut impl VerdictSink,
+    shared: &Arc<Shared>,
+    driver: &DriverHandle,
+) -> anyhow::Result<Option<Accepted>> {
+    let request = BuildRequest::try_from(ask).context("read a hook's question")?;
+    match driver.offers().answer(&request) {
+        Answer::Accept { pool } => {
+            let machine = pool.to_string();
+            let id = shared.next_build_id();
+            let (build, listener) = Build::new(id, request, Source::LocalStore, &shared.spool_dir);
+            let gone = Gone { build: build.id, driver: driver.clone() };
+            driver.send(Message::NewBuild(Arc::clone(&build)));
+            sink.reply(&HookReply::Accept { build: build.id.0, machine: machine.clone() }).await?;
+            Ok(Some(Accepted { build, machine, listener, gone, _token: shared.clients.token() }))
+        }
+        Answer::Decline { why } => {
+            tracing::debug!(drv = %request.drv, why, "decline");
+            shared.remember_decline(&request.drv, &why);
+            sink.reply(&HookReply::Decline { why }).await?;
+            Ok(None)
+        }
+        Answer::Postpone { why } => {
+            tracing::debug!(drv = %request.drv, why, "postpone");
+            sink.reply(&HookReply::Postpone { why }).await?;
+            Ok(None)
+        }
+    }
+}
+
+impl Accepted {
+    async fn send_accept(&self, writer: &mut OwnedWriteHalf) -> anyhow::Result<()> {
+        send(writer, &HookReply::Accept { build: self.build.id.0, machine: self.machine.clone() }).await
+    }
+
+    async fn serve(
+        self,
+        mut reader: OwnedReadHalf,
+        mut writer: OwnedWriteHalf,
+        shared: &Arc<Shared>,
+    ) -> anyhow::Result<()> {
+        match Frame::receive(&mut reader).await?.parse()? {
+            HookRequest::Inputs { paths, wanted_outputs } => match read_inputs(&paths, &wanted_outputs) {
+                Ok(inputs) => self.build.set_inputs(inputs),
+                Err(error) => {
+                    let failure = Failure::new(FailureKind::Request, format!("Nix sent bad inputs: {error}"));
+                    let reply = HookReply::Failed(WireFailure::from(&failure));
+                    return send(&mut writer, &reply).await;
+                }
+            },
+            HookRequest::Ask(_) | HookRequest::Resume(_) => bail!("a hook asked again after it was accepted"),
+        }
+        self.gone.driver.event(Event::InputsKnown(self.build.id));
+        let mut relay = Relay { build: &self.build, listener: self.listener, position: 0 };
+        let end = tokio::select! {
+            end = relay.until_the_end(&mut writer) => end?,
+            () = closed(&mut reader) => return Ok(()),
+        };
+        match end {
+            End::Succeeded(products) => {
+                let token = super::fresh_token()?;
+                let _shelved = shared.shelf.put(token.clone(), products);
+                send(&mut writer, &HookReply::Succeeded { token }).await?;
+                // The importer runs now; the hook closes when it has ended.
+                closed(&mut reader).await;
+                Ok(())
+            }
+            End::Failed(failure) => send(&mut writer, &HookReply::Failed(WireFailure::from(&failure))).await,
+            End::Cancelled => Ok(()),
+        }
+    }
+}
+
+/// Log and notes of one build on their way to its hook.
+struct Relay<'a> {
+    build: &'a Build,
+    listener: Listener,
+    position: u64,
+}
+
+impl Relay<'_> {
+    async fn until_the_end(&mut self, writer: &mut OwnedWriteHalf) -> anyhow::Result<End> {
+        let mut notes_open = true;
+        loop {
+            tokio::select! {
+                () = self.build.log.grown_past(self.position) => self.send_log(writer).await?,
+                note = self.listener.notes.recv(), if notes_open => match note {
+                    Some(note) => send(writer, &HookReply::Note { text: notes::line(&note) }).await?,
+                    None => notes_open = false,
+                },
+                end = ended(&mut self.listener.end) => {
+                    self.send_log(writer).await?;
+                    return Ok(end);
+                }
+            }
+        }
+    }
+
+    async fn send_log(&mut self, writer: &mut OwnedWriteHalf) -> anyhow::Result<()> {
+        loop {
+            let chunk = self.build.log.read_from(self.position).context("read back a build log")?;
+            if chunk.is_empty() {
+                return Ok(());
+            }
+            self.position += chunk.len() as u64;
+            Frame::Log(chunk).send(writer).await?;
+        }
+    }
+}
+
+/// The end of a build. Cancel-safe.
+pub(crate) async fn ended(end: &mut tokio::sync::watch::Receiver<Option<End>>) -> End {
+    match end.wait_for(Option::is_some).await.map(|end| end.clone()) {
+        Ok(Some(end)) => end,
+        // The owner loop has ended without a word for this build: the broker is dying.
+        Ok(None) | Err(_) => End::Failed(Failure::new(FailureKind::Broker, "the broker has ended")),
+    }
+}
+
+/// Returns when the peer has closed, or says something it has no business to say.
+async fn closed(reader: &mut OwnedReadHalf) {
+    let _bytes_or_error = reader.read(&mut [0; 1]).await;
+}
+
+async fn send(writer: &mut OwnedWriteHalf, reply: &HookReply) -> anyhow::Result<()> {
+    Ok(Frame::message(reply)?.send(writer).await?)
+}
+
+fn read_inputs(paths: &[String], wanted_outputs: &[String]) -> Result<BuildInputs, StorePathError> {
+    let paths: Result<BTreeSet<_>, _> = paths.iter().map(|path| StorePath::parse(path)).collect();
+    let outputs: Result<BTreeSet<_>, _> = wanted_outputs.iter().map(|name| OutputName::parse(name)).collect();
+    Ok(BuildInputs { paths: paths?, wanted_outputs: outputs? })
+}

@@ -1,0 +1,129 @@
+//! The Unix socket: accepts connections, learns who is there, and hands each to the task of its role.
+
+use std::io;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context, bail};
+use tokio::net::{UnixListener, UnixStream};
+use tokio_util::sync::CancellationToken;
+
+use super::driver::DriverHandle;
+use super::{Shared, endpoint_client, hook_client, operator_client};
+use crate::ipc::{Frame, FrameError, Hello, Reply, VERSION};
+
+/// How long a fresh connection may take to say what it is for.
+const HELLO_DEADLINE: std::time::Duration = std::time::Duration::from_secs(10);
+
+/// How long to wait after an accept failed (no file descriptors left, say) before the next.
+const ACCEPT_PAUSE: std::time::Duration = std::time::Duration::from_millis(100);
+
+/// Who is at the other end, as the kernel says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Peer {
+    /// Root, or the user the broker runs as: may do everything.
+    Owner,
+    /// Anybody else on this machine: may ask, watch, and build what the local store holds.
+    User,
+}
+
+/// Makes the socket, and takes the place of one that a dead broker left.
+pub(crate) async fn bind(path: &Path) -> anyhow::Result<UnixListener> {
+    if let Some(dir) = path.parent() {
+        std::fs::create_dir_all(dir).with_context(|| format!("create `{}`", dir.display()))?;
+    }
+    match std::fs::symlink_metadata(path) {
+        Ok(metadata) if !metadata.file_type().is_socket() => {
+            bail!("`{}` exists and is no socket", path.display());
+        }
+        Ok(_) if UnixStream::connect(path).await.is_ok() => {
+            bail!("another broker answers at `{}`; stop it first", path.display());
+        }
+        Ok(_) => std::fs::remove_file(path).with_context(|| format!("remove stale `{}`", path.display()))?,
+        Err(_) => {}
+    }
+    let listener = UnixListener::bind(path).with_context(|| format!("listen at `{}`", path.display()))?;
+    // Hooks of single-user Nix run as their users; what each peer may do is decided by its credentials.
+    std::fs::set_permissions(path, PermissionsExt::from_mode(0o666))
+        .with_context(|| format!("open `{}` to all users", path.display()))?;
+    Ok(listener)
+}
+
+/// Accepts until told to stop.
+pub(crate) async fn run(
+    listener: UnixListener,
+    shared: Arc<Shared>,
+    driver: DriverHandle,
+    stop: CancellationToken,
+) {
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = stop.cancelled() => return,
+        };
+        match accepted {
+            Ok((stream, _)) => {
+                let (shared, driver) = (Arc::clone(&shared), driver.clone());
+                tokio::spawn(async move {
+                    if let Err(error) = serve(stream, shared, driver).await {
+                        tracing::debug!(error = %crate::broker::chain(&error), "client");
+                    }
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a connection");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+async fn serve(mut stream: UnixStream, shared: Arc<Shared>, driver: DriverHandle) -> anyhow::Result<()> {
+    let peer = peer(&stream)?;
+    let hello: Hello = match tokio::time::timeout(HELLO_DEADLINE, Frame::receive(&mut stream)).await {
+        Ok(Err(FrameError::Closed)) => return Ok(()),
+        Ok(frame) => frame?.parse()?,
+        Err(_) => bail!("a client said nothing"),
+    };
+    if hello.version() != VERSION {
+        let why = format!(
+            "the client speaks version {} and the broker version {VERSION}; restart the broker after an upgrade",
+            hello.version()
+        );
+        return refuse(&mut stream, why).await;
+    }
+    match (hello, peer) {
+        (Hello::Hook { .. }, _) => {
+            Frame::message(&Reply::Go)?.send(&mut stream).await?;
+            hook_client::serve(stream, &shared, &driver).await
+        }
+        (Hello::Operator { .. }, peer) => {
+            Frame::message(&Reply::Go)?.send(&mut stream).await?;
+            operator_client::serve(stream, peer, &shared, &driver).await
+        }
+        (Hello::Import { token, .. }, _) => match shared.shelf.get(&token) {
+            Some(products) => endpoint_client::import(stream, &products).await,
+            None => refuse(&mut stream, "no finished build waits under this token".to_owned()).await,
+        },
+        (Hello::Store { .. }, Peer::Owner) => endpoint_client::store(stream, &shared, &driver).await,
+        (Hello::Relay { pool, .. }, Peer::Owner) => {
+            endpoint_client::relay(stream, &pool, &shared, &driver).await
+        }
+        // Whoever writes to a builder's store decides what everybody's builds there are made of.
+        (Hello::Store { .. } | Hello::Relay { .. }, Peer::User) => {
+            let why = "only root and the broker's own user may use it as a store".to_owned();
+            refuse(&mut stream, why).await
+        }
+    }
+}
+
+async fn refuse(stream: &mut UnixStream, why: String) -> anyhow::Result<()> {
+    Ok(Frame::message(&Reply::Refused { why })?.send(stream).await?)
+}
+
+fn peer(stream: &UnixStream) -> io::Result<Peer> {
+    let uid = stream.peer_cred()?.uid();
+    let is_owner = uid == 0 || uid == rustix::process::geteuid().as_raw();
+    Ok(if is_owner { Peer::Owner } else { Peer::User })
+}

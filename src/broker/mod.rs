@@ -1,0 +1,34 @@
+//! The resident process: the only place that spawns, sleeps and reads the clock.
+//!
+//! ```text
+//! serve ─┬─ driver            owns the fleet: select ─▶ Event ─▶ apply ─▶ perform
+//!        ├─ listener ── client tasks     hook_client, operator_client, endpoint_client: one per connection
+//!        ├─ builder_task      one per builder: launch, dial, check, watch, terminate
+//!        └─ build_task        one per running attempt: upload, build, download
+//! ```
+//!
+//! Control goes through the driver as events; logs, store paths and outputs go from task to client directly. Stopping
+//! runs the other way: the driver ends last, when the scheduler knows that no build and no builder is left.
+
+mod build;
+mod build_task;
+mod builder_task;
+mod driver;
+mod endpoint_client;
+mod hook_client;
+mod listener;
+mod log_spool;
+mod notes;
+mod operator_client;
+mod remote;
+mod serve;
+mod shared;
+mod signals;
+
+pub use serve::serve;
+pub(crate) use shared::{PoolRuntime, Shared, fresh_token};
+
+/// The whole chain of an error on one line.
+pub(crate) fn chain(error: &anyhow::Error) -> String {
+    format!("{error:#}")
+}

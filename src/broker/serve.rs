@@ -1,0 +1,106 @@
+//! Puts the broker together, runs it, takes it apart in the right order.
+
+use std::fs::File;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use rustix::fs::{FlockOperation, flock};
+use sd_notify::NotifyState;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::driver::Driver;
+use super::listener;
+use super::shared::Shared;
+use super::signals::{StopSignals, notify};
+use crate::config::Config;
+use crate::scheduler::Fleet;
+
+/// How long importers may take after the last build: a large output on a slow disk.
+const IMPORT_DEADLINE: Duration = Duration::from_secs(120);
+
+/// How long tasks may take to end after the last build and builder are gone.
+const TASKS_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Runs a broker until it was told to stop and everything it started has ended.
+pub async fn serve(config: Config, socket: &Path) -> anyhow::Result<()> {
+    let signals = StopSignals::install()?;
+    std::fs::create_dir_all(&config.state_dir)
+        .with_context(|| format!("create state directory `{}`", config.state_dir.display()))?;
+    let _lock = lock_state_dir(&config)?;
+    raise_file_limit();
+    let shared = Arc::new(Shared::new(&config)?);
+    for pool in shared.pools() {
+        let reaped = pool
+            .provider
+            .reap_strays()
+            .await
+            .with_context(|| format!("end what an earlier broker left in pool `{}`", pool.spec.name))?;
+        if reaped > 0 {
+            tracing::warn!(pool = %pool.spec.name, reaped, "ended instances that an earlier broker left behind");
+        }
+    }
+    let listener = listener::bind(socket).await?;
+    let fleet = Fleet::new(config.pools.clone(), Instant::now().into_std());
+    let (driver, handle) = Driver::new(fleet, Arc::clone(&shared));
+    let stop = CancellationToken::new();
+    let listening = tokio::spawn(listener::run(listener, Arc::clone(&shared), handle.clone(), stop.clone()));
+    tracing::info!(socket = %socket.display(), pools = shared.pools().len(), "accepting builds");
+    notify(&[NotifyState::Ready, NotifyState::Status("accepting builds")]);
+
+    tokio::select! {
+        () = driver.run() => {}
+        () = signals.drain(&handle, config.drain_grace) => {
+            let left = left_running(&shared);
+            bail!("some builders did not end in time; the next start will end what is left of them: {left}");
+        }
+    }
+
+    // Every build has ended, but some of the good ones are still being taken over by their importers.
+    shared.clients.close();
+    if tokio::time::timeout(IMPORT_DEADLINE, shared.clients.wait()).await.is_err() {
+        tracing::warn!(
+            clients = shared.clients.len(),
+            "some clients have not taken over their builds in time"
+        );
+    }
+    stop.cancel();
+    listening.await.context("the listener died")?;
+    // Our own socket only: a successor may have bound its own only after this one is gone.
+    std::fs::remove_file(socket).with_context(|| format!("remove `{}`", socket.display()))?;
+    shared.tasks.close();
+    if tokio::time::timeout(TASKS_DEADLINE, shared.tasks.wait()).await.is_err() {
+        bail!("{} tasks did not end within {TASKS_DEADLINE:?}", shared.tasks.len());
+    }
+    tracing::info!("ended; nothing is left running");
+    Ok(())
+}
+
+/// The instances that the providers still have.
+fn left_running(shared: &Shared) -> String {
+    let instances = shared.pools().iter().flat_map(|pool| pool.provider.list());
+    let names: Vec<_> = instances.map(|instance| format!("`{}`", instance.id)).collect();
+    if names.is_empty() { "none that a provider knows".to_owned() } else { names.join(", ") }
+}
+
+/// One broker per state directory: two would reap each other's machines.
+fn lock_state_dir(config: &Config) -> anyhow::Result<File> {
+    let path = config.state_dir.join("lock");
+    let file = File::create(&path).with_context(|| format!("create `{}`", path.display()))?;
+    if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+        bail!("another broker uses the state directory `{}`; stop it first", config.state_dir.display());
+    }
+    Ok(file)
+}
+
+/// Every waiting hook is a file descriptor; the usual soft limit of 1,024 would refuse the thousandth.
+fn raise_file_limit() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::warn!(%error, "cannot raise the limit on open files");
+    }
+}

@@ -1,0 +1,157 @@
+//! What all tasks of the broker may look at: the configured pools with their providers, the local store, and the few
+//! things that are nobody's alone.
+
+use std::collections::VecDeque;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::Context;
+use tokio::time::Instant;
+use tokio_util::task::TaskTracker;
+
+use super::build::Shelf;
+use crate::config::Config;
+use crate::model::{BuildId, DrvPath, PoolName, PoolSpec};
+use crate::provider::{Address, Provider, ProviderContext};
+use crate::ssh::{ClientKey, HostKey, Target};
+use crate::transfer::LocalStore;
+
+/// Declines remembered for `broker why`.
+const MAX_DECLINES: usize = 1_000;
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pools: Vec<Arc<PoolRuntime>>,
+    /// Where logs and outputs wait for their readers, in files without a name.
+    pub(crate) spool_dir: PathBuf,
+    pub(crate) local_store: LocalStore,
+    pub(crate) shelf: Shelf,
+    /// Builder and build tasks: the shutdown waits for them.
+    pub(crate) tasks: TaskTracker,
+    /// Clients with a build that was accepted: the shutdown waits until they have imported what was built.
+    pub(crate) clients: TaskTracker,
+    started_at: Instant,
+    last_build: AtomicU64,
+    declines: Mutex<VecDeque<(DrvPath, String)>>,
+}
+
+/// A pool with the means to run it.
+#[derive(Debug)]
+pub(crate) struct PoolRuntime {
+    pub(crate) spec: PoolSpec,
+    pub(crate) provider: Provider,
+    key: ClientKey,
+}
+
+impl PoolRuntime {
+    /// How to log in to an instance.
+    pub(crate) fn target(&self, address: &Address) -> anyhow::Result<Target> {
+        let key = match &address.identity_file {
+            Some(path) => ClientKey::load(path).context("read the pool's identity file")?,
+            None => self.key.clone(),
+        };
+        let host_keys: Result<Vec<_>, _> = address.host_keys.iter().map(|key| HostKey::parse(key)).collect();
+        Ok(Target {
+            address: address.host.clone(),
+            port: address.port,
+            user: address.user.clone(),
+            host_keys: host_keys.context("read the instance's host key")?,
+            key,
+        })
+    }
+}
+
+impl Shared {
+    /// Everything the configuration asks for; makes the directories it needs.
+    pub(crate) fn new(config: &Config) -> anyhow::Result<Self> {
+        let spool_dir = config.state_dir.join("spool");
+        std::fs::create_dir_all(&spool_dir).with_context(|| format!("create `{}`", spool_dir.display()))?;
+        let key_path = config.state_dir.join("id_ed25519");
+        let key = ClientKey::load_or_create(&key_path).context("read or make the broker's SSH key")?;
+        let context = ProviderContext::new(config.state_dir.clone(), key.public_openssh())
+            .context("find the broker's own program")?;
+        let pools: anyhow::Result<Vec<_>> = config
+            .pools
+            .iter()
+            .map(|spec| {
+                let provider = Provider::for_pool(spec, &context)
+                    .with_context(|| format!("set up pool `{}`", spec.name))?;
+                Ok(Arc::new(PoolRuntime { spec: spec.clone(), provider, key: key.clone() }))
+            })
+            .collect();
+        Ok(Self {
+            pools: pools?,
+            spool_dir,
+            local_store: LocalStore::default(),
+            shelf: Shelf::default(),
+            tasks: TaskTracker::new(),
+            clients: TaskTracker::new(),
+            started_at: Instant::now(),
+            last_build: AtomicU64::new(0),
+            declines: Mutex::default(),
+        })
+    }
+
+    /// A fresh id.
+    pub(crate) fn next_build_id(&self) -> BuildId {
+        BuildId(self.last_build.fetch_add(1, Ordering::Relaxed) + 1)
+    }
+
+    /// Since the broker started.
+    pub(crate) fn uptime(&self) -> Duration {
+        self.started_at.elapsed()
+    }
+
+    /// All pools.
+    pub(crate) fn pools(&self) -> &[Arc<PoolRuntime>] {
+        &self.pools
+    }
+
+    /// A pool by name.
+    pub(crate) fn runtime(&self, name: &PoolName) -> Option<Arc<PoolRuntime>> {
+        self.pools.iter().find(|pool| pool.spec.name == *name).cloned()
+    }
+
+    /// A pool as configured, by the name somebody typed.
+    pub(crate) fn pool(&self, name: &str) -> Option<&PoolSpec> {
+        self.pools.iter().map(|pool| &pool.spec).find(|spec| spec.name.as_str() == name)
+    }
+
+    /// The names of all pools.
+    pub(crate) fn pool_names(&self) -> impl Iterator<Item = &PoolName> {
+        self.pools.iter().map(|pool| &pool.spec.name)
+    }
+
+    /// Remembers why a request was declined.
+    pub(crate) fn remember_decline(&self, drv: &DrvPath, why: &str) {
+        let mut declines = self.declines.lock().unwrap_or_else(PoisonError::into_inner);
+        declines.retain(|(known, _)| known != drv);
+        if declines.len() == MAX_DECLINES {
+            declines.pop_front();
+        }
+        declines.push_back((drv.clone(), why.to_owned()));
+    }
+
+    /// Why requests that match were declined.
+    pub(crate) fn declines_of(&self, subject: &str) -> Vec<String> {
+        let declines = self.declines.lock().unwrap_or_else(PoisonError::into_inner);
+        declines
+            .iter()
+            .filter(|(drv, _)| drv.to_string().contains(subject))
+            .map(|(drv, why)| format!("{}: declined, {why}", drv.name()))
+            .collect()
+    }
+}
+
+/// A token that nobody can guess: 128 bits from the kernel.
+pub(crate) fn fresh_token() -> anyhow::Result<String> {
+    let mut bytes = [0; 16];
+    std::fs::File::open(Path::new("/dev/urandom"))
+        .and_then(|mut source| source.read_exact(&mut bytes))
+        .context("read random bytes")?;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}

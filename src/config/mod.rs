@@ -1,0 +1,70 @@
+//! The configuration file: TOML as a person writes it, turned into validated domain values.
+//!
+//! Owns the file's form, its defaults, and every complaint about it: all problems are found in one reading, each with
+//! its line and key. What the values *mean* is the business of the scheduler and the providers, and whether this
+//! machine has what they need that of `broker check`.
+//!
+//! ```toml
+//! socket = "/run/nix-broker/broker.sock"   # where hooks and the command line find the broker
+//! state-dir = "/var/lib/nix-broker"        # default: $STATE_DIRECTORY, else this
+//! drain-grace = "10m"                      # how long a shutdown waits for running builds
+//!
+//! [[pool]]                                 # the first that fits and has room gets a build
+//! name = "zen3"                            # what Nix shows as the machine
+//! systems = ["x86_64-linux"]               # default: this machine's system
+//! features = ["kvm", "gccarch-znver3"]     # what derivations may require
+//! mandatory-features = []                  # what derivations must require to be built here
+//! slots = "auto"                           # builds at once on one builder; auto: its number of processors
+//! min-builders = 0                         # kept even when idle
+//! max-builders = 2                         # default: 1, or the number of hosts
+//! idle-timeout = "10m"                     # how long a builder without work is kept
+//! max-lifetime = "24h"                     # an older builder takes no new work and ends
+//! launch-timeout = "5m"                    # from the launch until it is ready, at most
+//!
+//! [pool.local]                             # where its machines come from: exactly one of `local` and `hosts`
+//! sandbox-paths = []                       # programs of this host that builds may see
+//!
+//! [[pool]]
+//! name = "rack"
+//!
+//! [[pool.hosts]]
+//! address = "10.0.0.7"
+//! port = 22
+//! user = "nix"                             # must be trusted by its Nix
+//! host-keys = ["ssh-ed25519 AAAA..."]      # or: known-hosts-file = "/etc/ssh/ssh_known_hosts"
+//! identity-file = "/etc/nix-broker/key"    # default: the broker's own key
+//! ```
+
+mod host_key;
+mod hosts;
+mod load;
+mod overlap;
+mod pool;
+mod problem;
+mod section;
+#[cfg(test)]
+mod tests;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+pub use load::{DEFAULT_PATH, Defaults, LoadError, PATH_VARIABLE, load, parse};
+pub use overlap::overflows;
+pub use problem::Problem;
+
+use crate::model::PoolSpec;
+
+/// What the file says, validated, with every default filled in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Where the broker listens, when the file says it.
+    pub socket: Option<PathBuf>,
+    /// What must survive a restart of the broker: its key, the local pools' stores, the history.
+    pub state_dir: PathBuf,
+    /// How long a shutdown waits for running builds.
+    pub drain_grace: Duration,
+    /// In the order of the file: the first that fits and has room gets a build. Invariant: never empty, names are unique.
+    pub pools: Vec<PoolSpec>,
+    /// What works but is probably not meant.
+    pub warnings: Vec<Problem>,
+}

@@ -1,0 +1,384 @@
+//! The conversation with Nix: settings, requests and their replies, and after an accept the one build this process is
+//! there for.
+//!
+//! ```text
+//!  settings ─▶ asking ─▶ declined, postponed ─▶ asking ...       (one process answers any number of requests)
+//!                 └────▶ accepted ─▶ inputs ─▶ waiting ─▶ importing ─▶ exit
+//!                                      ▲          │ the broker went away
+//!                                      └─ resume ◀┘
+//! ```
+//!
+//! The end of Nix's stream means nothing after the accept: every version closes it right after the lists.
+
+use std::io::{self, BufReader, StdinLock};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use super::broker_client::{BrokerClient, BrokerError};
+use super::handover::Handover;
+use super::importer::{self, Import, ImportError, fits_machine_line};
+use super::log_pipe::LogPipe;
+use super::notes::Notes;
+use super::resume::{self, Patience, Resumed};
+use super::settings::ClientSettings;
+use super::stock_client::StockReply;
+use super::waiting::{self, End};
+use super::{replies, sentence};
+use crate::ipc::{Ask, FrameError, HookReply, HookRequest, WireFailure};
+use crate::model::DrvPath;
+use crate::protocol::hook::{HookInput, HookReadError, Lists, SettingsBlock, Try};
+use crate::protocol::log_line::Level;
+
+/// How long Nix's event loop may stand still for a broker that does not answer.
+const VERDICT_LIMIT: Duration = Duration::from_secs(1);
+/// How often one build may be handed to a new broker in quick succession: one that dies of it would never end.
+const MAX_RESUMES: u32 = 5;
+/// A broker that lasted so long did not die of this build.
+const LONG_ATTEMPT: Duration = Duration::from_secs(60);
+/// A broker that hangs is not asked again for so long: [`VERDICT_LIMIT`] for each of five hundred requests would be
+/// eight minutes.
+const SILENCE_LIMIT: Duration = Duration::from_secs(30);
+
+/// What to tell Nix.
+enum Decision {
+    /// The broker takes it.
+    Accept {
+        broker: BrokerClient,
+        ask: Ask,
+        machine: String,
+    },
+    /// The stock hook takes it.
+    AcceptedByStock {
+        machine: String,
+    },
+    Decline,
+    DeclinePermanently,
+    Postpone,
+}
+
+/// What one hook process has and knows.
+struct Conversation {
+    socket: PathBuf,
+    verbosity: String,
+    block: SettingsBlock,
+    settings: ClientSettings,
+    broker: Option<BrokerClient>,
+    stock: Handover,
+    has_warned: bool,
+    silent_until: Option<Instant>,
+}
+
+/// Talks with Nix until there is nothing more to say.
+pub(super) fn run(socket: PathBuf, verbosity: String) -> ExitCode {
+    let log = LogPipe::open();
+    let mut input = HookInput::new(io::stdin().lock());
+    let block = match input.settings() {
+        Ok(block) => block,
+        Err(HookReadError::Ended) => return ExitCode::SUCCESS,
+        Err(error) => return decline_and_end(&error),
+    };
+    let nix_remote = std::env::var("NIX_REMOTE").ok();
+    let processors = std::thread::available_parallelism().map_or(0, |n| n.get() as u64);
+    let settings = ClientSettings::read(&block, nix_remote.as_deref(), processors);
+    let conversation = Conversation {
+        socket,
+        verbosity,
+        block,
+        settings,
+        broker: None,
+        stock: Handover::default(),
+        has_warned: false,
+        silent_until: None,
+    };
+    // Nobody is there to be told when writing to Nix fails.
+    conversation.serve(input, log).unwrap_or(ExitCode::FAILURE)
+}
+
+/// Nix waits for a reply to a request that cannot be read, and nothing after it can be.
+fn decline_and_end(error: &HookReadError) -> ExitCode {
+    replies::say(Level::Warning, &format!("warning: nix-broker: cannot understand Nix: {}", sentence(error)));
+    let _gone = replies::write("# decline\n");
+    ExitCode::FAILURE
+}
+
+impl Conversation {
+    fn serve(mut self, mut input: HookInput<StdinLock<'_>>, log: LogPipe) -> io::Result<ExitCode> {
+        let mut has_replied = false;
+        while input.request_begins(has_replied) {
+            let request = match input.request() {
+                Ok(request) => request,
+                Err(HookReadError::Ended) => break,
+                Err(error) => return Ok(decline_and_end(&error)),
+            };
+            match self.decide_safely(&request) {
+                Decision::Accept { broker, ask, machine } => {
+                    replies::write(&format!("# accept\n{machine}\n"))?;
+                    return Ok(match input.lists() {
+                        Ok(lists) => {
+                            drop(input);
+                            Build::new(self, request, ask, machine, lists, log).run(broker)
+                        }
+                        // Nix is gone, and with our death the broker knows.
+                        Err(_) => ExitCode::FAILURE,
+                    });
+                }
+                Decision::AcceptedByStock { machine } => {
+                    replies::write(&format!("# accept\n{machine}\n"))?;
+                    let lists = input.lists();
+                    return Ok(lists.map_or(ExitCode::FAILURE, |lists| {
+                        let status = self.stock.finish(&lists);
+                        log.drain();
+                        status
+                    }));
+                }
+                Decision::Decline => replies::write("# decline\n")?,
+                Decision::Postpone => replies::write("# postpone\n")?,
+                Decision::DeclinePermanently => {
+                    replies::write("# decline-permanently\n")?;
+                    return Ok(ExitCode::SUCCESS);
+                }
+            }
+            has_replied = true;
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+
+    /// A defect of ours must not end the user's whole operation.
+    fn decide_safely(&mut self, request: &Try) -> Decision {
+        catch_unwind(AssertUnwindSafe(|| self.decide(request))).unwrap_or_else(|_| {
+            self.warn("a defect of broker-hook; this build is left to Nix");
+            Decision::Decline
+        })
+    }
+
+    fn decide(&mut self, request: &Try) -> Decision {
+        if self.settings.opted_out() {
+            return Decision::DeclinePermanently;
+        }
+        if let Some(store) = self.settings.foreign_store() {
+            let why = format!("not used for the store `{store}`, only for this machine's own");
+            self.warn(&why);
+            return Decision::Decline;
+        }
+        if !request.features.iter().chain([&request.system]).all(|word| fits_machine_line(word)) {
+            return Decision::Decline;
+        }
+        if self.silent_until.is_some_and(|until| Instant::now() < until) {
+            return self.ask_stock(request);
+        }
+        let ask = self.settings.ask(request);
+        match self.ask_broker(&ask) {
+            Ok((broker, HookReply::Accept { machine, .. })) => {
+                Decision::Accept { broker, ask, machine: one_line(&machine) }
+            }
+            Ok((broker, HookReply::Decline { why })) => {
+                self.broker = Some(broker);
+                let decision = self.ask_stock(request);
+                if matches!(decision, Decision::Decline) && self.settings.cannot_build_locally(request) {
+                    // Nix will say that it cannot build this, and not what our pools lack.
+                    let name = one_line(&request.drv);
+                    replies::say(
+                        Level::Warning,
+                        &format!("nix-broker: `{name}` fits no pool: {}", one_line(&why)),
+                    );
+                }
+                decision
+            }
+            Ok((broker, HookReply::Postpone { .. })) => {
+                self.broker = Some(broker);
+                Decision::Postpone
+            }
+            Ok((broker, HookReply::Note { .. } | HookReply::Succeeded { .. } | HookReply::Failed(_))) => {
+                self.without_broker(request, &broker.out_of_turn())
+            }
+            Err(error) => self.without_broker(request, &error),
+        }
+    }
+
+    fn ask_broker(&mut self, ask: &Ask) -> Result<(BrokerClient, HookReply), BrokerError> {
+        let request = HookRequest::Ask(ask.clone());
+        let deadline = Instant::now() + VERDICT_LIMIT;
+        if let Some(mut broker) = self.broker.take().filter(BrokerClient::is_used)
+            && let Ok(reply) = broker.ask(&request, VERDICT_LIMIT)
+        {
+            return Ok((broker, reply));
+        }
+        // The first, or the one of the request before is gone: Nix may have been busy for hours between the two.
+        let mut broker = BrokerClient::connect(&self.socket)?;
+        let reply = broker.ask(&request, deadline.saturating_duration_since(Instant::now()))?;
+        Ok((broker, reply))
+    }
+
+    /// The user's own machines, if there are any, are as good as they were before there was a broker.
+    fn without_broker(&mut self, request: &Try, error: &BrokerError) -> Decision {
+        let instead = if self.settings.names_machines() {
+            "using the machines in `builders` meanwhile"
+        } else {
+            "building without it"
+        };
+        if let BrokerError::Silent { .. } = error {
+            self.silent_until = Some(Instant::now() + SILENCE_LIMIT);
+        }
+        let hint = match error {
+            BrokerError::Refused { .. } => "restart it after an upgrade: `systemctl restart nix-broker`",
+            BrokerError::Connect { .. }
+            | BrokerError::Silent { .. }
+            | BrokerError::Broken { .. }
+            | BrokerError::OutOfTurn { .. } => "is it running? `systemctl status nix-broker`",
+        };
+        self.warn(&format!("cannot {}; {instead} ({hint})", sentence(error)));
+        self.ask_stock(request)
+    }
+
+    fn ask_stock(&mut self, request: &Try) -> Decision {
+        if !self.settings.names_machines() {
+            return Decision::Decline;
+        }
+        match self.stock.ask(&self.block, request, &self.verbosity) {
+            Ok(StockReply::Accept { machine }) => Decision::AcceptedByStock { machine: one_line(&machine) },
+            Ok(StockReply::Postpone) => Decision::Postpone,
+            // It means its machines for good, and the broker may be back for the next request.
+            Ok(StockReply::Decline | StockReply::DeclinePermanently | StockReply::Died) => Decision::Decline,
+            Err(error) => {
+                self.warn(&format!("cannot {}", sentence(&error)));
+                Decision::Decline
+            }
+        }
+    }
+
+    /// One warning per process: what is wrong stays wrong for a while, and Nix asks about every derivation.
+    fn warn(&mut self, text: &str) {
+        if !std::mem::replace(&mut self.has_warned, true) {
+            replies::say(Level::Warning, &format!("warning: nix-broker: {text}"));
+        }
+    }
+}
+
+/// Nix reads the machine's name up to the end of the line.
+fn one_line(name: &str) -> String {
+    name.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+/// The build this process has been accepted for.
+struct Build {
+    socket: PathBuf,
+    verbosity: String,
+    block: SettingsBlock,
+    request: Try,
+    ask: Ask,
+    machine: String,
+    lists: Lists,
+    log: LogPipe,
+    notes: Notes,
+    name: String,
+}
+
+impl Build {
+    fn new(from: Conversation, request: Try, ask: Ask, machine: String, lists: Lists, log: LogPipe) -> Self {
+        let name =
+            DrvPath::parse(&request.drv).map_or_else(|_| request.drv.clone(), |drv| drv.name().to_owned());
+        Self {
+            socket: from.socket,
+            verbosity: from.verbosity,
+            block: from.block,
+            notes: Notes::new(&name),
+            name,
+            request,
+            ask,
+            machine,
+            lists,
+            log,
+        }
+    }
+
+    fn run(mut self, mut broker: BrokerClient) -> ExitCode {
+        let mut lost_before = 0;
+        loop {
+            let began = Instant::now();
+            let lost = match self.attempt(broker) {
+                Ok(code) => return code,
+                Err(lost) => lost,
+            };
+            if began.elapsed() > LONG_ATTEMPT {
+                lost_before = 0;
+            } else if lost_before == MAX_RESUMES {
+                return self.fail_here("lost the broker too many times");
+            }
+            let note = format!("lost the broker ({}), waiting for it to come back", sentence(&lost));
+            self.notes.add(&note, Instant::now());
+            self.notes.show_now(replies::write_if_free);
+            match resume::resume(&self.socket, &self.ask, Patience::from_environment(), lost_before) {
+                Ok(Resumed::Taken(found)) => broker = found,
+                Ok(Resumed::Failed(failure)) => return self.fail(&failure),
+                Err(error) => {
+                    return self.fail_here(&format!("lost the broker, and cannot {}", sentence(&error)));
+                }
+            }
+            // For whoever reads the stored log.
+            let _gone = self.log.write_line("nix-broker: the broker was restarted, the build begins again");
+            lost_before += 1;
+        }
+    }
+
+    /// One broker, from the inputs to the end. An error when the broker was lost on the way.
+    fn attempt(&mut self, broker: BrokerClient) -> Result<ExitCode, FrameError> {
+        let inputs =
+            HookRequest::Inputs { paths: self.lists.inputs(), wanted_outputs: self.lists.wanted_outputs() };
+        match broker.send(&inputs) {
+            // A broker that hangs up may have said why: what it said is read below, and its end is noticed there.
+            Ok(())
+            | Err(BrokerError::Broken { source: FrameError::Io(_), .. } | BrokerError::Silent { .. }) => {}
+            Err(error) => return Ok(self.fail_here(&format!("cannot {}", sentence(&error)))),
+        }
+        drop(inputs);
+        let mut stream = BufReader::new(broker.into_stream());
+        match waiting::wait(&mut stream, &mut self.log, &mut self.notes) {
+            End::Succeeded(token) => match self.import(&token) {
+                Ok(()) => {
+                    self.log.drain();
+                    Ok(ExitCode::SUCCESS)
+                }
+                // The outputs went with the broker; the next one builds them again.
+                Err(_) if waiting::is_gone(&mut stream) => Err(FrameError::Closed),
+                Err(error) => {
+                    let reason = format!("import the outputs of {}: {}", self.request.drv, sentence(&error));
+                    Ok(self.fail_here(&format!("cannot {reason}")))
+                }
+            },
+            End::Failed(failure) => Ok(self.fail(&failure)),
+            End::Lost(error) => Err(error),
+        }
+    }
+
+    fn import(&self, token: &str) -> Result<(), ImportError> {
+        importer::import(&Import {
+            settings: &self.block,
+            request: &self.request,
+            lists: &self.lists,
+            verbosity: &self.verbosity,
+            socket: &self.socket,
+            token,
+            machine: &self.machine,
+        })
+    }
+
+    fn fail_here(&mut self, reason: &str) -> ExitCode {
+        self.fail(&WireFailure { reason: reason.to_owned(), exit_status: 1, is_build_failure: false })
+    }
+
+    /// Says why, where Nix shows it: Nix itself only knows the exit status. A derivation's own failure is shown by Nix
+    /// with the end of the log, and needs no error of ours beside it.
+    fn fail(&mut self, failure: &WireFailure) -> ExitCode {
+        self.notes.overtaken(replies::write_if_free);
+        let reason = failure.reason.trim_end();
+        // A Nix that no longer reads has ended this build.
+        let _gone = self.log.write_line(&format!("nix-broker: {reason}"));
+        self.log.drain();
+        if !failure.is_build_failure {
+            replies::say(Level::Error, &format!("error: nix-broker: {}: {reason}", self.name));
+        }
+        ExitCode::from(failure.exit_status.max(1))
+    }
+}

@@ -1,0 +1,116 @@
+//! One build: where it is in its life, what it was tried on, and why it is where it is.
+//!
+//! Transitions are taken by [`super::fleet`]; whether a failure is tried again is [`super::retry`]'s question.
+
+use std::time::Instant;
+
+use super::event::RunPhase;
+use super::pool::PoolIx;
+use super::queue::{LaneIx, Ticket};
+use super::retry::Attempt;
+use super::trail::{Trail, Why};
+use crate::model::{BuildId, BuildPhase, BuildRequest, BuilderId, LeaseId};
+
+/// An accepted build that has not ended.
+#[derive(Clone, Debug)]
+pub(super) struct Build {
+    pub(super) id: BuildId,
+    pub(super) request: BuildRequest,
+    /// Its place in the order of acceptance.
+    pub(super) ticket: Ticket,
+    pub(super) accepted_at: Instant,
+    pub(super) stage: Stage,
+    /// Since when it is in that stage, or its phase.
+    pub(super) since: Instant,
+    /// Attempts that were started.
+    pub(super) starts: u32,
+    /// Attempts that failed, and count.
+    pub(super) failed: Vec<Attempt>,
+    pub(super) trail: Trail,
+    /// The builder whose start it was told of.
+    pub(super) herald: Option<BuilderId>,
+}
+
+/// Where a build is in its life.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// Nix has not sent the inputs.
+    Accepted,
+    /// Waits for a slot.
+    Queued {
+        /// With its like.
+        lane: LaneIx,
+        /// The fleet's failure counter when it began to wait.
+        waits_since: u64,
+    },
+    /// Has a slot.
+    Running(Run),
+}
+
+/// An attempt that runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Run {
+    pub(super) builder: BuilderId,
+    pub(super) pool: PoolIx,
+    pub(super) lease: LeaseId,
+    pub(super) phase: RunPhase,
+    /// Why it was asked to stop, if it was.
+    pub(super) stop: Option<StopCause>,
+}
+
+/// Why a running attempt is stopped; a later cause that is stronger replaces an earlier one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum StopCause {
+    /// Its builder is ended: tried elsewhere.
+    BuilderStopped,
+    /// The broker ends: fails.
+    Shutdown,
+    /// Its client went away: nobody wants it.
+    ClientGone,
+}
+
+impl Build {
+    pub(super) fn accepted(id: BuildId, request: BuildRequest, ticket: Ticket, now: Instant) -> Self {
+        let mut trail = Trail::default();
+        trail.push(now, Why::Accepted);
+        Self {
+            id,
+            request,
+            ticket,
+            accepted_at: now,
+            stage: Stage::Accepted,
+            since: now,
+            starts: 0,
+            failed: Vec::new(),
+            trail,
+            herald: None,
+        }
+    }
+
+    pub(super) fn enter(&mut self, now: Instant, stage: Stage) {
+        self.stage = stage;
+        self.since = now;
+    }
+
+    /// Whether an attempt on this builder has failed.
+    pub(super) fn has_failed_on(&self, builder: BuilderId) -> bool {
+        self.failed.iter().any(|attempt| attempt.builder == builder)
+    }
+
+    /// The attempt that runs under this lease, unless it has ended.
+    pub(super) fn run_under(&mut self, lease: LeaseId) -> Option<&mut Run> {
+        match &mut self.stage {
+            Stage::Running(run) if run.lease == lease => Some(run),
+            Stage::Accepted | Stage::Queued { .. } | Stage::Running(_) => None,
+        }
+    }
+}
+
+/// A phase of an attempt as people see it.
+pub(super) fn shown(phase: RunPhase) -> BuildPhase {
+    match phase {
+        RunPhase::Uploading => BuildPhase::Uploading,
+        RunPhase::Building => BuildPhase::Building,
+        RunPhase::Downloading => BuildPhase::Downloading,
+    }
+}

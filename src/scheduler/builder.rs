@@ -1,0 +1,302 @@
+//! One builder: where it is in its life, who leases it, and when it must be looked at again.
+//!
+//! Transitions only. Which of them is taken, and what follows for builds and pools, is decided by its callers.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::time::{Duration, Instant};
+
+use super::event::BuilderFault;
+use super::pool::PoolIx;
+use crate::model::{BuildId, BuilderId, BuilderState, Instance, LeaseId};
+
+/// A termination the provider has not confirmed in this time is asked for again.
+pub(super) const TERMINATE_AGAIN_AFTER: Duration = Duration::from_secs(60);
+/// A stopped builder's attempts have this long to end by themselves.
+pub(super) const STOP_GRACE: Duration = Duration::from_secs(10);
+/// After an attempt that lost the builder: time for the news of its loss to arrive, before it gets another build.
+pub(super) const SUSPICION: Duration = Duration::from_secs(5);
+/// A builder that kept at its pool's minimum is looked at again no sooner than this.
+const SHORTEST_IDLE_CHECK: Duration = Duration::from_secs(1);
+/// Different builds that fail on a builder in a row, with nothing else in between, before it is drained.
+pub(super) const UNHEALTHY_STREAK: usize = 5;
+
+/// One machine as we manage it.
+#[derive(Clone, Debug)]
+pub(super) struct Builder {
+    pub(super) id: BuilderId,
+    pub(super) pool: PoolIx,
+    pub(super) launched_at: Instant,
+    /// The provider's thing behind it, as observed.
+    pub(super) instance: Option<Instance>,
+    /// Slots in use. Invariant: never more than the slots it was ready with.
+    pub(super) leases: BTreeMap<LeaseId, BuildId>,
+    /// Slots it has; 0 until it is ready.
+    pub(super) slots: u32,
+    /// Whether its Nix builds content-addressed derivations; only a ready one has been asked.
+    pub(super) has_ca_derivations: bool,
+    pub(super) life: Life,
+    /// Since when it is in that state.
+    pub(super) since: Instant,
+    /// Builds that were told of its start, and hear how it goes on.
+    pub(super) audience: Vec<BuildId>,
+    failing_builds: BTreeSet<BuildId>,
+}
+
+/// Where a builder is in its life.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Life {
+    /// The provider was asked.
+    Launching {
+        /// Ready by then, or given up.
+        deadline: Instant,
+    },
+    /// The instance exists.
+    Booting {
+        /// Ready by then, or given up.
+        deadline: Instant,
+    },
+    /// Takes builds.
+    Ready {
+        /// Too old for new builds from then on.
+        lifetime_deadline: Instant,
+        /// Without leases: when to see whether it may end.
+        idle_deadline: Option<Instant>,
+        /// Takes no builds until then.
+        suspect_until: Option<Instant>,
+    },
+    /// Takes no new builds; ends when the last one has.
+    Draining {
+        /// Why it ends.
+        why: EndReason,
+        /// Ends by then even with leases.
+        deadline: Option<Instant>,
+    },
+    /// The provider was asked to end it.
+    Terminating {
+        /// Why it ends.
+        why: EndReason,
+        /// When to ask again.
+        again_at: Instant,
+        /// How often it was asked again.
+        repeats: u32,
+    },
+}
+
+/// Why a builder ends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum EndReason {
+    /// No build for this long.
+    Idle(Duration),
+    /// Older than its pool allows.
+    TooOld(Duration),
+    /// An operator let it run empty.
+    Drained,
+    /// An operator ended it.
+    Stopped,
+    /// This many builds in a row failed on it.
+    Unhealthy(usize),
+    /// The broker ends.
+    Shutdown,
+    /// Something went wrong with it.
+    Fault(BuilderFault),
+}
+
+impl fmt::Display for EndReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Idle(timeout) => write!(f, "idle for {} s", timeout.as_secs()),
+            Self::TooOld(lifetime) => write!(f, "older than {} s", lifetime.as_secs()),
+            Self::Drained => f.write_str("drained by an operator"),
+            Self::Stopped => f.write_str("stopped by an operator"),
+            Self::Unhealthy(streak) => write!(f, "{streak} builds in a row failed on it"),
+            Self::Shutdown => f.write_str("the broker is shutting down"),
+            Self::Fault(fault) => f.write_str(&fault.reason),
+        }
+    }
+}
+
+impl Builder {
+    pub(super) fn launching(id: BuilderId, pool: PoolIx, now: Instant, timeout: Duration) -> Self {
+        Self {
+            id,
+            pool,
+            launched_at: now,
+            instance: None,
+            leases: BTreeMap::new(),
+            slots: 0,
+            has_ca_derivations: false,
+            life: Life::Launching { deadline: now + timeout },
+            since: now,
+            audience: Vec::new(),
+            failing_builds: BTreeSet::new(),
+        }
+    }
+
+    fn enter(&mut self, now: Instant, life: Life) {
+        self.life = life;
+        self.since = now;
+    }
+
+    pub(super) fn is_starting(&self) -> bool {
+        matches!(self.life, Life::Launching { .. } | Life::Booting { .. })
+    }
+
+    pub(super) fn is_ready(&self) -> bool {
+        matches!(self.life, Life::Ready { .. })
+    }
+
+    pub(super) fn is_terminating(&self) -> bool {
+        matches!(self.life, Life::Terminating { .. })
+    }
+
+    /// Slots in use.
+    pub(super) fn used(&self) -> u32 {
+        u32::try_from(self.leases.len()).unwrap_or(u32::MAX)
+    }
+
+    /// Slots not in use, of a ready builder.
+    pub(super) fn free(&self) -> u32 {
+        if self.is_ready() { self.slots.saturating_sub(self.used()) } else { 0 }
+    }
+
+    /// Whether a build may be started on it.
+    pub(super) fn is_open(&self) -> bool {
+        matches!(self.life, Life::Ready { suspect_until: None, .. }) && self.free() > 0
+    }
+
+    /// When it must be looked at again.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        match &self.life {
+            Life::Launching { deadline } | Life::Booting { deadline } => Some(*deadline),
+            Life::Ready { lifetime_deadline, idle_deadline, suspect_until } => {
+                [Some(*lifetime_deadline), *idle_deadline, *suspect_until].into_iter().flatten().min()
+            }
+            Life::Draining { deadline, .. } => *deadline,
+            Life::Terminating { again_at, .. } => Some(*again_at),
+        }
+    }
+
+    /// The provider has made the instance.
+    pub(super) fn boot(&mut self, now: Instant, instance: Instance) {
+        self.instance = Some(instance);
+        if let Life::Launching { deadline } = self.life {
+            self.enter(now, Life::Booting { deadline });
+        }
+    }
+
+    /// All checks passed.
+    pub(super) fn become_ready(&mut self, now: Instant, slots: u32, idle: Duration, lifetime: Duration) {
+        self.slots = slots;
+        self.enter(
+            now,
+            Life::Ready {
+                lifetime_deadline: self.launched_at + lifetime,
+                idle_deadline: Some(now + idle),
+                suspect_until: None,
+            },
+        );
+    }
+
+    /// One slot more in use.
+    pub(super) fn grant(&mut self, lease: LeaseId, build: BuildId) {
+        self.leases.insert(lease, build);
+        if let Life::Ready { idle_deadline, .. } = &mut self.life {
+            *idle_deadline = None;
+        }
+    }
+
+    /// One slot less in use.
+    pub(super) fn release(&mut self, now: Instant, lease: LeaseId, idle: Duration) {
+        let was_leased = self.leases.remove(&lease).is_some();
+        if let Life::Ready { idle_deadline, .. } = &mut self.life
+            && was_leased
+            && self.leases.is_empty()
+        {
+            *idle_deadline = Some(now + idle);
+        }
+    }
+
+    /// It is idle, but its pool needs it: looked at again after another idle window.
+    pub(super) fn keep(&mut self, now: Instant, idle: Duration) {
+        if let Life::Ready { idle_deadline, .. } = &mut self.life {
+            *idle_deadline = Some(now + idle.max(SHORTEST_IDLE_CHECK));
+        }
+    }
+
+    /// An attempt says that it is lost: no further build until that is known or disproved. Answers how many builds
+    /// have failed in a row; those that one loss takes with it count as one.
+    pub(super) fn suspect(&mut self, now: Instant, build: BuildId) -> usize {
+        if let Life::Ready { suspect_until, .. } = &mut self.life
+            && suspect_until.replace(now + SUSPICION).is_none()
+        {
+            return self.record_bad_attempt(build);
+        }
+        0
+    }
+
+    /// It was heard of, or nothing bad was heard for long enough.
+    pub(super) fn trust(&mut self) {
+        if let Life::Ready { suspect_until, .. } = &mut self.life {
+            *suspect_until = None;
+        }
+    }
+
+    /// An attempt ended without a fault of the builder.
+    pub(super) fn record_good_attempt(&mut self) {
+        self.failing_builds.clear();
+    }
+
+    /// An attempt failed in a way that may be the builder's fault. Answers how many builds have, in a row.
+    pub(super) fn record_bad_attempt(&mut self, build: BuildId) -> usize {
+        self.failing_builds.insert(build);
+        self.failing_builds.len()
+    }
+
+    /// No new builds from here on.
+    pub(super) fn drain(&mut self, now: Instant, why: EndReason, deadline: Option<Instant>) {
+        if self.is_terminating() {
+            return;
+        }
+        if let Life::Draining { why: first, deadline: current } = &mut self.life {
+            // The first reason stays, but whoever is in a hurry is obeyed.
+            if deadline.is_some() {
+                *first = why;
+                *current = match (*current, deadline) {
+                    (Some(a), Some(b)) => Some(a.min(b)),
+                    (None, only) | (only, None) => only,
+                };
+            }
+            return;
+        }
+        self.enter(now, Life::Draining { why, deadline });
+    }
+
+    /// The provider is asked to end it.
+    pub(super) fn terminate(&mut self, now: Instant, why: EndReason) {
+        self.enter(now, Life::Terminating { why, again_at: now + TERMINATE_AGAIN_AFTER, repeats: 0 });
+    }
+
+    /// The provider is asked once more. Answers how often that was.
+    pub(super) fn terminate_again(&mut self, now: Instant) -> u32 {
+        match &mut self.life {
+            Life::Terminating { again_at, repeats, .. } => {
+                *again_at = now + TERMINATE_AGAIN_AFTER;
+                *repeats = repeats.saturating_add(1);
+                *repeats
+            }
+            Life::Launching { .. } | Life::Booting { .. } | Life::Ready { .. } | Life::Draining { .. } => 0,
+        }
+    }
+
+    /// The state as people see it.
+    pub(super) fn state(&self) -> BuilderState {
+        match self.life {
+            Life::Launching { .. } => BuilderState::Launching,
+            Life::Booting { .. } => BuilderState::Booting,
+            Life::Ready { .. } => BuilderState::Ready,
+            Life::Draining { .. } => BuilderState::Draining,
+            Life::Terminating { .. } => BuilderState::Terminating,
+        }
+    }
+}

@@ -1,0 +1,334 @@
+//! The whole state, and the way of an event through it: dispatch, then settle what it made possible.
+//!
+//! What each event does is beside it: builds in [`super::on_build`], builders in [`super::on_builder`], operators and
+//! the end in [`super::on_operator`].
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::action::{Action, Note};
+use super::build::{Build, Run, Stage};
+use super::builder::Builder;
+use super::event::{Event, RunPhase};
+use super::history::History;
+use super::placement::{self, Placement};
+use super::pool::{Pool, PoolIx};
+use super::queue::Queue;
+use super::roster::Roster;
+use super::scaling::{self, Supply};
+use super::trail::Why;
+use super::verdict::{Offers, PoolOffer};
+use crate::model::{BuildId, BuilderId, LeaseId, PoolSpec};
+
+/// No configured duration counts for more: an `Instant` far enough in the future cannot be represented.
+const LONGEST_DURATION: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+/// Builds that are told about launches, at most per pool: those behind them wait for something else first.
+const TOLD_OF_LAUNCHES: usize = 512;
+
+/// All builders, all builds and the queue.
+#[derive(Clone, Debug)]
+pub struct Fleet {
+    pub(super) now: Instant,
+    pub(super) mode: Mode,
+    pub(super) pools: Vec<Pool>,
+    pub(super) roster: Roster,
+    pub(super) builds: BTreeMap<BuildId, Build>,
+    pub(super) queue: Queue,
+    pub(super) history: History,
+    /// What is wanted since the event came in.
+    pub(super) actions: Vec<Action>,
+    /// Advances with every failed launch, so that a build can tell which ones it has waited through.
+    pub(super) failure_counter: u64,
+    /// Builds whose Nix has not sent the inputs yet.
+    pub(super) awaiting_inputs: usize,
+    /// Builds that were queued for the first time since the event came in.
+    pub(super) newly_queued: Vec<BuildId>,
+    /// Whether a launch failed since the event came in, or a build was queued for a pool that is unfit.
+    pub(super) hope_was_lost: bool,
+    offers: Arc<Offers>,
+    has_begun: bool,
+    last_builder: u64,
+    last_lease: u64,
+    pub(super) last_ticket: u64,
+}
+
+/// How far the broker is on its way out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Mode {
+    /// Not at all.
+    Accepting,
+    /// What was accepted is finished.
+    Finishing,
+    /// What still runs is stopped.
+    Forced,
+    /// Nothing is left.
+    Exited,
+}
+
+impl Fleet {
+    /// A fleet without builders. Pools with a minimum get theirs at the first `apply`, for which
+    /// [`next_deadline`](Self::next_deadline) asks at once.
+    pub fn new(pools: Vec<PoolSpec>, now: Instant) -> Self {
+        let pools: Vec<Pool> = pools.into_iter().map(|spec| Pool::new(within_bounds(spec))).collect();
+        let roster = Roster::new(pools.len());
+        let offers = Offers::of(true, pools.iter().map(|pool| PoolOffer::of(pool, false)));
+        Self {
+            now,
+            mode: Mode::Accepting,
+            pools,
+            roster,
+            builds: BTreeMap::new(),
+            queue: Queue::default(),
+            history: History::default(),
+            actions: Vec::new(),
+            failure_counter: 0,
+            awaiting_inputs: 0,
+            newly_queued: Vec::new(),
+            hope_was_lost: false,
+            offers: Arc::new(offers),
+            has_begun: false,
+            last_builder: 0,
+            last_lease: 0,
+            last_ticket: 0,
+        }
+    }
+
+    /// Takes in one fact, and answers with the effects that are wanted, in order.
+    ///
+    /// Late, duplicate and stale facts are harmless. A `now` before an earlier one counts as that one.
+    pub fn apply(&mut self, now: Instant, event: Event) -> Vec<Action> {
+        self.now = self.now.max(now);
+        self.has_begun = true;
+        match event {
+            Event::Accepted { build, request } => self.on_accepted(build, request),
+            Event::InputsKnown(build) => self.on_inputs_known(build),
+            Event::ClientGone(build) => self.on_client_gone(build),
+            Event::Progressed { build, lease, phase } => self.on_progressed(build, lease, phase),
+            Event::AttemptEnded { build, lease, end } => self.on_attempt_ended(build, lease, end),
+            Event::Launched { builder, instance } => self.on_launched(builder, instance),
+            Event::Ready { builder, facts } => self.on_ready(builder, &facts),
+            Event::Lost { builder, fault } => self.on_lost(builder, fault),
+            Event::Gone(builder) => self.on_gone(builder),
+            Event::StartRequested(pool) => self.on_start_requested(&pool),
+            Event::DrainRequested(selection) => self.on_drain_requested(selection),
+            Event::StopRequested(selection) => self.on_stop_requested(selection),
+            Event::ShutdownRequested => self.on_shutdown_requested(),
+            Event::ShutdownForced => self.on_shutdown_forced(),
+            Event::Tick => {}
+        }
+        self.settle();
+        std::mem::take(&mut self.actions)
+    }
+
+    /// When to apply [`Event::Tick`] if nothing else happens before.
+    pub fn next_deadline(&self) -> Option<Instant> {
+        if !self.has_begun && self.pools.iter().any(|pool| pool.spec.min_builders > 0) {
+            return Some(self.now);
+        }
+        if self.mode == Mode::Exited {
+            return None;
+        }
+        let rests = self.pools.iter().filter_map(Pool::rests_until).min();
+        [self.roster.next_deadline(), rests].into_iter().flatten().min()
+    }
+
+    /// What the pools offer, for verdicts that need no loop. Cheap; a new one is made only when something changed.
+    pub fn offers(&self) -> Arc<Offers> {
+        Arc::clone(&self.offers)
+    }
+
+    /// Whether new builds are accepted.
+    pub fn accepting(&self) -> bool {
+        self.mode == Mode::Accepting
+    }
+
+    /// Does what the event has made possible or due.
+    ///
+    /// Slots are given before deadlines are looked at: a builder must not end as idle at the moment it gets work.
+    fn settle(&mut self) {
+        self.place();
+        for pool in &mut self.pools {
+            pool.wake(self.now);
+        }
+        while let Some(builder) = self.roster.due(self.now) {
+            self.look_at(builder);
+        }
+        self.give_up_hopeless();
+        self.place();
+        let newly_queued = std::mem::take(&mut self.newly_queued);
+        self.tell_queued(&newly_queued);
+        self.scale();
+        self.tell_of_start_under_way(&newly_queued);
+        self.end_unneeded_for_shutdown();
+        self.exit_if_nothing_is_left();
+        self.refresh_offers();
+    }
+
+    /// Starts every build that can be.
+    fn place(&mut self) {
+        while let Some(placement) = placement::next(&self.queue, &self.roster, &self.builds) {
+            self.start(placement);
+        }
+    }
+
+    fn start(&mut self, placement: Placement) {
+        let Placement { ticket, lane, build: id, builder } = placement;
+        self.last_lease += 1;
+        let lease = LeaseId(self.last_lease);
+        self.queue.remove(lane, ticket);
+        let granted = self.roster.change(builder, |builder| {
+            let beside = builder.used();
+            builder.grant(lease, id);
+            (builder.pool, beside)
+        });
+        let (Some((pool, beside)), Some(build)) = (granted, self.builds.get_mut(&id)) else { return };
+        let run = Run { builder, pool, lease, phase: RunPhase::Uploading, stop: None };
+        build.enter(self.now, Stage::Running(run));
+        build.starts = build.starts.saturating_add(1);
+        let name = self.pools[pool.0].spec.name.clone();
+        build.trail.push(self.now, Why::Started { builder, pool: name, beside });
+        self.actions.push(Action::Start { build: id, builder, lease });
+        self.actions.push(Action::Tell { build: id, note: Note::Started { builder } });
+    }
+
+    /// Launches what the queue and the minimums ask for.
+    fn scale(&mut self) {
+        let minimums_count = self.mode == Mode::Accepting;
+        if self.queue.is_empty() && (!minimums_count || self.minimums_are_met()) {
+            return;
+        }
+        let supply: Vec<Supply> =
+            (0..self.pools.len()).map(|ix| self.supply(PoolIx(ix), minimums_count)).collect();
+        if supply.iter().all(|pool| pool.room == 0) {
+            return;
+        }
+        let lanes = self.queue.lanes().map(|(_, lane)| (lane.pools.as_slice(), lane.len()));
+        let launches = scaling::launches(lanes, supply);
+        for (ix, n) in launches.into_iter().enumerate() {
+            if n > 0 {
+                let builders: Vec<BuilderId> = (0..n).map(|_| self.launch(PoolIx(ix))).collect();
+                self.tell_of_launches(PoolIx(ix), &builders);
+            }
+        }
+    }
+
+    fn minimums_are_met(&self) -> bool {
+        let mut pools = self.pools.iter().enumerate();
+        pools.all(|(ix, pool)| self.roster.census(PoolIx(ix)).staffed() >= pool.spec.min_builders)
+    }
+
+    fn supply(&self, ix: PoolIx, minimums_count: bool) -> Supply {
+        let pool = &self.pools[ix.0];
+        let census = self.roster.census(ix);
+        let per_builder = pool.expected_slots();
+        let rests = pool.rests_until().is_some();
+        let room = if rests { 0 } else { pool.spec.max_builders.saturating_sub(census.alive()) };
+        let short = pool.spec.min_builders.saturating_sub(census.staffed());
+        Supply {
+            slots: u64::from(census.free) + census.starting.len() as u64 * u64::from(per_builder),
+            per_builder,
+            room,
+            short_of_minimum: if minimums_count { short } else { 0 },
+        }
+    }
+
+    /// Launches one builder. The caller has made sure that its pool has room.
+    pub(super) fn launch(&mut self, ix: PoolIx) -> BuilderId {
+        self.last_builder += 1;
+        let id = BuilderId(self.last_builder);
+        let spec = &self.pools[ix.0].spec;
+        self.actions.push(Action::Launch { builder: id, pool: spec.name.clone() });
+        self.roster.insert(Builder::launching(id, ix, self.now, spec.launch_timeout));
+        id
+    }
+
+    /// Tells the builds at the head of the queue which of these builders is launched for them.
+    fn tell_of_launches(&mut self, ix: PoolIx, builders: &[BuilderId]) {
+        let slots = self.pools[ix.0].expected_slots() as usize;
+        let unaware: Vec<BuildId> = self
+            .queue
+            .heads(ix, TOLD_OF_LAUNCHES)
+            .into_iter()
+            .filter(|build| !self.awaits_a_start(*build))
+            .collect();
+        for (builder, audience) in builders.iter().zip(unaware.chunks(slots)) {
+            for build in audience {
+                self.tell_of_start(*build, *builder);
+            }
+        }
+    }
+
+    /// A build that is queued while a builder starts learns of it, if that builder will have a slot for it.
+    fn tell_of_start_under_way(&mut self, newly_queued: &[BuildId]) {
+        for build in newly_queued {
+            let Some(Stage::Queued { lane, .. }) = self.builds.get(build).map(|build| &build.stage) else {
+                continue;
+            };
+            let newest =
+                self.queue.lane(*lane).pools.iter().find_map(|ix| self.roster.census(*ix).starting.last());
+            let Some(builder) = newest.and_then(|id| self.roster.get(*id)) else { continue };
+            let has_room = builder.audience.len() < self.pools[builder.pool.0].expected_slots() as usize;
+            let id = builder.id;
+            if has_room && !self.awaits_a_start(*build) {
+                self.tell_of_start(*build, id);
+            }
+        }
+    }
+
+    fn awaits_a_start(&self, build: BuildId) -> bool {
+        let herald = self.builds.get(&build).and_then(|build| build.herald);
+        herald.and_then(|builder| self.roster.get(builder)).is_some_and(Builder::is_starting)
+    }
+
+    fn tell_of_start(&mut self, id: BuildId, builder: BuilderId) {
+        let Some(build) = self.builds.get_mut(&id) else { return };
+        build.herald = Some(builder);
+        let now = self.now;
+        let told = self.roster.change(builder, |builder| {
+            builder.audience.push(id);
+            (builder.pool, builder.instance.clone())
+        });
+        let Some((pool, instance)) = told else { return };
+        let pool = self.pools[pool.0].spec.name.clone();
+        build.trail.push(now, Why::Launching { builder, pool: pool.clone() });
+        let note = match instance {
+            Some(instance) => Note::Booting { builder, instance: instance.id },
+            None => Note::Launching { pool, builder },
+        };
+        self.actions.push(Action::Tell { build: id, note });
+    }
+
+    fn exit_if_nothing_is_left(&mut self) {
+        let ends = matches!(self.mode, Mode::Finishing | Mode::Forced);
+        if ends && self.builds.is_empty() && self.roster.is_empty() {
+            self.mode = Mode::Exited;
+            self.actions.push(Action::Exit);
+        }
+    }
+
+    fn refresh_offers(&mut self) {
+        let accepting = self.accepting();
+        let pools = self.pools.iter().enumerate();
+        let is_current = self.offers.accepting == accepting
+            && pools.clone().zip(&self.offers.pools).all(|((ix, pool), offer)| {
+                let unfit = if self.has_ready(PoolIx(ix)) { None } else { pool.unfit() };
+                offer.unfit.as_deref() == unfit && offer.offer.features.len() == pool.offer.features.len()
+            });
+        if !is_current {
+            let pools = pools.map(|(ix, pool)| PoolOffer::of(pool, self.has_ready(PoolIx(ix))));
+            self.offers = Arc::new(Offers::of(accepting, pools));
+        }
+    }
+
+    fn has_ready(&self, ix: PoolIx) -> bool {
+        !self.roster.census(ix).ready.is_empty()
+    }
+}
+
+fn within_bounds(mut spec: PoolSpec) -> PoolSpec {
+    spec.idle_timeout = spec.idle_timeout.min(LONGEST_DURATION);
+    spec.max_lifetime = spec.max_lifetime.min(LONGEST_DURATION);
+    spec.launch_timeout = spec.launch_timeout.min(LONGEST_DURATION);
+    spec
+}

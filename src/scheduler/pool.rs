@@ -1,0 +1,202 @@
+//! A pool at run time: its configuration, what was learned about its builders, and the trouble it is in.
+//!
+//! Which builders it has is in [`super::roster`].
+
+use std::collections::{BTreeSet, VecDeque};
+use std::time::{Duration, Instant};
+
+use super::event::{BuilderFault, BuilderFaultKind};
+use super::retry::{self, LAUNCH_FAILURES_TO_WAIT_THROUGH};
+use crate::model::requirement::CA_DERIVATIONS;
+use crate::model::{BuilderFacts, Feature, Offer, PoolSpec, Slots};
+
+/// More slots than this on one machine are a misreading, not a machine.
+const MOST_SLOTS: u32 = 1024;
+
+/// The place of a pool in the configuration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct PoolIx(pub(super) usize);
+
+/// A pool at run time.
+#[derive(Clone, Debug)]
+pub(super) struct Pool {
+    /// As configured.
+    pub(super) spec: PoolSpec,
+    /// What builds are matched with: the configured offer and what every Nix may have.
+    pub(super) offer: Offer,
+    learned_slots: Option<u32>,
+    trouble: Trouble,
+    /// The last thing that went wrong, and when.
+    pub(super) last_fault: Option<(String, Instant)>,
+}
+
+/// What keeps a pool from launching.
+#[derive(Clone, Debug, Default)]
+struct Trouble {
+    /// Rounds of failed launches since a builder was ready.
+    failures: u32,
+    /// When the last round was counted: failures of builders launched before it belong to it.
+    counted_at: Option<Instant>,
+    /// The last rounds as readings of the fleet's failure counter, oldest first.
+    rounds: VecDeque<u64>,
+    /// No launch before this.
+    rests_until: Option<Instant>,
+    /// Why its last builder was not what the pool promises; holds as long as the rest does.
+    unfit: Option<String>,
+}
+
+impl Pool {
+    pub(super) fn new(spec: PoolSpec) -> Self {
+        let mut offer = spec.offer.clone();
+        offer.features.insert(Feature::new(CA_DERIVATIONS));
+        Self { spec, offer, learned_slots: None, trouble: Trouble::default(), last_fault: None }
+    }
+
+    /// The slots to plan with for a builder that is not ready.
+    pub(super) fn expected_slots(&self) -> u32 {
+        self.learned_slots.unwrap_or_else(|| self.spec.slots.expected()).clamp(1, MOST_SLOTS)
+    }
+
+    /// The slots of a builder with these facts.
+    pub(super) fn slots_of(&self, facts: &BuilderFacts) -> u32 {
+        match self.spec.slots {
+            Slots::Fixed(n) => n,
+            Slots::Auto { .. } => facts.processors,
+        }
+        .clamp(1, MOST_SLOTS)
+    }
+
+    /// What the pool promises and a builder with these facts has not.
+    pub(super) fn unfitness(&self, facts: &BuilderFacts) -> Option<String> {
+        let promised = &self.spec.offer;
+        let has = |feature: &&Feature| {
+            !facts.offer.features.contains(*feature) && !facts.offer.mandatory.contains(*feature)
+        };
+        let features: BTreeSet<&Feature> = promised.features.union(&promised.mandatory).filter(has).collect();
+        let systems: Vec<_> = promised.systems.difference(&facts.offer.systems).collect();
+        let mut parts = Vec::new();
+        if !systems.is_empty() {
+            parts.push(format!("its Nix does not build for {}", quoted(systems)));
+        }
+        if !features.is_empty() {
+            parts.push(format!("its Nix lacks {} in `system-features`", quoted(features)));
+        }
+        (!parts.is_empty()).then(|| parts.join(", and "))
+    }
+
+    /// A builder passed all checks: the pool is well.
+    pub(super) fn builder_became_ready(&mut self, slots: u32) {
+        self.learned_slots = Some(slots);
+        self.trouble = Trouble::default();
+    }
+
+    /// Whether its builders' Nix builds content-addressed derivations. Answers whether that is news.
+    pub(super) fn learn_ca_derivations(&mut self, has: bool) -> bool {
+        let feature = Feature::new(CA_DERIVATIONS);
+        if has || self.spec.offer.features.contains(&feature) {
+            self.offer.features.insert(feature)
+        } else {
+            self.offer.features.remove(&feature)
+        }
+    }
+
+    /// A builder launched at that moment failed. `counter` is the fleet's failure counter, already advanced.
+    pub(super) fn builder_failed(
+        &mut self,
+        now: Instant,
+        launched_at: Instant,
+        fault: &BuilderFault,
+        counter: u64,
+    ) {
+        self.last_fault = Some((fault.reason.clone(), now));
+        let trouble = &mut self.trouble;
+        // Ten launches refused together are one refusal: only a builder launched since tells something new.
+        let is_news = trouble.counted_at.is_none_or(|counted_at| launched_at > counted_at);
+        if is_news {
+            trouble.failures = trouble.failures.saturating_add(1);
+            trouble.counted_at = Some(now);
+            trouble.rounds.push_back(counter);
+            if trouble.rounds.len() > LAUNCH_FAILURES_TO_WAIT_THROUGH {
+                trouble.rounds.pop_front();
+            }
+        }
+        match fault.kind {
+            BuilderFaultKind::Unfit => {
+                // A machine of the wrong kind does not become the right one in seconds, and each look costs a boot.
+                trouble.unfit = Some(fault.reason.clone());
+                self.rest(now, retry::LONGEST_REST);
+            }
+            BuilderFaultKind::LaunchFailed
+            | BuilderFaultKind::BootFailed
+            | BuilderFaultKind::ConnectionLost => {
+                let rest = retry::rest_after(trouble.failures);
+                if is_news {
+                    self.rest(now, rest);
+                }
+            }
+        }
+    }
+
+    /// A builder that had been ready was lost: nothing says that the next launch fails, but it need not be at once.
+    pub(super) fn builder_was_lost(&mut self, now: Instant, reason: &str) {
+        self.last_fault = Some((reason.to_owned(), now));
+        self.rest(now, retry::rest_after(1));
+    }
+
+    fn rest(&mut self, now: Instant, rest: Duration) {
+        let until = now + rest;
+        let current = self.trouble.rests_until.get_or_insert(until);
+        *current = until.max(*current);
+    }
+
+    /// No launch before this.
+    pub(super) fn rests_until(&self) -> Option<Instant> {
+        self.trouble.rests_until
+    }
+
+    /// Ends a rest that is over. Answers whether one has ended.
+    pub(super) fn wake(&mut self, now: Instant) -> bool {
+        let over = self.trouble.rests_until.is_some_and(|until| until <= now);
+        if over {
+            self.trouble.rests_until = None;
+            self.trouble.unfit = None;
+        }
+        over
+    }
+
+    /// Why the pool cannot be trusted with a build, unless it has a builder that proves otherwise.
+    pub(super) fn unfit(&self) -> Option<&str> {
+        self.trouble.unfit.as_deref()
+    }
+
+    /// Whether a build that waits since the failure counter had this reading has waited long enough here.
+    pub(super) fn is_given_up(&self, waits_since: u64) -> bool {
+        let rounds = &self.trouble.rounds;
+        let waited_through = rounds.len() == LAUNCH_FAILURES_TO_WAIT_THROUGH
+            && rounds.front().is_some_and(|first| *first > waits_since);
+        waited_through || self.trouble.unfit.is_some()
+    }
+
+    /// Whether there is any build that has waited long enough here.
+    pub(super) fn may_be_given_up(&self) -> bool {
+        self.trouble.unfit.is_some() || self.trouble.rounds.len() == LAUNCH_FAILURES_TO_WAIT_THROUGH
+    }
+
+    /// What to say to a build that is given up.
+    pub(super) fn complaint(&self) -> String {
+        let fault = self.last_fault.as_ref().map_or("no builder could be launched", |(reason, _)| reason);
+        match &self.trouble.unfit {
+            Some(unfit) => format!("pool `{}` is not what it promises: {unfit}", self.spec.name),
+            None => {
+                format!(
+                    "pool `{}` failed to launch {} times in a row: {fault}",
+                    self.spec.name, self.trouble.failures
+                )
+            }
+        }
+    }
+}
+
+fn quoted<T: std::fmt::Display>(items: impl IntoIterator<Item = T>) -> String {
+    items.into_iter().map(|item| format!("`{item}`")).collect::<Vec<_>>().join(", ")
+}

@@ -1,0 +1,142 @@
+//! The picture of the fleet for people and programs, made when somebody asks.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+use std::time::Instant;
+
+use super::build::{Build, Stage, shown};
+use super::builder::{Builder, Life};
+use super::fleet::Fleet;
+use super::pool::PoolIx;
+use crate::model::{
+    BuildId, BuildPhase, BuildStatus, BuilderState, BuilderStatus, PoolName, PoolStatus, Status,
+};
+
+/// Ended builds that a status shows; [`Fleet::explain`] knows more.
+const ENDED_SHOWN: usize = 50;
+
+impl Fleet {
+    /// Everything, at this moment. Its cost grows with the number of builds: make one when somebody looks, or a few
+    /// times a second.
+    pub fn status(&self, now: Instant) -> Status {
+        let now = self.now.max(now);
+        let positions = self.queue.positions();
+        let live = self.builds.values().map(|build| self.build_status(now, build, &positions));
+        let ended = self.history.latest(ENDED_SHOWN).filter_map(|build| self.history.show(now, build));
+        Status {
+            pools: (0..self.pools.len()).map(|ix| self.pool_status(now, PoolIx(ix))).collect(),
+            builders: self.roster.iter().map(|builder| self.builder_status(now, builder)).collect(),
+            builds: live.chain(ended).collect(),
+            ended: self.history.counts(),
+            accepting: self.accepting(),
+        }
+    }
+
+    /// The builds, live or among the last thousand that ended, whose derivation's path has this text in it, or whose id
+    /// this is (`#12`). The latest of them, and no more than a person reads.
+    pub fn matching(&self, now: Instant, subject: &str) -> Vec<BuildStatus> {
+        const MOST: usize = 10;
+        if let Some(build) = subject.strip_prefix('#').and_then(|id| id.parse().ok()).map(BuildId) {
+            return self.explain(now, build).into_iter().collect();
+        }
+        let live =
+            self.builds.iter().rev().filter(|(_, build)| build.request.drv.to_string().contains(subject));
+        let ids = live.map(|(id, _)| *id).chain(self.history.matching(subject)).take(MOST);
+        ids.filter_map(|id| self.explain(now, id)).collect()
+    }
+
+    /// One build, live or among the last thousand that ended, with why it is where it is.
+    pub fn explain(&self, now: Instant, build: BuildId) -> Option<BuildStatus> {
+        let now = self.now.max(now);
+        match self.builds.get(&build) {
+            Some(live) => Some(self.build_status(now, live, &self.queue.positions())),
+            None => self.history.show(now, build),
+        }
+    }
+
+    fn pool_status(&self, now: Instant, ix: PoolIx) -> PoolStatus {
+        let pool = &self.pools[ix.0];
+        let mut status = PoolStatus {
+            name: pool.spec.name.clone(),
+            ready: 0,
+            starting: 0,
+            ending: 0,
+            max_builders: pool.spec.max_builders,
+            slots_used: 0,
+            slots: 0,
+            queued: self.queue.counts_by_first_pool().get(&ix).copied().unwrap_or(0),
+            idle_timeout: pool.spec.idle_timeout,
+            last_fault: pool
+                .last_fault
+                .as_ref()
+                .map(|(reason, at)| (reason.clone(), now.saturating_duration_since(*at))),
+            cooling: pool
+                .rests_until()
+                .map(|until| until.saturating_duration_since(now))
+                .filter(|rest| !rest.is_zero()),
+        };
+        for builder in self.roster.iter().filter(|builder| builder.pool == ix) {
+            match builder.state() {
+                BuilderState::Launching | BuilderState::Booting => status.starting += 1,
+                BuilderState::Ready => {
+                    status.ready += 1;
+                    status.slots += builder.slots;
+                    status.slots_used += builder.used();
+                }
+                BuilderState::Draining | BuilderState::Terminating => status.ending += 1,
+            }
+        }
+        status
+    }
+
+    fn builder_status(&self, now: Instant, builder: &Builder) -> BuilderStatus {
+        BuilderStatus {
+            id: builder.id,
+            pool: self.pool_name(builder.pool),
+            instance: builder.instance.as_ref().map(|instance| instance.id.clone()),
+            state: builder.state(),
+            in_state: now.saturating_duration_since(builder.since),
+            age: now.saturating_duration_since(builder.launched_at),
+            slots_used: builder.used(),
+            slots: builder.slots,
+            ends_in: self.ends_in(now, builder),
+        }
+    }
+
+    /// How long until an idle builder ends, unless its pool keeps it.
+    fn ends_in(&self, now: Instant, builder: &Builder) -> Option<Duration> {
+        let Life::Ready { idle_deadline: Some(at), lifetime_deadline, .. } = &builder.life else {
+            return None;
+        };
+        let kept = self.roster.census(builder.pool).staffed() <= self.pools[builder.pool.0].spec.min_builders;
+        let ends_at = if kept { *lifetime_deadline } else { *at.min(lifetime_deadline) };
+        Some(ends_at.saturating_duration_since(now))
+    }
+
+    fn build_status(&self, now: Instant, build: &Build, positions: &BTreeMap<BuildId, u32>) -> BuildStatus {
+        let (phase, pool, builder) = match &build.stage {
+            Stage::Accepted => (BuildPhase::Accepted, None, None),
+            Stage::Queued { lane, .. } => {
+                let ahead = positions.get(&build.id).copied().unwrap_or(0);
+                let first = self.queue.lane(*lane).pools.first();
+                (BuildPhase::Queued { ahead }, first.map(|ix| self.pool_name(*ix)), None)
+            }
+            Stage::Running(run) => (shown(run.phase), Some(self.pool_name(run.pool)), Some(run.builder)),
+        };
+        BuildStatus {
+            id: build.id,
+            drv: build.request.drv.clone(),
+            phase,
+            in_phase: now.saturating_duration_since(build.since),
+            age: now.saturating_duration_since(build.accepted_at),
+            pool,
+            builder,
+            attempts: build.starts,
+            why: build.trail.lines(),
+        }
+    }
+
+    fn pool_name(&self, ix: PoolIx) -> PoolName {
+        self.pools[ix.0].spec.name.clone()
+    }
+}

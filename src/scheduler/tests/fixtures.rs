@@ -1,0 +1,269 @@
+//! A fleet with a clock of its own, and short words for what happens to it.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use crate::model::requirement::CA_DERIVATIONS;
+use crate::model::{
+    BuildId, BuildRequest, BuildSettings, BuilderFacts, BuilderId, DrvPath, Failure, FailureKind, Feature,
+    Instance, InstanceId, LeaseId, LocalSpec, Offer, Outcome, PoolName, PoolSpec, ProviderSpec, Requirement,
+    Slots, System,
+};
+use crate::scheduler::build::{Build, Stage};
+use crate::scheduler::fleet::Mode;
+use crate::scheduler::{Action, AttemptEnd, BuilderFault, BuilderFaultKind, Event, Fleet};
+
+pub(super) const X86: &str = "x86_64-linux";
+pub(super) const ARM: &str = "aarch64-linux";
+
+pub(super) fn seconds(n: u64) -> Duration {
+    Duration::from_secs(n)
+}
+
+pub(super) fn features(words: &[&str]) -> std::collections::BTreeSet<Feature> {
+    words.iter().map(|&word| Feature::new(word)).collect()
+}
+
+/// Two slots, at most two builders, ten minutes idle, an hour of life, five minutes to start.
+pub(super) fn pool(name: &str, system: &str, offered: &[&str]) -> PoolSpec {
+    PoolSpec {
+        name: PoolName::new(name),
+        offer: Offer {
+            systems: [System::new(system)].into(),
+            features: features(offered),
+            mandatory: [].into(),
+        },
+        slots: Slots::Fixed(2),
+        min_builders: 0,
+        max_builders: 2,
+        idle_timeout: seconds(600),
+        max_lifetime: seconds(3600),
+        launch_timeout: seconds(300),
+        provider: ProviderSpec::Local(LocalSpec { nix_daemon: None, sshd: None, sandbox_paths: vec![] }),
+    }
+}
+
+pub(super) fn request(system: &str, required: &[&str]) -> BuildRequest {
+    BuildRequest {
+        drv: DrvPath::parse("/nix/store/0c0kyvd9yy1j1xcpq5h3lqkzxmfv0y7i-hello.drv").unwrap(),
+        requirement: Requirement { system: System::new(system), features: features(required) },
+        am_willing: true,
+        settings: BuildSettings::default(),
+    }
+}
+
+pub(super) fn facts(spec: &PoolSpec) -> BuilderFacts {
+    let mut offer = spec.offer.clone();
+    offer.features.insert(Feature::new(CA_DERIVATIONS));
+    BuilderFacts { offer, processors: 4, nix_version: None }
+}
+
+pub(super) fn fault(kind: BuilderFaultKind) -> BuilderFault {
+    BuilderFault { kind, reason: format!("{kind:?} as told") }
+}
+
+pub(super) fn failed(kind: FailureKind) -> AttemptEnd {
+    AttemptEnd::Failed(Failure::new(kind, format!("{kind:?} as told")))
+}
+
+/// A fleet, its clock, and what it wanted.
+#[derive(Debug)]
+pub(super) struct World {
+    pub(super) fleet: Fleet,
+    pub(super) now: Instant,
+    specs: Vec<PoolSpec>,
+    pub(super) running: BTreeMap<BuildId, (BuilderId, LeaseId)>,
+    pub(super) pools_of: BTreeMap<BuilderId, PoolName>,
+    pub(super) terminated: Vec<BuilderId>,
+    pub(super) aborted: Vec<BuildId>,
+    pub(super) ended: BTreeMap<BuildId, Outcome>,
+    pub(super) exits: usize,
+}
+
+impl World {
+    pub(super) fn new(specs: Vec<PoolSpec>) -> Self {
+        let now = Instant::now();
+        let mut world = Self {
+            fleet: Fleet::new(specs.clone(), now),
+            now,
+            specs,
+            running: BTreeMap::new(),
+            pools_of: BTreeMap::new(),
+            terminated: vec![],
+            aborted: vec![],
+            ended: BTreeMap::new(),
+            exits: 0,
+        };
+        world.fleet.check_invariants();
+        if world.fleet.next_deadline().is_some() {
+            world.apply(Event::Tick);
+        }
+        world
+    }
+
+    /// Applies, checks every invariant, and takes note of what is wanted.
+    pub(super) fn apply(&mut self, event: Event) -> Vec<Action> {
+        if let Event::AttemptEnded { build, lease, .. } = &event
+            && self.running.get(build).is_some_and(|(_, running)| running == lease)
+        {
+            self.running.remove(build);
+        }
+        let actions = self.fleet.apply(self.now, event);
+        for action in &actions {
+            self.take_note(action);
+        }
+        self.fleet.check_invariants();
+        actions
+    }
+
+    fn take_note(&mut self, action: &Action) {
+        match action {
+            Action::Launch { builder, pool } => {
+                assert!(self.pools_of.insert(*builder, pool.clone()).is_none(), "{builder} launched twice");
+            }
+            Action::Terminate { builder, .. } => self.terminated.push(*builder),
+            Action::Start { build, builder, lease } => {
+                assert!(!self.terminated.contains(builder), "{build} started on ended {builder}");
+                assert!(self.running.insert(*build, (*builder, *lease)).is_none(), "{build} runs twice");
+                assert!(!self.ended.contains_key(build), "{build} started after its end");
+            }
+            Action::Abort { build, lease } => {
+                assert_eq!(self.running.get(build).map(|(_, running)| running), Some(lease));
+                assert!(!self.aborted.contains(build) || self.fleet.explain(self.now, *build).is_some());
+                self.aborted.push(*build);
+            }
+            Action::Tell { build, .. } => {
+                assert!(!self.ended.contains_key(build), "{build} is told something after its end");
+            }
+            Action::Finish { build, outcome } => {
+                assert!(!self.running.contains_key(build), "{build} finished while it runs");
+                assert!(self.ended.insert(*build, outcome.clone()).is_none(), "{build} finished twice");
+            }
+            Action::Exit => {
+                assert!(self.running.is_empty(), "exit with running builds");
+                self.exits += 1;
+                assert_eq!(self.exits, 1, "exit twice");
+            }
+        }
+    }
+
+    pub(super) fn pass(&mut self, seconds: u64) {
+        self.now += Duration::from_secs(seconds);
+    }
+
+    /// Lets time pass as a driver would: with a tick at every deadline.
+    pub(super) fn wait(&mut self, seconds: u64) {
+        let end = self.now + Duration::from_secs(seconds);
+        let mut ticks = 0;
+        while let Some(at) = self.fleet.next_deadline().filter(|at| *at <= end) {
+            self.now = self.now.max(at);
+            self.apply(Event::Tick);
+            ticks += 1;
+            assert!(ticks < 100_000, "deadlines do not move");
+        }
+        self.now = end;
+    }
+
+    pub(super) fn accept(&mut self, id: u64, system: &str, required: &[&str]) {
+        self.apply(Event::Accepted { build: BuildId(id), request: request(system, required) });
+        self.apply(Event::InputsKnown(BuildId(id)));
+    }
+
+    pub(super) fn launched(&mut self, builder: u64) -> Vec<Action> {
+        let builder = BuilderId(builder);
+        let id = InstanceId::new(format!("i-{}", builder.0));
+        let instance = Instance { id, pool: self.pools_of[&builder].clone() };
+        self.apply(Event::Launched { builder, instance })
+    }
+
+    pub(super) fn facts_of(&self, builder: u64) -> BuilderFacts {
+        let name = &self.pools_of[&BuilderId(builder)];
+        facts(self.specs.iter().find(|spec| spec.name == *name).unwrap())
+    }
+
+    pub(super) fn ready(&mut self, builder: u64) -> Vec<Action> {
+        let facts = self.facts_of(builder);
+        self.apply(Event::Ready { builder: BuilderId(builder), facts })
+    }
+
+    pub(super) fn lose(&mut self, builder: u64, kind: BuilderFaultKind) -> Vec<Action> {
+        self.apply(Event::Lost { builder: BuilderId(builder), fault: fault(kind) })
+    }
+
+    pub(super) fn gone(&mut self, builder: u64) -> Vec<Action> {
+        self.apply(Event::Gone(BuilderId(builder)))
+    }
+
+    pub(super) fn end(&mut self, build: u64, end: AttemptEnd) -> Vec<Action> {
+        let (_, lease) = self.running[&BuildId(build)];
+        self.apply(Event::AttemptEnded { build: BuildId(build), lease, end })
+    }
+
+    pub(super) fn launches(&self) -> usize {
+        self.pools_of.len()
+    }
+
+    pub(super) fn builder_of(&self, build: u64) -> Option<u64> {
+        self.running.get(&BuildId(build)).map(|(builder, _)| builder.0)
+    }
+
+    #[track_caller]
+    pub(super) fn failure_of(&self, build: u64) -> Failure {
+        match self.ended.get(&BuildId(build)) {
+            Some(Outcome::Failed(failure)) => failure.clone(),
+            other => panic!("#{build} did not fail: {other:?}"),
+        }
+    }
+}
+
+impl Fleet {
+    /// What must be true between any two events.
+    pub(in crate::scheduler) fn check_invariants(&self) {
+        assert!(self.roster.indexes_equal(&self.roster.recount()), "an index of the roster is stale");
+        for (ix, pool) in self.pools.iter().enumerate() {
+            let alive = self.roster.iter().filter(|builder| builder.pool.0 == ix).count();
+            assert!(alive <= pool.spec.max_builders as usize, "{} builders in `{}`", alive, pool.spec.name);
+        }
+        for builder in self.roster.iter() {
+            assert!(builder.leases.len() <= builder.slots as usize, "{} has too many leases", builder.id);
+            for (lease, build) in &builder.leases {
+                let runs = matches!(&self.builds.get(build), Some(Build { stage: Stage::Running(run), .. })
+                    if run.lease == *lease && run.builder == builder.id);
+                assert!(runs, "{} has a lease of {build}, which does not run there", builder.id);
+            }
+        }
+        let waiting = self.queue.builds();
+        let mut awaiting_inputs = 0;
+        for build in self.builds.values() {
+            let is_queued = matches!(build.stage, Stage::Queued { .. });
+            assert_eq!(waiting.contains(&build.id), is_queued, "{} in the queue", build.id);
+            match &build.stage {
+                Stage::Accepted => awaiting_inputs += 1,
+                Stage::Queued { .. } => {}
+                Stage::Running(run) => {
+                    if let Some(builder) = self.roster.get(run.builder) {
+                        assert_eq!(builder.leases.get(&run.lease), Some(&build.id), "a lease was lost");
+                    }
+                }
+            }
+            assert!(!self.history.contains(build.id), "{} lives and has ended", build.id);
+        }
+        assert_eq!(awaiting_inputs, self.awaiting_inputs);
+        assert!(waiting.iter().all(|build| self.builds.contains_key(build)), "an ended build waits");
+        assert!(self.actions.is_empty() && self.newly_queued.is_empty());
+        if self.mode == Mode::Exited {
+            assert!(self.builds.is_empty() && self.roster.is_empty());
+        }
+        self.check_nothing_could_start();
+    }
+
+    /// A build waits only if none of its pools has a slot for it, but for those that avoid a builder.
+    fn check_nothing_could_start(&self) {
+        for (_, lane) in self.queue.lanes() {
+            if lane.first_plain().is_some() {
+                let idle = lane.pools.iter().any(|ix| !self.roster.census(*ix).open.is_empty());
+                assert!(!idle, "a build waits beside a free slot");
+            }
+        }
+    }
+}

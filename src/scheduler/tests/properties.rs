@@ -1,0 +1,390 @@
+//! Random interleavings of everything that can happen, in good order and out of it.
+//!
+//! After each event every invariant holds; when the faults stop, every accepted build ends and the fleet shrinks to
+//! its minimum; and when a shutdown is asked for, the broker comes to its end.
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest::sample::Index;
+use proptest::test_runner::FileFailurePersistence;
+
+use super::fixtures::*;
+use crate::model::requirement::CA_DERIVATIONS;
+use crate::model::{
+    BuildId, BuilderFacts, BuilderId, FailureKind, Feature, Instance, InstanceId, LeaseId, Outcome, PoolName,
+    PoolSpec, Slots,
+};
+use crate::scheduler::{AttemptEnd, BuilderFaultKind, Event, RunPhase, Selection};
+
+/// One thing that happens. Indexes pick from what there is at that moment.
+#[derive(Clone, Debug)]
+enum Step {
+    Accept(usize),
+    /// The same build once more, or inputs of one that has ended.
+    Repeat(Index),
+    WithholdInputs(usize),
+    Inputs(Index),
+    ClientGone(Index),
+    Progress(Index, usize),
+    EndAttempt(Index, usize),
+    /// An end under a lease that never was, or is past.
+    StaleEnd(u64, u64),
+    Launched(Index),
+    Ready(Index, usize),
+    Lost(Index, usize),
+    Gone(Index),
+    Start(usize),
+    Drain(Index),
+    DrainAll,
+    Stop(Index),
+    StopAll,
+    Tick,
+    Pass(u64),
+    Shutdown,
+    Force,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let index = any::<Index>;
+    prop_oneof![
+        8 => (0..KINDS.len()).prop_map(Step::Accept),
+        1 => index().prop_map(Step::Repeat),
+        1 => (0..KINDS.len()).prop_map(Step::WithholdInputs),
+        1 => index().prop_map(Step::Inputs),
+        2 => index().prop_map(Step::ClientGone),
+        1 => (index(), 0..3_usize).prop_map(|(at, phase)| Step::Progress(at, phase)),
+        8 => (index(), 0..ENDS).prop_map(|(at, end)| Step::EndAttempt(at, end)),
+        1 => (0..40_u64, 0..60_u64).prop_map(|(build, lease)| Step::StaleEnd(build, lease)),
+        5 => index().prop_map(Step::Launched),
+        8 => (index(), 0..12_usize).prop_map(|(at, facts)| Step::Ready(at, facts)),
+        3 => (index(), 0..4_usize).prop_map(|(at, kind)| Step::Lost(at, kind)),
+        5 => index().prop_map(Step::Gone),
+        1 => (0..3_usize).prop_map(Step::Start),
+        1 => index().prop_map(Step::Drain),
+        1 => Just(Step::DrainAll),
+        1 => index().prop_map(Step::Stop),
+        1 => Just(Step::StopAll),
+        3 => Just(Step::Tick),
+        4 => prop_oneof![0..10_u64, 30..90_u64, 200..700_u64, 3000..9000_u64].prop_map(Step::Pass),
+    ]
+}
+
+/// What builds ask for: something each pool has, something both have, something nobody has.
+const KINDS: [(&str, &[&str]); 6] =
+    [(X86, &[]), (X86, &["kvm"]), (ARM, &[]), (X86, &[CA_DERIVATIONS]), ("builtin", &[]), (ARM, &["kvm"])];
+const ENDS: usize = 11;
+
+fn end_of(number: usize) -> AttemptEnd {
+    match number {
+        0..=3 => AttemptEnd::Succeeded,
+        4 => failed(FailureKind::Derivation),
+        5 => failed(FailureKind::Transient),
+        6 | 7 => failed(FailureKind::BuilderLost),
+        8 => failed(FailureKind::Transfer),
+        9 => failed(FailureKind::Broker),
+        _ => AttemptEnd::Aborted,
+    }
+}
+
+fn fault_kind(number: usize) -> BuilderFaultKind {
+    match number {
+        0 => BuilderFaultKind::LaunchFailed,
+        1 => BuilderFaultKind::BootFailed,
+        2 => BuilderFaultKind::Unfit,
+        _ => BuilderFaultKind::ConnectionLost,
+    }
+}
+
+fn pools() -> impl Strategy<Value = Vec<PoolSpec>> {
+    let shape =
+        || (0..2_u32, 1..4_u32, 1..4_u32, prop_oneof![Just(0_u64), Just(5), Just(600)], any::<bool>());
+    (shape(), shape(), shape()).prop_map(|(a, b, c)| {
+        let specs = [pool("plain", X86, &[]), pool("kvm", X86, &["kvm"]), pool("arm", ARM, &["kvm"])];
+        specs
+            .into_iter()
+            .zip([a, b, c])
+            .map(|(spec, (min, max, slots, idle, auto))| PoolSpec {
+                min_builders: min.min(max),
+                max_builders: max,
+                slots: if auto { Slots::Auto { expected: slots } } else { Slots::Fixed(slots) },
+                idle_timeout: seconds(idle),
+                ..spec
+            })
+            .collect()
+    })
+}
+
+/// A world under random events.
+struct Chaos {
+    world: World,
+    /// Builders that the provider has told us to be gone, so that it tells it again at most out of malice.
+    gone: Vec<BuilderId>,
+    last_build: u64,
+}
+
+impl Chaos {
+    fn new(specs: Vec<PoolSpec>) -> Self {
+        Self { world: World::new(specs), gone: vec![], last_build: 0 }
+    }
+
+    fn builder(&self, at: Index) -> BuilderId {
+        // One that never was is among them.
+        BuilderId(at.index(self.world.launches() + 2) as u64)
+    }
+
+    fn build(&self, at: Index) -> BuildId {
+        BuildId(at.index(self.last_build as usize + 2) as u64)
+    }
+
+    fn facts(&self, builder: BuilderId, variant: usize) -> BuilderFacts {
+        let known = self.world.pools_of.contains_key(&builder);
+        let mut facts = self.world.facts_of(if known { builder.0 } else { 1 });
+        match variant {
+            0 => facts.offer.features.clear(),
+            1 => facts.offer.systems.clear(),
+            2 => {
+                facts.offer.features.remove(&Feature::new(CA_DERIVATIONS));
+            }
+            3 => facts.processors = 0,
+            4 => facts.processors = u32::MAX,
+            _ => {}
+        }
+        facts
+    }
+
+    fn perform(&mut self, step: &Step) {
+        let world = &mut self.world;
+        match step {
+            Step::Accept(kind) | Step::WithholdInputs(kind) => {
+                self.last_build += 1;
+                let (system, required) = KINDS[*kind];
+                let build = BuildId(self.last_build);
+                world.apply(Event::Accepted { build, request: request(system, required) });
+                if matches!(step, Step::Accept(_)) {
+                    world.apply(Event::InputsKnown(build));
+                }
+            }
+            Step::Repeat(at) => {
+                let build = BuildId(at.index(self.last_build as usize + 1) as u64);
+                if build.0 > 0 {
+                    world.apply(Event::Accepted { build, request: request(X86, &[]) });
+                }
+            }
+            Step::Inputs(at) => {
+                let build = self.build(*at);
+                self.world.apply(Event::InputsKnown(build));
+            }
+            Step::ClientGone(at) => {
+                let build = self.build(*at);
+                self.world.apply(Event::ClientGone(build));
+            }
+            Step::Progress(at, phase) => {
+                let build = self.build(*at);
+                let lease = self.world.running.get(&build).map_or(LeaseId(1), |(_, lease)| *lease);
+                let phase = [RunPhase::Uploading, RunPhase::Building, RunPhase::Downloading][*phase];
+                self.world.apply(Event::Progressed { build, lease, phase });
+            }
+            Step::EndAttempt(at, end) => {
+                let running: Vec<BuildId> = world.running.keys().copied().collect();
+                if !running.is_empty() {
+                    world.end(at.get(&running).0, end_of(*end));
+                }
+            }
+            Step::StaleEnd(build, lease) => {
+                let (build, lease) = (BuildId(*build), LeaseId(*lease));
+                world.apply(Event::AttemptEnded { build, lease, end: AttemptEnd::Succeeded });
+            }
+            Step::Launched(at) => {
+                let builder = self.builder(*at);
+                let instance = Instance { id: InstanceId::new("i-0"), pool: PoolName::new("plain") };
+                self.world.apply(Event::Launched { builder, instance });
+            }
+            Step::Ready(at, variant) => {
+                let builder = self.builder(*at);
+                if self.world.launches() > 0 {
+                    let facts = self.facts(builder, *variant);
+                    self.world.apply(Event::Ready { builder, facts });
+                }
+            }
+            Step::Lost(at, kind) => {
+                let builder = self.builder(*at);
+                self.world.lose(builder.0, fault_kind(*kind));
+            }
+            Step::Gone(at) => {
+                let builder = self.builder(*at);
+                self.gone.push(builder);
+                self.world.apply(Event::Gone(builder));
+            }
+            Step::Start(pool) => {
+                let name = PoolName::new(["plain", "kvm", "no such pool"][*pool]);
+                world.apply(Event::StartRequested(name));
+            }
+            Step::Drain(at) => {
+                let builder = self.builder(*at);
+                self.world.apply(Event::DrainRequested(Selection::One(builder)));
+            }
+            Step::DrainAll => {
+                world.apply(Event::DrainRequested(Selection::All));
+            }
+            Step::Stop(at) => {
+                let builder = self.builder(*at);
+                self.world.apply(Event::StopRequested(Selection::One(builder)));
+            }
+            Step::StopAll => {
+                world.apply(Event::StopRequested(Selection::All));
+            }
+            Step::Tick => {
+                world.apply(Event::Tick);
+            }
+            Step::Pass(seconds) => world.pass(*seconds),
+            Step::Shutdown => {
+                world.apply(Event::ShutdownRequested);
+            }
+            Step::Force => {
+                world.apply(Event::ShutdownForced);
+            }
+        }
+    }
+
+    /// From here on nothing fails: one round of everything that a well-behaved driver would report.
+    fn one_good_round(&mut self) {
+        for build in 1..=self.last_build {
+            self.world.apply(Event::InputsKnown(BuildId(build)));
+        }
+        let living: Vec<_> = self.world.fleet.status(self.world.now).builders;
+        for builder in living {
+            if self.world.terminated.contains(&builder.id) {
+                self.world.apply(Event::Gone(builder.id));
+            } else {
+                self.world.ready(builder.id.0);
+            }
+        }
+        let running: Vec<BuildId> = self.world.running.keys().copied().collect();
+        for build in running {
+            let was_stopped = self.world.aborted.contains(&build);
+            let end = if was_stopped { AttemptEnd::Aborted } else { AttemptEnd::Succeeded };
+            // An abort of an earlier attempt is indistinguishable here, so a stop that nobody asked for may be told.
+            self.world.end(build.0, end);
+        }
+        self.world.wait(20);
+    }
+}
+
+fn specs_min(specs: &[PoolSpec]) -> usize {
+    specs.iter().map(|spec| spec.min_builders as usize).sum()
+}
+
+/// Seeds of failures are kept beside this file, not in the top level of the repository.
+fn config() -> ProptestConfig {
+    let persistence = FileFailurePersistence::WithSource("seeds");
+    ProptestConfig { failure_persistence: Some(Box::new(persistence)), ..ProptestConfig::default() }
+}
+
+proptest! {
+    #![proptest_config(config())]
+
+    #[test]
+    fn when_faults_stop_every_build_ends_and_the_fleet_shrinks_to_its_minimum(
+        specs in pools(),
+        steps in vec(step(), 1..120),
+    ) {
+        let mut chaos = Chaos::new(specs.clone());
+        for step in &steps {
+            chaos.perform(step);
+        }
+        // The longest rest is five minutes, and a slot serves one build a round.
+        for _ in 0..60 + chaos.last_build {
+            if chaos.world.ended.len() == chaos.last_build as usize {
+                break;
+            }
+            chaos.one_good_round();
+        }
+        for build in 1..=chaos.last_build {
+            prop_assert!(chaos.world.ended.contains_key(&BuildId(build)), "#{build} never ended");
+        }
+        // Old age and idleness take their time, and so does the rest of a pool whose last builder left slowly.
+        chaos.world.wait(700);
+        for _ in 0..20 {
+            chaos.one_good_round();
+        }
+        let status = chaos.world.fleet.status(chaos.world.now);
+        prop_assert_eq!(status.builders.len(), specs_min(&specs), "{:?}", status.builders);
+        prop_assert!(status.builders.iter().all(|builder| builder.slots_used == 0));
+        for builder in chaos.world.pools_of.keys() {
+            let lives = status.builders.iter().any(|living| living.id == *builder);
+            let ended = chaos.world.terminated.contains(builder) || chaos.gone.contains(builder);
+            prop_assert!(lives || ended, "{} was forgotten", builder);
+        }
+    }
+
+    #[test]
+    fn a_shutdown_at_any_moment_finishes_what_was_accepted_and_exits_once(
+        specs in pools(),
+        before in vec(step(), 0..60),
+        after in vec(step(), 0..30),
+        forced in any::<bool>(),
+    ) {
+        let mut chaos = Chaos::new(specs);
+        for step in &before {
+            chaos.perform(step);
+        }
+        chaos.perform(&Step::Shutdown);
+        prop_assert!(!chaos.world.fleet.offers().accepting);
+        for step in &after {
+            chaos.perform(step);
+        }
+        if forced {
+            chaos.perform(&Step::Force);
+            let shutting_down = chaos.world.running.len();
+            prop_assert!(chaos.world.ended.len() + shutting_down >= chaos.last_build as usize);
+        }
+        for _ in 0..60 + chaos.last_build {
+            if chaos.world.exits > 0 {
+                break;
+            }
+            chaos.one_good_round();
+        }
+        prop_assert_eq!(chaos.world.ended.len(), chaos.last_build as usize);
+        prop_assert_eq!(chaos.world.exits, 1);
+        prop_assert_eq!(chaos.world.fleet.next_deadline(), None);
+    }
+
+    #[test]
+    fn a_provider_that_never_works_makes_every_build_fail_in_bounded_time(
+        specs in pools(),
+        kinds in vec(0..KINDS.len(), 1..20),
+        fault in 0..3_usize,
+    ) {
+        let mut chaos = Chaos::new(specs);
+        for kind in &kinds {
+            chaos.perform(&Step::Accept(*kind));
+        }
+        for _ in 0..200 {
+            let living = chaos.world.fleet.status(chaos.world.now).builders;
+            for builder in living {
+                if chaos.world.terminated.contains(&builder.id) {
+                    chaos.world.gone(builder.id.0);
+                } else {
+                    chaos.world.lose(builder.id.0, fault_kind(fault));
+                }
+            }
+            chaos.world.wait(10);
+        }
+        prop_assert_eq!(chaos.world.ended.len(), kinds.len());
+        for outcome in chaos.world.ended.values() {
+            let Outcome::Failed(failure) = outcome else { panic!("{outcome:?}") };
+            prop_assert_eq!(failure.kind, FailureKind::Provider);
+        }
+    }
+
+    #[test]
+    fn the_same_events_give_the_same_actions(specs in pools(), steps in vec(step(), 1..60)) {
+        let mut chaos = Chaos::new(specs);
+        for step in &steps {
+            let mut twin = chaos.world.fleet.clone();
+            let (now, event) = (chaos.world.now, Event::Tick);
+            prop_assert_eq!(twin.apply(now, event.clone()), chaos.world.apply(event));
+            chaos.perform(step);
+        }
+    }
+}

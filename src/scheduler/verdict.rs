@@ -1,0 +1,163 @@
+//! The verdict on a request, from a small immutable snapshot: no lock, no loop, no clock.
+
+use super::pool::Pool;
+use crate::model::{BuildRequest, Offer, PoolName};
+
+/// What the pools offer at one moment; made by [`Fleet::offers`](super::Fleet::offers).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Offers {
+    /// Whether new builds are accepted.
+    pub accepting: bool,
+    /// In the order of the configuration.
+    pub pools: Vec<PoolOffer>,
+}
+
+/// What one pool offers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PoolOffer {
+    /// Its name.
+    pub name: PoolName,
+    /// What its builders can build, as far as is known.
+    pub offer: Offer,
+    /// Why no build can be trusted to it now, although its offer may fit.
+    pub unfit: Option<String>,
+}
+
+/// What to reply to a request. The driver makes the model's `Verdict` of it, with a fresh build.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// The first pool that fits.
+    Accept {
+        /// What Nix shows as the machine.
+        pool: PoolName,
+    },
+    /// Nix builds it locally, or says that it cannot.
+    Decline {
+        /// Per pool, why not.
+        why: String,
+    },
+    /// Nix asks again in a few seconds.
+    Postpone {
+        /// What is waited for.
+        why: String,
+    },
+}
+
+impl Offers {
+    pub(super) fn of(accepting: bool, pools: impl Iterator<Item = PoolOffer>) -> Self {
+        Self { accepting, pools: pools.collect() }
+    }
+
+    /// The answer to this request.
+    ///
+    /// A pool whose launches fail is still accepted for: the build waits a bounded time, and then fails with the
+    /// provider's own words, which help more than the "a machine with these features is required" of a Nix that was
+    /// declined. `am_willing` says nothing about whether this machine *can* build it, so it is no reason to decline.
+    pub fn answer(&self, request: &BuildRequest) -> Answer {
+        let mut misfits = Vec::with_capacity(self.pools.len());
+        for pool in &self.pools {
+            match pool.offer.satisfies(&request.requirement) {
+                Ok(()) => match &pool.unfit {
+                    None if self.accepting => return Answer::Accept { pool: pool.name.clone() },
+                    None => return shutting_down(request),
+                    Some(unfit) => misfits.push(format!("pool `{}` is unfit: {unfit}", pool.name)),
+                },
+                Err(misfit) => misfits.push(format!("pool `{}` {misfit}", pool.name)),
+            }
+        }
+        let why = if misfits.is_empty() { "no pool is configured".to_owned() } else { misfits.join("; ") };
+        Answer::Decline { why }
+    }
+}
+
+/// The answer while the broker ends, to a request that it could otherwise take.
+///
+/// A Nix that could start the build now is declined: nothing is won by waiting. To another a decline may be the end
+/// ("a `aarch64-linux` is required"), though a broker that is restarted for an upgrade is back in seconds: it is asked
+/// to come again. That cannot go on for ever, because the hook of a broker that is gone declines by itself.
+fn shutting_down(request: &BuildRequest) -> Answer {
+    let why = "the broker is shutting down".to_owned();
+    if request.am_willing { Answer::Decline { why } } else { Answer::Postpone { why } }
+}
+
+impl PoolOffer {
+    /// `has_builder`: whether a ready builder proves that the pool is not unfit.
+    pub(super) fn of(pool: &Pool, has_builder: bool) -> Self {
+        let unfit = if has_builder { None } else { pool.unfit().map(str::to_owned) };
+        Self { name: pool.spec.name.clone(), offer: pool.offer.clone(), unfit }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{BuildSettings, DrvPath, Feature, Requirement, System};
+
+    fn offers() -> Offers {
+        let pool = |name: &str, system: &str, features: &[&str]| PoolOffer {
+            name: PoolName::new(name),
+            offer: Offer {
+                systems: [System::new(system)].into(),
+                features: features.iter().map(|&feature| Feature::new(feature)).collect(),
+                mandatory: [].into(),
+            },
+            unfit: None,
+        };
+        Offers {
+            accepting: true,
+            pools: vec![pool("x86", "x86_64-linux", &["kvm"]), pool("arm", "aarch64-linux", &[])],
+        }
+    }
+
+    fn request(system: &str, features: &[&str]) -> BuildRequest {
+        BuildRequest {
+            drv: DrvPath::parse("/nix/store/0c0kyvd9yy1j1xcpq5h3lqkzxmfv0y7i-a.drv").unwrap(),
+            requirement: Requirement {
+                system: System::new(system),
+                features: features.iter().map(|&feature| Feature::new(feature)).collect(),
+            },
+            am_willing: true,
+            settings: BuildSettings::default(),
+        }
+    }
+
+    #[test]
+    fn the_first_pool_that_fits_is_named() {
+        assert_eq!(
+            offers().answer(&request("aarch64-linux", &[])),
+            Answer::Accept { pool: PoolName::new("arm") }
+        );
+        assert_eq!(offers().answer(&request("builtin", &[])), Answer::Accept { pool: PoolName::new("x86") });
+    }
+
+    #[test]
+    fn a_decline_names_every_pool_and_its_reason() {
+        let Answer::Decline { why } = offers().answer(&request("aarch64-linux", &["kvm"])) else {
+            panic!("was not declined");
+        };
+        assert_eq!(why, "pool `x86` does not build for `aarch64-linux`; pool `arm` lacks `kvm`");
+    }
+
+    #[test]
+    fn an_unfit_pool_is_declined_for_with_what_is_wrong() {
+        let mut offers = offers();
+        offers.pools[0].unfit = Some("its Nix lacks `kvm` in `system-features`".to_owned());
+        let Answer::Decline { why } = offers.answer(&request("x86_64-linux", &["kvm"])) else {
+            panic!("was not declined");
+        };
+        assert!(why.starts_with("pool `x86` is unfit: its Nix lacks `kvm`"), "{why}");
+    }
+
+    #[test]
+    fn while_shutting_down_only_a_nix_that_cannot_build_now_is_asked_to_wait() {
+        let mut offers = offers();
+        offers.accepting = false;
+        let mut asked = request("x86_64-linux", &[]);
+        assert!(matches!(offers.answer(&asked), Answer::Decline { .. }));
+        asked.am_willing = false;
+        assert!(matches!(offers.answer(&asked), Answer::Postpone { .. }));
+        let mut hopeless = request("riscv64-linux", &[]);
+        hopeless.am_willing = false;
+        assert!(matches!(offers.answer(&hopeless), Answer::Decline { .. }));
+    }
+}

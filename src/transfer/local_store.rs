@@ -1,0 +1,155 @@
+//! What we read from this machine's store: path infos through its daemon, derivations and contents from its files.
+//!
+//! Writing into it is nobody's business here: the importer does it (see the crate's documentation).
+
+use std::collections::BTreeSet;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use tokio::io::AsyncReadExt;
+use tokio::net::UnixStream;
+
+use crate::model::{DrvPath, StorePath};
+use crate::protocol::derivation::{AtermError, Derivation};
+use crate::protocol::worker::operation::{Operation, QueryPathInfo, QueryValidPaths};
+use crate::protocol::worker::{Connection, PathInfo, ProtocolError, RemoteError, Substitute};
+
+/// Where the daemon of this machine listens.
+pub const DAEMON_SOCKET: &str = "/nix/var/nix/daemon-socket/socket";
+
+/// The longest derivation that is read: a hundred times what nixpkgs has.
+const MAX_DERIVATION: u64 = 64 << 20;
+
+/// Connections kept for the next question.
+const MAX_IDLE: usize = 4;
+
+/// This machine's store.
+#[derive(Debug)]
+pub struct LocalStore {
+    socket: PathBuf,
+    idle: Mutex<Vec<Connection>>,
+}
+
+/// Why something could not be read from the local store.
+#[derive(Debug, thiserror::Error)]
+pub enum LocalStoreError {
+    /// Nobody listens, or we may not ask.
+    #[error("connect to this machine's nix-daemon at `{socket}`")]
+    Connect {
+        /// Where.
+        socket: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The daemon did not answer as it should.
+    #[error("ask this machine's nix-daemon")]
+    Daemon(#[from] ProtocolError),
+    /// A path that Nix named is not valid (any more).
+    #[error("`{0}` is not valid in this machine's store")]
+    NotValid(StorePath),
+    /// The derivation cannot be read.
+    #[error("read `{drv}`")]
+    Read {
+        /// Which.
+        drv: DrvPath,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The derivation is not one.
+    #[error("parse `{drv}`")]
+    Parse {
+        /// Which.
+        drv: DrvPath,
+        /// Why.
+        #[source]
+        source: AtermError,
+    },
+}
+
+impl Default for LocalStore {
+    fn default() -> Self {
+        Self::new(Path::new(DAEMON_SOCKET))
+    }
+}
+
+impl LocalStore {
+    /// The store behind this daemon.
+    pub fn new(socket: &Path) -> Self {
+        Self { socket: socket.to_owned(), idle: Mutex::default() }
+    }
+
+    /// What the store knows of these paths; one that is not valid is an error.
+    pub async fn path_infos(&self, paths: &BTreeSet<StorePath>) -> Result<Vec<PathInfo>, LocalStoreError> {
+        let questions: Vec<_> = paths.iter().map(QueryPathInfo).collect();
+        let answers = self.ask(&questions).await?;
+        let info = |(path, answer): (&StorePath, Result<Option<PathInfo>, RemoteError>)| match answer {
+            Ok(Some(info)) => Ok(info),
+            // Daemons before 1.17 of the protocol, and some after, say it as an error.
+            Ok(None) | Err(_) => Err(LocalStoreError::NotValid(path.clone())),
+        };
+        paths.iter().zip(answers).map(info).collect()
+    }
+
+    /// Those of these paths that are valid.
+    pub async fn valid_paths(
+        &self,
+        paths: &BTreeSet<StorePath>,
+    ) -> Result<BTreeSet<StorePath>, LocalStoreError> {
+        let answers = self.ask(&[QueryValidPaths { paths, substitute: Substitute::No }]).await?;
+        match answers.into_iter().next() {
+            Some(answer) => Ok(answer.map_err(ProtocolError::Remote)?),
+            None => Ok(BTreeSet::new()),
+        }
+    }
+
+    /// A derivation of the store.
+    pub async fn derivation(&self, drv: &DrvPath) -> Result<Derivation, LocalStoreError> {
+        let read = async {
+            let file = tokio::fs::File::open(drv.as_store_path().to_path_buf()).await?;
+            let mut bytes = Vec::new();
+            file.take(MAX_DERIVATION).read_to_end(&mut bytes).await?;
+            Ok(bytes)
+        };
+        let bytes = read.await.map_err(|source| LocalStoreError::Read { drv: drv.clone(), source })?;
+        Derivation::parse(&bytes).map_err(|source| LocalStoreError::Parse { drv: drv.clone(), source })
+    }
+
+    /// Asks, all at once, on an idle connection if there is one. The daemon may have been restarted since that one was used, so a
+    /// failure there counts for nothing: the question is asked again on a fresh one.
+    async fn ask<O: Operation>(
+        &self,
+        questions: &[O],
+    ) -> Result<Vec<Result<O::Reply, RemoteError>>, LocalStoreError> {
+        let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        if let Some(mut connection) = idle
+            && let Ok(answers) = connection.call_all(questions, &mut ()).await
+        {
+            self.give_back(connection);
+            return Ok(answers);
+        }
+        let mut connection = self.connect().await?;
+        let answers = connection.call_all(questions, &mut ()).await?;
+        self.give_back(connection);
+        Ok(answers)
+    }
+
+    async fn connect(&self) -> Result<Connection, LocalStoreError> {
+        let stream = UnixStream::connect(&self.socket).await.map_err(|source| LocalStoreError::Connect {
+            socket: self.socket.display().to_string(),
+            source,
+        })?;
+        let (reader, writer) = stream.into_split();
+        Ok(Connection::open(Box::new(reader), Box::new(writer)).await?)
+    }
+
+    /// Keeps a connection whose operation ended cleanly.
+    fn give_back(&self, connection: Connection) {
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        if connection.is_clean() && idle.len() < MAX_IDLE {
+            idle.push(connection);
+        }
+    }
+}

@@ -1,0 +1,310 @@
+//! A whole machine for one test: real nix-daemon, real sshd, an ordinary user, and our two binaries in place.
+//!
+//! Owns the life of the host (tests/lab/host.sh does the work) and the waits: always on a state, always with a deadline.
+//! What is tested is in the files beside it.
+
+#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test that cannot go on says so by panicking")]
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+/// The Debian releases whose Nix the product is tested with: 2.8, 2.26 and 2.34.
+const RELEASES: [&str; 3] = ["bookworm", "trixie", "forky"];
+
+/// Runs a test on every release, on a fresh machine each. `NIX_BROKER_RELEASES=forky` narrows it for one's own use.
+pub(crate) fn on_every_release(config: &str, test: impl Fn(&mut Lab)) {
+    let wanted = std::env::var("NIX_BROKER_RELEASES").unwrap_or_else(|_| RELEASES.join(" "));
+    let releases: Vec<_> = RELEASES.into_iter().filter(|release| wanted.contains(release)).collect();
+    assert!(!releases.is_empty(), "NIX_BROKER_RELEASES=`{wanted}` names none of {RELEASES:?}");
+    for release in releases {
+        eprintln!("--- {release}");
+        test(&mut Lab::start(release, config));
+    }
+}
+
+/// Generous: these machines are slow and shared, and a deadline only bounds a failure.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(240);
+
+const HOOK: &str = "/usr/local/bin/broker-hook";
+const CONFIG_PATH: &str = "/etc/nix-broker/config.toml";
+const SOCKET: &str = "/run/nix-broker/broker.sock";
+const STATE_DIR: &str = "/var/lib/nix-broker";
+
+/// One pool on the `local` provider, with a short idle window.
+pub(crate) const LOCAL_POOL: &str = r#"
+[[pool]]
+name = "local"
+slots = 4
+max-builders = 2
+idle-timeout = "3s"
+launch-timeout = "60s"
+[pool.local]
+"#;
+
+/// A machine with a broker. Dropped, it is gone with everything that ran in it.
+pub(crate) struct Lab {
+    name: String,
+    release: &'static str,
+    script: PathBuf,
+    broker: Option<Child>,
+}
+
+impl Lab {
+    /// A machine of this release, with hook, configuration, broker and nix-daemon in place and running.
+    pub(crate) fn start(release: &'static str, config: &str) -> Self {
+        let mut lab = Self::bare(release, config);
+        lab.start_broker();
+        lab.configure_nix("");
+        lab
+    }
+
+    /// The same without a running broker or nix-daemon.
+    pub(crate) fn bare(release: &'static str, config: &str) -> Self {
+        static COUNTER: AtomicU32 = AtomicU32::new(0);
+        let name = format!("t{}-{}", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed));
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let lab = Self { name, release, script: root.join("tests/lab/host.sh"), broker: None };
+        let up = lab.host(&["up", &lab.name, release]);
+        assert!(up.status.success(), "no test host:\n{}", text(&up));
+        lab.put(Path::new(env!("CARGO_BIN_EXE_broker")), "/usr/local/bin/broker");
+        lab.put(Path::new(env!("CARGO_BIN_EXE_broker-hook")), HOOK);
+        lab.write(CONFIG_PATH, config);
+        for file in ["lib.nix", "graph.nix", "wide.nix", "kinds.nix", "shapes.nix"] {
+            lab.put(&root.join("tests/nix").join(file), &format!("/t/{file}"));
+        }
+        lab.sh("mkdir -p /t/bin && cp /bin/busybox /t/bin/ && mkdir -p /run/nix-broker && chown nix-broker /run/nix-broker && chmod 755 /run/nix-broker /t");
+        lab
+    }
+
+    /// Sets `build-hook` as the README says, with more lines of nix.conf, and starts or restarts nix-daemon.
+    pub(crate) fn configure_nix(&self, extra: &str) {
+        self.sh(&format!(
+            "sed -i '/^# test/,$d' /etc/nix/nix.conf
+            cat >> /etc/nix/nix.conf <<'E'\n# test\nbuild-hook = {HOOK}\nmax-jobs = 0\n{extra}\nE
+            mkdir -p /etc/xdg/nix && echo 'build-hook = {HOOK}' > /etc/xdg/nix/nix.conf && chmod 400 /etc/xdg/nix/nix.conf"
+        ));
+        let daemon = self.host(&["daemon", &self.name]);
+        assert!(daemon.status.success(), "nix-daemon: {}", text(&daemon));
+    }
+
+    /// Starts the broker as its own user and waits until it answers.
+    pub(crate) fn start_broker(&mut self) {
+        let mut command = self.command(
+            "nix-broker",
+            &[
+                "sh",
+                "-c",
+                "exec broker serve --config /etc/nix-broker/config.toml 2>>/var/lib/nix-broker/broker.log",
+            ],
+        );
+        let child = command.stdin(Stdio::null()).spawn().unwrap();
+        self.broker = Some(child);
+        self.wait("the broker to answer", || self.try_status().is_some());
+    }
+
+    /// SIGTERM, and its exit status.
+    pub(crate) fn stop_broker(&mut self) -> std::process::ExitStatus {
+        self.sh("kill $(pgrep -x broker -u nix-broker -o)");
+        self.broker_exit()
+    }
+
+    /// SIGKILL.
+    pub(crate) fn kill_broker(&mut self) {
+        self.sh("kill -9 $(pgrep -x broker -u nix-broker -o)");
+        let _killed = self.broker_exit();
+    }
+
+    /// Waits for the broker's own end.
+    pub(crate) fn broker_exit(&mut self) -> std::process::ExitStatus {
+        let mut child = self.broker.take().unwrap();
+        let end = Instant::now() + DEADLINE;
+        loop {
+            if let Some(status) = child.try_wait().unwrap() {
+                return status;
+            }
+            assert!(Instant::now() < end, "the broker did not end\n{}", self.diagnosis());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// A command in the machine.
+    pub(crate) fn command(&self, user: &str, words: &[&str]) -> Command {
+        let mut command = Command::new(&self.script);
+        command.args(["in", &self.name, "--user", user, "--env", "NIX_BROKER_LOG=nix_broker=debug", "--"]);
+        command.args(words);
+        command
+    }
+
+    /// Runs a script as root; it must succeed.
+    pub(crate) fn sh(&self, script: &str) -> String {
+        self.run("root", &["sh", "-ec", script])
+    }
+
+    /// Runs a command; it must succeed. Returns its standard output.
+    pub(crate) fn run(&self, user: &str, words: &[&str]) -> String {
+        let output = self.output(user, words);
+        assert!(output.status.success(), "{words:?}: {}\n{}", text(&output), self.diagnosis());
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    }
+
+    /// Runs a command to its end, within the deadline.
+    pub(crate) fn output(&self, user: &str, words: &[&str]) -> Output {
+        self.output_within(DEADLINE, user, words)
+    }
+
+    /// Runs a command to its end, within this deadline.
+    pub(crate) fn output_within(&self, deadline: Duration, user: &str, words: &[&str]) -> Output {
+        let child = self
+            .command(user, words)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let pid = child.id();
+        let (ended, timeout) = std::sync::mpsc::channel::<()>();
+        let watchdog = std::thread::spawn(move || {
+            let expired = timeout.recv_timeout(deadline) == Err(std::sync::mpsc::RecvTimeoutError::Timeout);
+            if expired {
+                let _dead = Command::new("kill").args(["-9", &pid.to_string()]).status();
+            }
+            expired
+        });
+        let output = child.wait_with_output().unwrap();
+        drop(ended);
+        let expired = watchdog.join().unwrap();
+        assert!(
+            !expired,
+            "{words:?} did not end within {deadline:?}\n{}\n{}",
+            text(&output),
+            self.diagnosis()
+        );
+        output
+    }
+
+    /// `nix-build` of a file of tests/nix as this user, without a result link.
+    pub(crate) fn nix_build(&self, user: &str, words: &[&str]) -> Output {
+        self.output(user, &[&["nix-build", "--no-out-link"], words].concat())
+    }
+
+    /// The same; it must succeed. Returns the output paths.
+    pub(crate) fn build(&self, user: &str, words: &[&str]) -> Vec<String> {
+        self.run(user, &[&["nix-build", "--no-out-link"], words].concat())
+            .lines()
+            .map(str::to_owned)
+            .collect()
+    }
+
+    /// `broker status --json`, if the broker answers.
+    pub(crate) fn try_status(&self) -> Option<Value> {
+        let output = self.output("root", &["broker", "status", "--json"]);
+        output.status.success().then(|| serde_json::from_slice(&output.stdout).unwrap())
+    }
+
+    /// `broker status --json`.
+    pub(crate) fn status(&self) -> Value {
+        self.try_status().unwrap_or_else(|| panic!("the broker does not answer\n{}", self.diagnosis()))
+    }
+
+    /// The number of builds in this phase.
+    pub(crate) fn builds_in(&self, phase: &str) -> usize {
+        self.status()["builds"].as_array().unwrap().iter().filter(|build| build["phase"] == phase).count()
+    }
+
+    /// The number of builds that have ended in this way since the broker started.
+    pub(crate) fn ended(&self, how: &str) -> u64 {
+        self.status()["ended"][how].as_u64().unwrap()
+    }
+
+    /// Waits for a state.
+    pub(crate) fn wait(&self, what: &str, mut reached: impl FnMut() -> bool) {
+        let end = Instant::now() + DEADLINE;
+        while !reached() {
+            assert!(Instant::now() < end, "waited in vain for {what}\n{}", self.diagnosis());
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// Waits until no builder is left, and checks that nothing else is: process, directory, lock, invalid path.
+    pub(crate) fn assert_all_is_over(&self) {
+        self.wait("the builders to end", || self.status()["builders"].as_array().unwrap().is_empty());
+        self.assert_nothing_left();
+    }
+
+    /// No process of a builder or a hook, no directory of a builder, no lock, and a store that verifies.
+    pub(crate) fn assert_nothing_left(&self) {
+        let strays = "pgrep -a -f 'sshd|nix-daemon --stdio|broker-hook|local-machine|build-remote|sleep 1000' | grep -v pgrep || true";
+        self.wait("every process of builds and builders to end", || self.sh(strays).is_empty());
+        let dirs = self.sh("ls -A /var/lib/nix-broker/local 2>/dev/null || true");
+        assert_eq!(dirs, "", "directories of builders are left");
+        let held = self.sh("find /nix/store -maxdepth 1 \\( -name '*.lock' -o -name '*.chroot' \\) -exec flock -n {} true \\; -o -print 2>/dev/null || true");
+        let _lock_files_may_stay = held;
+        self.run("root", &["nix-store", "--verify", "--check-contents"]);
+    }
+
+    /// What a person would look at first when a test fails.
+    pub(crate) fn diagnosis(&self) -> String {
+        let script = "echo '--- broker.log'; tail -n 60 /var/lib/nix-broker/broker.log; echo '--- nix-daemon.log'; tail -n 20 /var/log/nix-daemon.log; echo '--- ps'; ps axfo pid,ppid,user,stat,args | tail -n 60; for l in /var/lib/nix-broker/local/*/*log; do echo \"--- $l\"; tail -n 20 $l; done; echo '--- status'; timeout 5 broker status";
+        let output =
+            Command::new(&self.script).args(["in", &self.name, "--", "sh", "-c", script]).output().unwrap();
+        format!("release {}, host {}\n{}", self.release, self.name, text(&output))
+    }
+
+    /// Writes a file.
+    pub(crate) fn write(&self, path: &str, content: &str) {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        std::io::Write::write_all(&mut file, content.as_bytes()).unwrap();
+        self.put(file.path(), path);
+    }
+
+    fn put(&self, file: &Path, path: &str) {
+        let put = self.host(&["put", &self.name, file.to_str().unwrap(), path]);
+        assert!(put.status.success(), "put {path}: {}", text(&put));
+    }
+
+    fn host(&self, words: &[&str]) -> Output {
+        Command::new(&self.script).args(words).stdin(Stdio::null()).output().unwrap()
+    }
+
+    /// The release the machine runs.
+    pub(crate) fn release(&self) -> &'static str {
+        self.release
+    }
+
+    /// Where the broker's state lies, in the machine.
+    pub(crate) fn state_dir(&self) -> &'static str {
+        STATE_DIR
+    }
+
+    /// Where the broker's socket is, in the machine.
+    pub(crate) fn socket(&self) -> &'static str {
+        SOCKET
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        if std::env::var_os("NIX_BROKER_LAB_KEEP").is_some() {
+            eprintln!("host {} is kept; `tests/lab/host.sh down {}` ends it", self.name, self.name);
+            return;
+        }
+        let _gone = self.host(&["down", &self.name]);
+        if let Some(mut child) = self.broker.take() {
+            let _reaped = child.wait();
+        }
+    }
+}
+
+/// Both streams of an output, and how it ended.
+pub(crate) fn text(output: &Output) -> String {
+    format!(
+        "{}\n{}{}",
+        output.status,
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    )
+}

@@ -1,0 +1,314 @@
+//! Stories of the scheduler as text: one file of `tests/scripts` is one story.
+//!
+//! A file has `pool` lines, then events, each followed by the actions it must give. `wait SECONDS` lets time pass with a
+//! tick at every deadline; ticks that want nothing are not shown. Lines that begin with `#` and a blank are comments.
+//! `UPDATE_SCRIPTS=1` writes what really happens into the files: read the difference before keeping it.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use nix_broker::model::requirement::CA_DERIVATIONS;
+use nix_broker::model::{
+    BuildId, BuildRequest, BuildSettings, BuilderFacts, BuilderId, DrvPath, Failure, FailureKind, Feature,
+    Instance, InstanceId, LeaseId, LocalSpec, Offer, Outcome, PoolName, PoolSpec, ProviderSpec, Requirement,
+    Slots, System,
+};
+use nix_broker::scheduler::{
+    Action, Answer, AttemptEnd, BuilderFault, BuilderFaultKind, Event, Fleet, Note, Selection,
+};
+
+#[test]
+fn every_script_happens_as_written() {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/scripts");
+    let mut differing = vec![];
+    let mut n_scripts = 0;
+    for entry in std::fs::read_dir(&directory).unwrap() {
+        let path = entry.unwrap().path();
+        let written = std::fs::read_to_string(&path).unwrap();
+        let happened = Script::run(&written).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        n_scripts += 1;
+        if written == happened {
+            continue;
+        }
+        if std::env::var_os("UPDATE_SCRIPTS").is_some() {
+            std::fs::write(&path, &happened).unwrap();
+        }
+        let lines = written.lines().zip(happened.lines()).enumerate();
+        let first = lines.into_iter().find(|(_, (written, happened))| written != happened);
+        differing.push(format!("{}: {first:?}", path.display()));
+    }
+    assert!(n_scripts > 0, "no scripts in {}", directory.display());
+    assert!(differing.is_empty(), "first difference (written, happened) of each:\n{}", differing.join("\n"));
+}
+
+struct Script {
+    pools: Vec<PoolSpec>,
+    fleet: Option<Fleet>,
+    start: Instant,
+    now: Instant,
+    leases: BTreeMap<BuildId, LeaseId>,
+    places: BTreeMap<BuilderId, PoolName>,
+    out: String,
+}
+
+type Parsed<T> = Result<T, String>;
+
+impl Script {
+    /// What the file would say if it said what happens.
+    fn run(text: &str) -> Parsed<String> {
+        let now = Instant::now();
+        let mut script = Self {
+            pools: vec![],
+            fleet: None,
+            start: now,
+            now,
+            leases: BTreeMap::new(),
+            places: BTreeMap::new(),
+            out: String::new(),
+        };
+        for line in text.lines() {
+            if line.starts_with("    ") {
+                continue;
+            }
+            script.out.push_str(line);
+            script.out.push('\n');
+            if !line.is_empty() && !line.starts_with("# ") {
+                script.line(line).map_err(|error| format!("`{line}`: {error}"))?;
+            }
+        }
+        Ok(script.out)
+    }
+
+    fn line(&mut self, line: &str) -> Parsed<()> {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        match words[..] {
+            ["pool", name, ref settings @ ..] => {
+                self.pools.push(pool(name, settings)?);
+                return Ok(());
+            }
+            ["wait", seconds] => {
+                let end = self.now + Duration::from_secs(number(seconds)?);
+                while let Some(at) = self.fleet().next_deadline().filter(|at| *at <= end) {
+                    self.now = self.now.max(at);
+                    self.apply(Event::Tick);
+                }
+                self.now = end;
+                return Ok(());
+            }
+            ["ask", system, ref features @ ..] => {
+                let line = match self.fleet().offers().answer(&request(system, features)?) {
+                    Answer::Accept { pool } => format!("accept for {pool}"),
+                    Answer::Decline { why } => format!("decline: {why}"),
+                    Answer::Postpone { why } => format!("postpone: {why}"),
+                };
+                self.say(&line);
+                return Ok(());
+            }
+            ["explain", build] => {
+                let (now, build) = (self.now, self.build(build)?);
+                let status = self.fleet().explain(now, build).ok_or("is not known")?;
+                for line in status.why {
+                    self.say(&line);
+                }
+                return Ok(());
+            }
+            _ => {}
+        }
+        if let ["accept", build, system, features @ ..] = &words[..] {
+            let build = self.build(build)?;
+            self.apply(Event::Accepted { build, request: request(system, features)? });
+            self.apply(Event::InputsKnown(build));
+            return Ok(());
+        }
+        let event = self.event(&words)?;
+        self.apply(event);
+        Ok(())
+    }
+
+    fn event(&self, words: &[&str]) -> Parsed<Event> {
+        Ok(match *words {
+            ["client-gone", build] => Event::ClientGone(self.build(build)?),
+            ["end", build, end] => {
+                let build = self.build(build)?;
+                let lease = *self.leases.get(&build).ok_or("has never run")?;
+                Event::AttemptEnded { build, lease, end: attempt_end(end)? }
+            }
+            ["launched", builder] => {
+                let builder = builder_id(builder)?;
+                let pool = self.places.get(&builder).ok_or("was never launched")?.clone();
+                let id = InstanceId::new(format!("i-{}", builder.0));
+                Event::Launched { builder, instance: Instance { id, pool } }
+            }
+            ["ready", builder] => Event::Ready { builder: builder_id(builder)?, facts: self.facts(builder)? },
+            ["ready", builder, "without", feature] => {
+                let mut facts = self.facts(builder)?;
+                facts.offer.features.remove(&Feature::new(feature));
+                Event::Ready { builder: builder_id(builder)?, facts }
+            }
+            ["lost", builder, kind] => {
+                let (kind, reason) = match kind {
+                    "launch" => (BuilderFaultKind::LaunchFailed, "no capacity"),
+                    "boot" => (BuilderFaultKind::BootFailed, "sshd never answered"),
+                    "unfit" => (BuilderFaultKind::Unfit, "its host key is another"),
+                    "connection" => (BuilderFaultKind::ConnectionLost, "connection reset"),
+                    other => return Err(format!("`{other}` is no fault")),
+                };
+                Event::Lost {
+                    builder: builder_id(builder)?,
+                    fault: BuilderFault { kind, reason: reason.to_owned() },
+                }
+            }
+            ["gone", builder] => Event::Gone(builder_id(builder)?),
+            ["start", pool] => Event::StartRequested(PoolName::new(pool)),
+            ["drain", "all"] => Event::DrainRequested(Selection::All),
+            ["drain", builder] => Event::DrainRequested(Selection::One(builder_id(builder)?)),
+            ["stop", "all"] => Event::StopRequested(Selection::All),
+            ["stop", builder] => Event::StopRequested(Selection::One(builder_id(builder)?)),
+            ["shutdown"] => Event::ShutdownRequested,
+            ["shutdown", "now"] => Event::ShutdownForced,
+            _ => return Err("is not understood".to_owned()),
+        })
+    }
+
+    fn fleet(&mut self) -> &mut Fleet {
+        let (pools, start) = (&self.pools, self.start);
+        self.fleet.get_or_insert_with(|| Fleet::new(pools.clone(), start))
+    }
+
+    fn apply(&mut self, event: Event) {
+        let now = self.now;
+        for action in self.fleet().apply(now, event) {
+            match &action {
+                Action::Start { build, lease, .. } => {
+                    self.leases.insert(*build, *lease);
+                }
+                Action::Launch { builder, pool } => {
+                    self.places.insert(*builder, pool.clone());
+                }
+                Action::Terminate { .. }
+                | Action::Abort { .. }
+                | Action::Tell { .. }
+                | Action::Finish { .. }
+                | Action::Exit => {}
+            }
+            self.say(&describe(&action));
+        }
+    }
+
+    fn say(&mut self, line: &str) {
+        let after = (self.now - self.start).as_secs();
+        let written = writeln!(self.out, "    {after:>4}s {line}");
+        assert_eq!(written, Ok(()));
+    }
+
+    fn build(&self, word: &str) -> Parsed<BuildId> {
+        word.parse().map_err(|_| format!("`{word}` is no build"))
+    }
+
+    fn facts(&self, builder: &str) -> Parsed<BuilderFacts> {
+        let name = self.places.get(&builder_id(builder)?).ok_or("was never launched")?;
+        let spec = self.pools.iter().find(|spec| spec.name == *name).ok_or("has no pool")?;
+        let mut offer = spec.offer.clone();
+        offer.features.insert(Feature::new(CA_DERIVATIONS));
+        Ok(BuilderFacts { offer, processors: 4, nix_version: None })
+    }
+}
+
+fn describe(action: &Action) -> String {
+    match action {
+        Action::Launch { builder, pool } => format!("launch {builder} in {pool}"),
+        Action::Terminate { builder, reason } => format!("terminate {builder}: {reason}"),
+        Action::Start { build, builder, lease } => format!("start {build} on {builder}, {lease}"),
+        Action::Abort { build, lease } => format!("abort {build}, {lease}"),
+        Action::Finish { build, outcome } => match outcome {
+            Outcome::Succeeded => format!("finish {build}: succeeded"),
+            Outcome::Failed(failure) => format!("finish {build}: {:?}: {failure}", failure.kind),
+            Outcome::Cancelled => format!("finish {build}: cancelled"),
+        },
+        Action::Exit => "exit".to_owned(),
+        Action::Tell { build, note } => {
+            let note = match note {
+                Note::Queued { pool, ahead } => format!("queued for {pool}, {ahead} ahead"),
+                Note::Launching { pool, builder } => format!("{builder} is launched in {pool}"),
+                Note::Booting { builder, instance } => format!("{builder} boots as {instance}"),
+                Note::BuilderReady { builder, after } => {
+                    format!("{builder} is ready after {} s", after.as_secs())
+                }
+                Note::BuilderFailed { builder, reason } => format!("{builder} failed: {reason}"),
+                Note::Started { builder } => format!("started on {builder}"),
+                Note::Retrying { reason, attempts } => format!("tried again after {attempts}: {reason}"),
+            };
+            format!("tell {build}: {note}")
+        }
+    }
+}
+
+fn attempt_end(word: &str) -> Parsed<AttemptEnd> {
+    let failed = |kind, reason: &str| AttemptEnd::Failed(Failure::new(kind, reason));
+    Ok(match word {
+        "ok" => AttemptEnd::Succeeded,
+        "aborted" => AttemptEnd::Aborted,
+        "derivation" => failed(FailureKind::Derivation, "builder exited with 1"),
+        "transient" => failed(FailureKind::Transient, "no space left on device"),
+        "transfer" => failed(FailureKind::Transfer, "path is not valid"),
+        "lost" => failed(FailureKind::BuilderLost, "connection reset"),
+        other => return Err(format!("`{other}` is no end")),
+    })
+}
+
+fn pool(name: &str, settings: &[&str]) -> Parsed<PoolSpec> {
+    let mut spec = PoolSpec {
+        name: PoolName::new(name),
+        offer: Offer {
+            systems: [System::new("x86_64-linux")].into(),
+            features: [].into(),
+            mandatory: [].into(),
+        },
+        slots: Slots::Fixed(2),
+        min_builders: 0,
+        max_builders: 2,
+        idle_timeout: Duration::from_secs(600),
+        max_lifetime: Duration::from_secs(86_400),
+        launch_timeout: Duration::from_secs(300),
+        provider: ProviderSpec::Local(LocalSpec { nix_daemon: None, sshd: None, sandbox_paths: vec![] }),
+    };
+    for setting in settings {
+        let (key, value) = setting.split_once('=').ok_or_else(|| format!("`{setting}` has no `=`"))?;
+        let small = || number(value).and_then(|n| u32::try_from(n).map_err(|error| error.to_string()));
+        match key {
+            "system" => spec.offer.systems = [System::new(value)].into(),
+            "features" => spec.offer.features = value.split(',').map(Feature::new).collect(),
+            "slots" => spec.slots = Slots::Fixed(small()?),
+            "min" => spec.min_builders = small()?,
+            "max" => spec.max_builders = small()?,
+            "idle" => spec.idle_timeout = Duration::from_secs(number(value)?),
+            "lifetime" => spec.max_lifetime = Duration::from_secs(number(value)?),
+            "launch" => spec.launch_timeout = Duration::from_secs(number(value)?),
+            other => return Err(format!("`{other}` is no setting")),
+        }
+    }
+    Ok(spec)
+}
+
+fn request(system: &str, features: &[&str]) -> Parsed<BuildRequest> {
+    let drv = DrvPath::parse("/nix/store/0c0kyvd9yy1j1xcpq5h3lqkzxmfv0y7i-hello.drv");
+    Ok(BuildRequest {
+        drv: drv.map_err(|error| error.to_string())?,
+        requirement: Requirement {
+            system: System::new(system),
+            features: features.iter().map(|&feature| Feature::new(feature)).collect(),
+        },
+        am_willing: true,
+        settings: BuildSettings::default(),
+    })
+}
+
+fn builder_id(word: &str) -> Parsed<BuilderId> {
+    word.parse().map_err(|_| format!("`{word}` is no builder"))
+}
+
+fn number(word: &str) -> Parsed<u64> {
+    word.parse().map_err(|_| format!("`{word}` is no number"))
+}
