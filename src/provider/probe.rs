@@ -54,3 +54,72 @@ pub fn parse(stdout: &[u8]) -> Result<BuilderFacts, ProbeError> {
     let nix_version = value("version").and_then(|version| version.split_whitespace().next_back());
     Ok(BuilderFacts { offer, processors, nix_version: nix_version.map(str::to_owned) })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn words<T: ToString>(set: &BTreeSet<T>) -> String {
+        set.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
+    }
+
+    // Recorded from Debian's Nix in the lab; the order of lines differs.
+    const NIX_2_8: &str = "processors = 2\nversion = nix-daemon (Nix) 2.8.0\n\
+        experimental-features = ca-derivations flakes nix-command\n\
+        extra-platforms = i686-linux x86_64-v1-linux x86_64-v2-linux x86_64-v3-linux\n\
+        system = x86_64-linux\nsystem-features = big-parallel gccarch-znver3 kvm\n";
+    const NIX_2_26: &str = "processors = 16\nversion = nix-daemon (Nix) 2.26.3\n\
+        experimental-features = fetch-tree flakes nix-command\nextra-platforms = i686-linux\n\
+        system = x86_64-linux\nsystem-features = benchmark big-parallel nixos-test uid-range\n";
+    const NIX_2_34: &str = "processors = 2\nversion = nix-daemon (Nix) 2.34.8\n\
+        experimental-features = ca-derivations dynamic-derivations fetch-tree flakes nix-command\n\
+        extra-platforms = \nsystem = aarch64-linux\nsystem-features = \n";
+
+    #[test]
+    fn every_supported_nix_is_understood() {
+        let facts = parse(NIX_2_8.as_bytes()).unwrap();
+        assert_eq!(facts.processors, 2);
+        assert_eq!(facts.nix_version.as_deref(), Some("2.8.0"));
+        assert_eq!(
+            words(&facts.offer.systems),
+            "i686-linux x86_64-linux x86_64-v1-linux x86_64-v2-linux x86_64-v3-linux"
+        );
+        assert_eq!(words(&facts.offer.features), "big-parallel ca-derivations gccarch-znver3 kvm");
+
+        let facts = parse(NIX_2_26.as_bytes()).unwrap();
+        assert_eq!(facts.processors, 16);
+        assert_eq!(words(&facts.offer.features), "benchmark big-parallel nixos-test uid-range");
+
+        let facts = parse(NIX_2_34.as_bytes()).unwrap();
+        assert_eq!(words(&facts.offer.systems), "aarch64-linux");
+        assert_eq!(words(&facts.offer.features), "ca-derivations");
+        assert_eq!(facts.nix_version.as_deref(), Some("2.34.8"));
+    }
+
+    #[test]
+    fn what_else_a_login_prints_does_no_harm() {
+        let noisy = format!("Welcome!\nsystem of the month: none\n\u{1b}[1m\n{NIX_2_8}bye\n");
+        assert_eq!(parse(noisy.as_bytes()), parse(NIX_2_8.as_bytes()));
+    }
+
+    #[test]
+    fn a_builder_without_nix_or_without_sense_is_none() {
+        assert_eq!(parse(b""), Err(ProbeError::Missing("processors")));
+        assert_eq!(parse(b"processors = 4\nversion = \n"), Err(ProbeError::Missing("system")));
+        assert_eq!(parse(b"processors = \nsystem = x86_64-linux\n"), Err(ProbeError::Missing("processors")));
+        for odd in ["0", "-1", "many", "99999999999"] {
+            let said = format!("processors = {odd}\nsystem = x86_64-linux\n");
+            assert_eq!(parse(said.as_bytes()), Err(ProbeError::Processors(odd.into())));
+        }
+        assert!(parse(&[0xff; 1000]).is_err());
+    }
+
+    #[test]
+    fn the_command_is_one_that_a_shell_without_nix_survives() {
+        let output =
+            std::process::Command::new("sh").args(["-c", COMMAND]).env("PATH", "/usr/bin:/bin").output();
+        let output = output.unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(said.starts_with("processors = "), "{said}{}", String::from_utf8_lossy(&output.stderr));
+    }
+}

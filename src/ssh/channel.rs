@@ -26,7 +26,7 @@ use tokio::sync::{Notify, watch};
 const BUFFER_LIMIT: usize = 4 << 20;
 /// How much of standard error is kept.
 const STDERR_LIMIT: usize = 4 << 10;
-/// How long a reader may take nothing while others wait behind it.
+/// See [`Neighbours::patience`].
 const STALL_LIMIT: Duration = Duration::from_secs(60);
 /// RFC 4254: the only kind of extended data there is.
 const STDERR: u32 = 1;
@@ -77,12 +77,20 @@ impl std::fmt::Display for Exit {
 }
 
 /// What the channels of one connection know of each other.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Neighbours {
+    /// How long a reader may take nothing while others wait behind it.
+    pub(super) patience: Duration,
     /// Channels whose pump runs.
     pub(super) open: AtomicUsize,
     /// Channels whose reader holds the connection up.
     pub(super) stalled: AtomicUsize,
+}
+
+impl Default for Neighbours {
+    fn default() -> Self {
+        Self { patience: STALL_LIMIT, open: AtomicUsize::new(0), stalled: AtomicUsize::new(0) }
+    }
 }
 
 /// Counts as long as it lives.
@@ -192,7 +200,7 @@ async fn pump(
             let _stalled = Counted::new(&neighbours.stalled);
             tokio::select! {
                 () = shared.pump.notified() => {}
-                () = tokio::time::sleep(STALL_LIMIT) => {
+                () = tokio::time::sleep(neighbours.patience) => {
                     if neighbours.open.load(Ordering::Relaxed) > 1 {
                         let exit = Exit::Lost("its reader takes nothing while others wait behind it".into());
                         shared.end(exit.clone());

@@ -299,6 +299,11 @@ impl client::Handler for Client {
             DisconnectReason::Error(HandlerError::Library(russh::Error::KeepaliveTimeout)) => {
                 "the other side answers no keepalive".to_owned()
             }
+            DisconnectReason::Error(HandlerError::Library(russh::Error::IO(error)))
+                if error.kind() == io::ErrorKind::UnexpectedEof =>
+            {
+                "the connection was closed".to_owned()
+            }
             DisconnectReason::Error(HandlerError::Library(error)) => error.to_string(),
             DisconnectReason::Error(HandlerError::HostKey(got)) => format!("its host key became {got}"),
         };

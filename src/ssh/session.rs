@@ -20,7 +20,7 @@ const OUTPUT_LIMIT: u64 = 1 << 20;
 
 /// An authenticated connection. Dropping it ends it at once, and with it its channels.
 pub struct Session {
-    handle: Handle<Client>,
+    handle: Arc<Handle<Client>>,
     severed: CancellationToken,
     ended: watch::Receiver<Option<Arc<str>>>,
     neighbours: Arc<Neighbours>,
@@ -72,7 +72,7 @@ impl Session {
     /// Connects, checks the host key, logs in. Every phase is bounded, by itself and by the deadline.
     pub async fn dial(target: &Target, deadline: Instant) -> Result<Self, DialError> {
         let dial::Dialed { handle, severed, ended } = dial::dial(target, deadline).await?;
-        Ok(Self { handle, severed, ended, neighbours: Arc::default() })
+        Ok(Self { handle: Arc::new(handle), severed, ended, neighbours: Arc::default() })
     }
 
     /// Starts a command. That it runs is not waited for: one that cannot be started ends its channel.
@@ -87,19 +87,21 @@ impl Session {
         deadline: Instant,
         held: impl Send + 'static,
     ) -> Result<Channel, ExecError> {
-        let open = async {
-            let channel = self.handle.channel_open_session().await?;
+        let (handle, neighbours) = (Arc::clone(&self.handle), Arc::clone(&self.neighbours));
+        let (ended, command) = (self.ended.clone(), command.to_owned());
+        // In a task of its own: once asked for, a channel comes to be whether or not we still wait, and would stay
+        // for ever on the other side. The task's result closes it when nobody takes it.
+        let open = tokio::spawn(async move {
+            let channel = handle.channel_open_session().await?;
             channel.exec(true, command).await?;
-            Ok(channel)
-        };
+            Ok(channel::start(channel, neighbours, ended, held))
+        });
         match timeout_at(deadline, open).await {
-            Ok(Ok(channel)) => {
-                Ok(channel::start(channel, Arc::clone(&self.neighbours), self.ended.clone(), held))
-            }
-            Ok(Err(russh::Error::ChannelOpenFailure(reason))) => {
+            Ok(Ok(Ok(channel))) => Ok(channel),
+            Ok(Ok(Err(russh::Error::ChannelOpenFailure(reason)))) => {
                 Err(ExecError::Refused(format!("{reason:?}")))
             }
-            Ok(Err(_)) => Err(ExecError::Lost(self.closed().await)),
+            Ok(Ok(Err(_)) | Err(_)) => Err(ExecError::Lost(self.closed().await)),
             Err(_) => Err(ExecError::TimedOut),
         }
     }
@@ -113,7 +115,7 @@ impl Session {
     pub async fn ping(&self) -> Result<Duration, ExecError> {
         let began = Instant::now();
         let answered = self.handle.send_ping().await;
-        if answered.is_err() || self.handle.is_closed() {
+        if answered.is_err() || self.is_closed() {
             return Err(ExecError::Lost(self.closed().await));
         }
         Ok(began.elapsed())
@@ -137,6 +139,12 @@ impl Session {
     /// Whether a reader that takes nothing holds everybody up.
     pub(super) fn is_stalled(&self) -> bool {
         self.neighbours.stalled.load(Ordering::Relaxed) > 0
+    }
+
+    /// Makes the session give stalled readers up sooner. Before its first channel only.
+    #[cfg(test)]
+    pub(super) fn set_patience(&mut self, patience: Duration) {
+        self.neighbours = Arc::new(Neighbours { patience, ..Neighbours::default() });
     }
 
     /// A way to learn of the end that does not keep the session alive.

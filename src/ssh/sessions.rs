@@ -301,6 +301,27 @@ pub enum RunOnceError {
     Run(#[from] RunError),
 }
 
+impl OpenError {
+    /// Whether trying again is pointless, and perhaps dangerous: see [`DialError::is_final`].
+    pub fn is_final(&self) -> bool {
+        match self {
+            Self::Dial(error) => error.is_final(),
+            Self::Closed => true,
+            Self::Exec(_) | Self::NoRoom => false,
+        }
+    }
+}
+
+impl RunOnceError {
+    /// Whether trying again is pointless, and perhaps dangerous: see [`DialError::is_final`].
+    pub fn is_final(&self) -> bool {
+        match self {
+            Self::Open(error) => error.is_final(),
+            Self::Run(_) => false,
+        }
+    }
+}
+
 impl Set {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)

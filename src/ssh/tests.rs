@@ -84,14 +84,19 @@ impl Sshd {
         std::fs::read_to_string(self.directory.path().join("log")).unwrap()
     }
 
-    /// Kills the listener and every process that serves a connection.
+    /// Kills the listener, every process that serves a connection, and what those have started.
     fn kill(&mut self) {
-        let pid = self.child.id();
-        let out = Command::new("ps").args(["-o", "pid=", "--ppid", &pid.to_string()]).output().unwrap();
-        for child in String::from_utf8(out.stdout).unwrap().split_whitespace() {
-            Command::new("kill").args(["-9", child]).status().unwrap();
+        let out = Command::new("ps").args(["-e", "-o", "pid=,ppid="]).output().unwrap();
+        let table = String::from_utf8(out.stdout).unwrap();
+        let table: Vec<(&str, &str)> =
+            table.lines().filter_map(|line| line.trim().split_once(char::is_whitespace)).collect();
+        let mut victims = vec![self.child.id().to_string()];
+        let mut next = 0;
+        while let Some(parent) = victims.get(next).cloned() {
+            victims.extend(table.iter().filter(|row| row.1.trim() == parent).map(|row| row.0.to_owned()));
+            next += 1;
         }
-        self.child.kill().unwrap();
+        Command::new("kill").arg("-9").args(&victims).status().unwrap();
         self.child.wait().unwrap();
     }
 }
@@ -153,6 +158,7 @@ async fn a_host_with_another_key_is_refused_for_good_and_both_keys_are_named() {
     let target = Target { host_keys: vec![other.clone()], ..sshd.target.clone() };
     let error = Session::dial(&target, soon()).await.unwrap_err();
     assert!(error.is_final());
+    assert!(Sessions::new(target).run("true", soon()).await.unwrap_err().is_final());
     let DialError::HostKeyMismatch { expected, got, .. } = error else { panic!("{error}") };
     assert_eq!(expected, [other.fingerprint()]);
     assert_eq!(got, sshd.target.host_keys[0].fingerprint());
@@ -429,6 +435,66 @@ async fn a_reader_that_pauses_holds_nobody_up_until_its_buffers_are_full() {
     stdout.read_to_end(&mut received).await.unwrap();
     assert_eq!(received.len(), 10_000_000);
     assert_eq!(remote.exit().await, Exit::Status(0));
+}
+
+/// Waits until a reader holds the connection up.
+async fn stall(session: &Session) {
+    let until = Instant::now() + PATIENCE;
+    while !session.is_stalled() {
+        assert!(Instant::now() < until, "the reader does not stall its connection");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_reader_that_takes_nothing_is_given_up_only_for_the_sake_of_others() {
+    let sshd = Sshd::start(&[]);
+    let mut alone = sshd.dial().await;
+    alone.set_patience(Duration::from_millis(10));
+    let patient = alone.exec("cat /dev/zero", soon()).await.unwrap();
+    let mut shared = sshd.dial().await;
+    shared.set_patience(Duration::from_millis(10));
+    let other = shared.exec("cat", soon()).await.unwrap();
+    let mut given_up = shared.exec("cat /dev/zero", soon()).await.unwrap();
+
+    stall(&alone).await;
+    assert!(matches!(given_up.remote.exit().await, Exit::Lost(_)));
+    echo_all(&mut [other]).await;
+    let mut rest = Vec::new();
+    let end = given_up.stdout.read_to_end(&mut rest).await;
+    assert!(end.is_err(), "a stream that was cut looks complete");
+
+    let Channel { mut stdout, .. } = patient;
+    let mut some = vec![0; 64 << 20];
+    stdout.read_exact(&mut some).await.unwrap();
+}
+
+#[tokio::test]
+async fn channels_that_were_given_up_while_they_opened_do_not_stay_open_on_the_other_side() {
+    let sshd = Sshd::start(&["MaxSessions 3"]);
+    let session = sshd.dial().await;
+    let stalled = session.exec("cat /dev/zero", soon()).await.unwrap();
+    stall(&session).await;
+    // The library's own buffer fills up a moment later than ours.
+    let until = Instant::now() + PATIENCE;
+    let mut given_up = 0;
+    while given_up < 5 {
+        assert!(Instant::now() < until, "a stalled connection opens channels");
+        let opened = session.exec("cat", Instant::now() + Duration::from_millis(10)).await;
+        given_up += u32::from(matches!(opened, Err(ExecError::TimedOut)));
+    }
+    drop(stalled);
+    // Refused as long as those before it have not ended, and no longer.
+    let until = Instant::now() + PATIENCE;
+    let mut channels = Vec::new();
+    while channels.len() < 3 {
+        assert!(Instant::now() < until, "channels are leaked");
+        match session.exec("cat", soon()).await {
+            Ok(channel) => channels.push(channel),
+            Err(error) => assert!(matches!(error, ExecError::Refused(_)), "{error}"),
+        }
+    }
+    echo_all(&mut channels).await;
 }
 
 #[tokio::test]

@@ -192,6 +192,10 @@ fn nix_conf(pool: &PoolSpec, spec: &LocalSpec, version: Option<(u32, u32)>, user
         features = features.join(" "),
         experimental = experimental.join(" "),
     );
+    // Saves a process per build where it is understood: 2.8 fails on an empty hook, 2.25 to 2.33 do not look.
+    if version.is_some_and(|version| ((2, 34)..(2, 90)).contains(&version)) {
+        conf += "build-hook =\n";
+    }
     let native = format!("{}-{}", std::env::consts::ARCH, std::env::consts::OS);
     let foreign: Vec<&str> =
         pool.offer.systems.iter().map(|system| system.as_str()).filter(|&system| system != native).collect();
@@ -237,7 +241,6 @@ fn sshd_config(layout: &Layout) -> String {
          HostKey {here}/host_key\n\
          AuthorizedKeysFile {here}/authorized_keys\n\
          AuthenticationMethods publickey\n\
-         AllowUsers {user}\n\
          PasswordAuthentication no\n\
          PermitRootLogin prohibit-password\n\
          UsePAM no\n\
@@ -254,7 +257,6 @@ fn sshd_config(layout: &Layout) -> String {
          NIX_USER_CONF_FILES={here}/etc/none HOME={here}/home TMPDIR={here}/tmp PATH={search_path}\n",
         address = layout.address.ip(),
         port = layout.address.port(),
-        user = layout.user,
         id = layout.id,
         search_path = layout.search_path,
     )

@@ -79,11 +79,12 @@ fn watch(directory: &Path, sshd: &Path, lifetime: Duration) -> io::Result<()> {
     let reason = runtime.block_on(run(directory, sshd, address, lifetime));
     runtime.shutdown_background();
 
-    let log = |text: &str| drop(writeln!(io::stderr(), "{text}"));
-    match &reason {
-        Ok(reason) => log(&format!("ends: {reason}")),
-        Err(error) => log(&format!("fails: {error}")),
-    }
+    // The broker may be gone, and then there is nobody to tell.
+    let told = match &reason {
+        Ok(reason) => writeln!(io::stdout(), "{reason}"),
+        Err(error) => writeln!(io::stdout(), "its supervisor failed: {error}"),
+    };
+    drop(told);
     let us = rustix::process::getpid();
     let left = processes::end_all(&id, Some(address), Some(us), Instant::now() + END_LIMIT);
     if !left.is_empty() {

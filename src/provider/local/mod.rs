@@ -5,7 +5,8 @@
 //!
 //! Everything of a machine is in one directory, `STATE_DIR/local/ID`, and every process of it either descends from its
 //! supervisor, carries its id in the environment, or serves its private address. So it can be found whole, by whoever
-//! comes later.
+//! comes later. What escapes when the supervisor is killed outright is an orphan that also dropped its environment;
+//! builds cannot make one, since their sandbox is a PID namespace.
 
 mod layout;
 pub mod machine;
@@ -23,7 +24,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::io::AsyncReadExt;
-use tokio::process::{Child, ChildStdin, Command};
+use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::sync::watch;
 
 use self::layout::Layout;
@@ -36,6 +37,9 @@ const START_LIMIT: Duration = Duration::from_secs(30);
 const END_LIMIT: Duration = Duration::from_secs(20);
 /// How long processes may take to die and files to go when we do it ourselves.
 const SWEEP_LIMIT: Duration = Duration::from_secs(20);
+
+/// What a supervisor may say about its end.
+const LAST_WORDS_LIMIT: u64 = 1 << 10;
 
 /// The machines on this host.
 #[derive(Debug)]
@@ -87,18 +91,22 @@ impl Local {
         directory.disown();
         let lifeline = child.stdin.take();
         let started = tokio::time::timeout(START_LIMIT, started(&mut child)).await;
-        if !matches!(started, Ok(true)) {
+        let Ok(Some(words)) = started else {
             drop(lifeline);
             let log = layout::log_tail(&layout.directory);
             let _ended = tokio::time::timeout(END_LIMIT, child.wait()).await;
             self.sweep(&id).await?;
             let reason = format!("sshd of machine `{id}` does not start: {log}");
             return Err(ProviderError::new(ProviderErrorKind::Unknown, reason));
-        }
+        };
         let (ended_tx, ended) = watch::channel(None);
         tokio::spawn(async move {
+            let mut last_words = String::new();
+            // Without any, the status says what there is to say.
+            let _unread = words.take(LAST_WORDS_LIMIT).read_to_string(&mut last_words).await;
             let reason = match child.wait().await {
-                Ok(status) => format!("its supervisor ended with {status}"),
+                Ok(status) if last_words.is_empty() => format!("its supervisor ended with {status}"),
+                Ok(_) => last_words.trim().to_owned(),
                 Err(error) => format!("its supervisor cannot be waited for: {error}"),
             };
             ended_tx.send_replace(Some(reason));
@@ -214,11 +222,12 @@ impl Local {
     }
 }
 
-/// Waits for the supervisor's word that sshd listens; false when it ends without.
-async fn started(child: &mut Child) -> bool {
-    let Some(mut stdout) = child.stdout.take() else { return false };
+/// Waits for the supervisor's word that sshd listens, after which it will say why it ends.
+async fn started(child: &mut Child) -> Option<ChildStdout> {
+    let mut stdout = child.stdout.take()?;
     let mut word = [0; machine::READY.len()];
-    stdout.read_exact(&mut word).await.is_ok() && word == *machine::READY
+    stdout.read_exact(&mut word).await.ok()?;
+    (word == *machine::READY).then_some(stdout)
 }
 
 async fn blocking<T: Send + 'static>(

@@ -217,7 +217,7 @@ mod tests {
     #[test]
     fn marked_processes_end_with_children_that_dropped_the_mark_and_others_live() {
         let id = format!("test-{}", std::process::id());
-        let mut other = marked(&format!("{id}-other"), "sleep 1000");
+        let mut other = marked(&format!("{id}-other"), "exec sleep 1000");
         let mut first = marked(&id, "env -i sleep 1000 & env -i setsid sleep 1000 & wait");
         while find(&id, None, None).len() < 3 {
             std::thread::sleep(Duration::from_millis(5));
