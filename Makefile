@@ -27,7 +27,7 @@ licences:
 unit:
 	$(LAB)/packages.sh
 	cargo test --locked --lib --bins --test layers --test cli --test hook_conversation --test scheduler_scripts \
-		--test worker_golden --test scheduler_scale
+		--test worker_golden --test scheduler_scale --test provider_local
 
 real:
 	$(LAB)/roots.sh $(RELEASES)

@@ -22,7 +22,7 @@ use super::{PoolRuntime, Shared, chain};
 use crate::model::{BuilderFacts, BuilderId, Instance, PoolName};
 use crate::provider::{Launched, probe};
 use crate::scheduler::{BuilderFault, BuilderFaultKind, Event};
-use crate::ssh::Sessions;
+use crate::ssh::{RunOnceError, Sessions};
 
 /// How long a builder that no longer answers is dialled again before it counts as lost.
 const REDIAL_DEADLINE: Duration = Duration::from_secs(10);
@@ -157,7 +157,7 @@ impl Task {
                 Ok(facts) => return Ok(facts),
                 Err(error) => error,
             };
-            if error.downcast_ref::<crate::ssh::DialError>().is_some_and(crate::ssh::DialError::is_final) {
+            if error.downcast_ref::<RunOnceError>().is_some_and(RunOnceError::is_final) {
                 return Err(fault(BuilderFaultKind::Unfit, chain(&error)));
             }
             tracing::debug!(builder = %self.builder, error = %chain(&error), "not answering yet");

@@ -19,7 +19,7 @@
 //! max-builders = 2                         # default: 1, or the number of hosts
 //! idle-timeout = "10m"                     # how long a builder without work is kept
 //! max-lifetime = "24h"                     # an older builder takes no new work and ends
-//! launch-timeout = "5m"                    # from the launch until it is ready, at most
+//! launch-timeout = "1m"                    # from the launch until it is ready, at most
 //!
 //! [pool.local]                             # where its machines come from: exactly one of `local` and `hosts`
 //! sandbox-paths = []                       # programs of this host that builds may see

@@ -21,7 +21,8 @@ const EXPECTED_PROCESSORS: u32 = 4;
 const ONE_SECOND: Duration = Duration::from_secs(1);
 const IDLE_TIMEOUT: Duration = Duration::from_secs(10 * 60);
 const MAX_LIFETIME: Duration = Duration::from_secs(24 * 60 * 60);
-const LAUNCH_TIMEOUT: Duration = Duration::from_secs(5 * 60);
+/// For machines that are there, or are processes: nothing of theirs has to boot.
+const LAUNCH_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A pool with its place in the file.
 pub(super) struct ReadPool {

@@ -72,7 +72,7 @@ fn a_minimal_file_gets_every_default() {
     assert_eq!((pool.min_builders, pool.max_builders), (0, 1));
     assert_eq!(pool.idle_timeout, Duration::from_secs(600));
     assert_eq!(pool.max_lifetime, Duration::from_secs(86_400));
-    assert_eq!(pool.launch_timeout, Duration::from_secs(300));
+    assert_eq!(pool.launch_timeout, Duration::from_secs(60));
     let local = LocalSpec { nix_daemon: None, sshd: None, sandbox_paths: vec![] };
     assert_eq!(pool.provider, ProviderSpec::Local(local));
 }

@@ -10,7 +10,6 @@
 mod channel;
 mod dial;
 mod key;
-mod known_hosts;
 mod session;
 mod sessions;
 mod severable;
@@ -20,6 +19,5 @@ mod tests;
 pub use channel::{Channel, Exit, Remote, Stdin, Stdout};
 pub use dial::{DialError, Phase, Target};
 pub use key::{ClientKey, HostKey, KeyError};
-pub use known_hosts::{KnownHostsError, known_host};
 pub use session::{ExecError, Output, RunError, Session};
 pub use sessions::{Losses, OpenError, RunOnceError, Sessions};

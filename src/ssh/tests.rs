@@ -545,50 +545,6 @@ fn a_key_with_a_passphrase_is_refused_with_the_reason() {
 }
 
 const KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIEiN+tNTyvS4zL7TvMeAaCvrJAU5zGeqkTGeIIMKDMnA";
-const OTHER: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIB+1xoXyIF9LSTMgkvbbSOfcLfOVBxTwYqFQVUxFKJMf";
-
-fn known(text: &str, host: &str, port: u16) -> Result<Vec<String>, KnownHostsError> {
-    known_host(text, host, port).map(|keys| keys.iter().map(ToString::to_string).collect())
-}
-
-#[test]
-fn known_hosts_are_found_by_name_pattern_and_port() {
-    let text = format!(
-        "# comment\n\nbuilder.example,192.0.2.1 {KEY} a comment\n[builder.example]:2222 {OTHER}\n\
-         *.lab,!bad.lab {KEY}\nbroken line\nrsa.example ssh-rsa AAAA\n"
-    );
-    assert_eq!(known(&text, "Builder.Example", 22).unwrap(), [KEY]);
-    assert_eq!(known(&text, "192.0.2.1", 22).unwrap(), [KEY]);
-    assert_eq!(known(&text, "builder.example", 2222).unwrap(), [OTHER]);
-    assert_eq!(known(&text, "good.lab", 22).unwrap(), [KEY]);
-    for (host, port) in [("bad.lab", 22), ("builder.example", 2223), ("rsa.example", 22), ("lab", 22)] {
-        assert!(matches!(known(&text, host, port), Err(KnownHostsError::Unknown(_))), "{host}:{port}");
-    }
-}
-
-#[test]
-fn hashed_names_are_found_as_openssh_hashes_them() {
-    let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().join("known_hosts");
-    std::fs::write(&path, format!("builder.example {KEY}\n[builder.example]:2222 {OTHER}\n")).unwrap();
-    let status = Command::new("ssh-keygen").arg("-H").arg("-f").arg(&path).output().unwrap().status;
-    assert!(status.success());
-    let text = std::fs::read_to_string(&path).unwrap();
-    assert!(!text.contains("builder.example"));
-    assert_eq!(known(&text, "builder.example", 22).unwrap(), [KEY]);
-    assert_eq!(known(&text, "builder.example", 2222).unwrap(), [OTHER]);
-    assert!(known(&text, "builder.exampl", 22).is_err());
-}
-
-#[test]
-fn a_revoked_key_is_no_key_and_an_authority_is_none_either() {
-    let text = format!("h {KEY}\nh {OTHER}\n@revoked * {KEY}\n@cert-authority h {OTHER}\n");
-    assert_eq!(known(&text, "h", 22).unwrap(), [OTHER]);
-    let text = format!("h {KEY}\n@revoked h {KEY}\n");
-    assert!(matches!(known(&text, "h", 22), Err(KnownHostsError::Revoked(_))));
-    let text = format!("@cert-authority h {KEY}\n");
-    assert!(matches!(known(&text, "h", 22), Err(KnownHostsError::Unknown(_))));
-}
 
 #[test]
 fn a_host_key_that_is_of_no_use_is_refused_with_the_reason() {
