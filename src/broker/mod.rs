@@ -24,6 +24,7 @@ mod remote;
 mod serve;
 mod shared;
 mod signals;
+mod stall;
 
 pub use serve::serve;
 pub(crate) use shared::{PoolRuntime, Shared, fresh_token};

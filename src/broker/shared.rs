@@ -28,7 +28,7 @@ pub(crate) struct Shared {
     pools: Vec<Arc<PoolRuntime>>,
     /// Where logs and outputs wait for their readers, in files without a name.
     pub(crate) spool_dir: PathBuf,
-    pub(crate) local_store: LocalStore,
+    pub(crate) local_store: Arc<LocalStore>,
     pub(crate) shelf: Shelf,
     /// Builder and build tasks: the shutdown waits for them.
     pub(crate) tasks: TaskTracker,
@@ -86,7 +86,7 @@ impl Shared {
         Ok(Self {
             pools: pools?,
             spool_dir,
-            local_store: LocalStore::default(),
+            local_store: Arc::default(),
             shelf: Shelf::default(),
             tasks: TaskTracker::new(),
             clients: TaskTracker::new(),
