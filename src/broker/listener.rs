@@ -103,7 +103,11 @@ async fn serve(mut stream: UnixStream, shared: Arc<Shared>, driver: DriverHandle
             operator_client::serve(stream, peer, &shared, &driver).await
         }
         (Hello::Import { token, .. }, _) => match shared.shelf.get(&token) {
-            Some(products) => endpoint_client::import(stream, &products).await,
+            // The hook's end is the end of its importer, even if that was not killed with it.
+            Some(shelved) => tokio::select! {
+                served = endpoint_client::import(stream, &shelved.products) => served,
+                () = shelved.taken_away.cancelled() => Ok(()),
+            },
             None => refuse(&mut stream, "no finished build waits under this token".to_owned()).await,
         },
         (Hello::Store { .. }, Peer::Owner) => endpoint_client::store(stream, &shared, &driver).await,
