@@ -75,6 +75,12 @@ struct Attempt<'a> {
 impl Attempt<'_> {
     async fn run(&self) -> Result<Products, Failure> {
         self.progress(RunPhase::Uploading);
+        if self.build.log.len() > 0 {
+            // For whoever reads the stored log: what follows is not a part of what stands before.
+            let line = format!("nix-broker: the build begins again, on builder {}\n", self.remote.builder());
+            let appended = self.build.log.append(line.as_bytes());
+            appended.map_err(|error| lost_log(&error))?;
+        }
         let inputs = self.build.inputs();
         let derivation = self.derivation(&inputs.paths).await?;
         let substitute =
@@ -139,7 +145,7 @@ impl Attempt<'_> {
             failure = self.watchdog(signs) => return Err(failure),
         };
         if let Some(error) = log.failed {
-            return Err(Failure::new(FailureKind::Broker, format!("cannot keep the build's log: {error}")));
+            return Err(lost_log(&error));
         }
         match result {
             Ok(result) if result.status.is_success() => Ok(result),
@@ -302,6 +308,10 @@ fn plain(text: &str) -> String {
     }
     plain.push_str(rest);
     plain.trim().trim_start_matches("error: ").to_owned()
+}
+
+fn lost_log(error: &std::io::Error) -> Failure {
+    Failure::new(FailureKind::Broker, format!("cannot keep the build's log: {error}"))
 }
 
 /// A failure on the way to or from the builder; another one may do better.

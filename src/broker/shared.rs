@@ -14,6 +14,7 @@ use tokio_util::task::TaskTracker;
 
 use super::build::Shelf;
 use crate::config::Config;
+use crate::ipc::Frame;
 use crate::model::{BuildId, DrvPath, PoolName, PoolSpec};
 use crate::provider::{Address, Provider, ProviderContext};
 use crate::ssh::{ClientKey, HostKey, Target};
@@ -34,6 +35,8 @@ pub(crate) struct Shared {
     pub(crate) tasks: TaskTracker,
     /// Clients with a build that was accepted: the shutdown waits until they have imported what was built.
     pub(crate) clients: TaskTracker,
+    /// The status as it was last shown to those who watch, and when it was made.
+    pub(crate) picture: tokio::sync::Mutex<Option<(Instant, Frame)>>,
     started_at: Instant,
     last_build: AtomicU64,
     declines: Mutex<VecDeque<(DrvPath, String)>>,
@@ -90,6 +93,7 @@ impl Shared {
             shelf: Shelf::default(),
             tasks: TaskTracker::new(),
             clients: TaskTracker::new(),
+            picture: tokio::sync::Mutex::default(),
             started_at: Instant::now(),
             last_build: AtomicU64::new(0),
             declines: Mutex::default(),
