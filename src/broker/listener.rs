@@ -1,6 +1,5 @@
 //! The Unix socket: accepts connections, learns who is there, and hands each to the task of its role.
 
-use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::sync::Arc;
@@ -84,7 +83,14 @@ pub(crate) async fn run(
 }
 
 async fn serve(mut stream: UnixStream, shared: Arc<Shared>, driver: DriverHandle) -> anyhow::Result<()> {
-    let peer = peer(&stream)?;
+    let uid = stream.peer_cred()?.uid();
+    let peer = peer(uid);
+    let _seat = match peer {
+        Peer::User => {
+            Some(shared.guests.admit(uid).with_context(|| format!("user {uid} has too many connections"))?)
+        }
+        Peer::Owner | Peer::StoreOwner => None,
+    };
     let hello: Hello = match tokio::time::timeout(HELLO_DEADLINE, Frame::receive(&mut stream)).await {
         Ok(Err(FrameError::Closed)) => return Ok(()),
         Ok(frame) => frame?.parse()?,
@@ -134,14 +140,13 @@ async fn refuse(stream: &mut UnixStream, why: String) -> anyhow::Result<()> {
     Ok(Frame::message(&Reply::Refused { why })?.send(stream).await?)
 }
 
-fn peer(stream: &UnixStream) -> io::Result<Peer> {
-    let uid = stream.peer_cred()?.uid();
+fn peer(uid: u32) -> Peer {
     let owns_store = || std::fs::metadata(STORE_DIR).is_ok_and(|store| store.uid() == uid);
-    Ok(if uid == 0 || uid == rustix::process::geteuid().as_raw() {
+    if uid == 0 || uid == rustix::process::geteuid().as_raw() {
         Peer::Owner
     } else if owns_store() {
         Peer::StoreOwner
     } else {
         Peer::User
-    })
+    }
 }

@@ -15,6 +15,7 @@ mod build_task;
 mod builder_task;
 mod driver;
 mod endpoint_client;
+mod guests;
 mod hook_client;
 mod listener;
 mod log_spool;

@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
 use super::build::Shelf;
+use super::guests::Guests;
 use crate::config::Config;
 use crate::ipc::Frame;
 use crate::model::{BuildId, DrvPath, PoolName, PoolSpec};
@@ -37,6 +38,7 @@ pub(crate) struct Shared {
     pub(crate) clients: TaskTracker,
     /// The status as it was last shown to those who watch, and when it was made.
     pub(crate) picture: tokio::sync::Mutex<Option<(Instant, Frame)>>,
+    pub(crate) guests: Guests,
     started_at: Instant,
     last_build: AtomicU64,
     declines: Mutex<VecDeque<(DrvPath, String)>>,
@@ -94,6 +96,7 @@ impl Shared {
             tasks: TaskTracker::new(),
             clients: TaskTracker::new(),
             picture: tokio::sync::Mutex::default(),
+            guests: Guests::default(),
             started_at: Instant::now(),
             last_build: AtomicU64::new(0),
             declines: Mutex::default(),
