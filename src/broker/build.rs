@@ -8,6 +8,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
 
 use super::log_spool::LogSpool;
 use crate::model::{BuildId, BuildInputs, BuildRequest, Failure, Outcome};
@@ -122,7 +123,15 @@ impl Build {
 /// Outputs that wait for their importer, by token.
 #[derive(Debug, Default)]
 pub(crate) struct Shelf {
-    products: Mutex<BTreeMap<String, Arc<Products>>>,
+    products: Mutex<BTreeMap<String, OnShelf>>,
+}
+
+/// Products, and the end of their time there.
+#[derive(Clone, Debug)]
+pub(crate) struct OnShelf {
+    pub(crate) products: Arc<Products>,
+    /// Cancelled when nobody has a right to them any more: the hook is gone.
+    pub(crate) taken_away: CancellationToken,
 }
 
 /// Takes the products from the shelf when dropped.
@@ -135,22 +144,43 @@ pub(crate) struct Shelved<'a> {
 impl Shelf {
     /// Puts products there until the guard is dropped.
     pub(crate) fn put(&self, token: String, products: Arc<Products>) -> Shelved<'_> {
-        self.lock().insert(token.clone(), products);
+        self.lock().insert(token.clone(), OnShelf { products, taken_away: CancellationToken::new() });
         Shelved { shelf: self, token }
     }
 
     /// What lies under this token.
-    pub(crate) fn get(&self, token: &str) -> Option<Arc<Products>> {
+    pub(crate) fn get(&self, token: &str) -> Option<OnShelf> {
         self.lock().get(token).cloned()
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Arc<Products>>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, OnShelf>> {
         self.products.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Drop for Shelved<'_> {
     fn drop(&mut self) {
-        self.shelf.lock().remove(&self.token);
+        if let Some(gone) = self.shelf.lock().remove(&self.token) {
+            gone.taken_away.cancel();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::worker::{BuildResult, ResultStatus};
+
+    #[test]
+    fn an_importer_learns_that_its_hook_is_gone() {
+        let shelf = Shelf::default();
+        let result = BuildResult::new(ResultStatus::Built, "");
+        let shelved = shelf.put("token".to_owned(), Arc::new(Products { result, outputs: BTreeMap::new() }));
+        // Nix 2.26 opens two connections per import.
+        let (first, second) = (shelf.get("token").unwrap(), shelf.get("token").unwrap());
+        assert!(!first.taken_away.is_cancelled());
+        drop(shelved);
+        assert!(first.taken_away.is_cancelled() && second.taken_away.is_cancelled());
+        assert!(shelf.get("token").is_none());
     }
 }

@@ -14,14 +14,16 @@ use tokio_util::sync::CancellationToken;
 use super::build::{Build, Source};
 use super::driver::DriverHandle;
 use super::remote::{Daemon, Remote};
+use super::stall::unless_stalled;
 use super::{Shared, chain};
 use crate::model::{Failure, FailureKind, LeaseId, OutputName, StorePath};
 use crate::protocol::derivation::BasicDerivation;
+use crate::protocol::worker::operation::{BuildDerivation, SetOptions};
 use crate::protocol::worker::{
-    BuildResult, ClientOptions, LogEvent, LogSink, ProtocolError, ResultStatus, Substitute,
+    BuildMode, BuildResult, ClientOptions, LogEvent, LogSink, ProtocolError, ResultStatus, Substitute,
 };
 use crate::scheduler::{AttemptEnd, Event, RunPhase};
-use crate::transfer::{Products, download};
+use crate::transfer::{Beat, LocalStoreError, Products, download};
 
 /// How much later than the builder we end a build that is over its time: the builder's own report says more.
 const WATCHDOG_MARGIN: Duration = Duration::from_secs(30);
@@ -64,7 +66,7 @@ pub(crate) fn spawn(
 
 struct Attempt<'a> {
     build: &'a Build,
-    remote: &'a Remote,
+    remote: &'a Arc<Remote>,
     shared: &'a Shared,
     driver: &'a DriverHandle,
     lease: LeaseId,
@@ -73,14 +75,18 @@ struct Attempt<'a> {
 impl Attempt<'_> {
     async fn run(&self) -> Result<Products, Failure> {
         self.progress(RunPhase::Uploading);
+        if self.build.log.len() > 0 {
+            // For whoever reads the stored log: what follows is not a part of what stands before.
+            let line = format!("nix-broker: the build begins again, on builder {}\n", self.remote.builder());
+            let appended = self.build.log.append(line.as_bytes());
+            appended.map_err(|error| lost_log(&error))?;
+        }
         let inputs = self.build.inputs();
         let derivation = self.derivation(&inputs.paths).await?;
         let substitute =
             if self.build.request.settings.use_substitutes { Substitute::Yes } else { Substitute::No };
-        self.remote
-            .ensure_present(&self.shared.local_store, &inputs.paths, substitute)
-            .await
-            .map_err(|error| lost("send the inputs", &error))?;
+        let present = self.remote.ensure_present(&inputs.paths, substitute);
+        present.await.map_err(|error| lost("send the inputs", &error))?;
         let mut daemon = self.remote.daemon().await.map_err(|error| lost("start the build", &error))?;
         self.progress(RunPhase::Building);
         let result = self.build_on(&mut daemon, &derivation).await?;
@@ -99,8 +105,8 @@ impl Attempt<'_> {
             Source::Given(derivation) => Ok((**derivation).clone()),
             Source::LocalStore => {
                 let derivation = self.shared.local_store.derivation(&self.build.request.drv).await;
-                let derivation = derivation
-                    .map_err(|error| Failure::new(FailureKind::Request, chain(&anyhow::Error::new(error))))?;
+                let derivation =
+                    derivation.map_err(|error| lost("read the derivation", &anyhow::Error::new(error)))?;
                 Ok(derivation.to_basic(inputs))
             }
         }
@@ -124,15 +130,22 @@ impl Attempt<'_> {
         let (last_sign, signs) = watch::channel(Instant::now());
         let mut log = LogRelay { build: self.build, last_sign, failed: None };
         let built = async {
-            daemon.connection.set_options(&options).await?;
-            daemon.connection.build_derivation(&self.build.request.drv, derivation, &mut log).await
+            // Both in one flight.
+            let (set_options, build) = (
+                SetOptions(&options),
+                BuildDerivation { drv: &self.build.request.drv, derivation, mode: BuildMode::Normal },
+            );
+            daemon.connection.send(&set_options)?;
+            daemon.connection.send(&build)?;
+            daemon.connection.receive(&set_options, &mut ()).await?;
+            daemon.connection.receive(&build, &mut log).await
         };
         let result = tokio::select! {
             result = built => result,
             failure = self.watchdog(signs) => return Err(failure),
         };
         if let Some(error) = log.failed {
-            return Err(Failure::new(FailureKind::Broker, format!("cannot keep the build's log: {error}")));
+            return Err(lost_log(&error));
         }
         match result {
             Ok(result) if result.status.is_success() => Ok(result),
@@ -181,14 +194,13 @@ impl Attempt<'_> {
         let valid = self.shared.local_store.valid_paths(&paths).await;
         // When the local daemon cannot say, everything is fetched: that is only slower.
         let wanted: BTreeSet<_> = paths.difference(&valid.unwrap_or_default()).cloned().collect();
-        let mut outputs = BTreeMap::new();
-        for path in wanted {
-            let output = download(&mut daemon.connection, &path, &self.shared.spool_dir)
-                .await
-                .map_err(|error| lost("fetch the outputs", &daemon.explain(anyhow::Error::new(error))))?;
-            outputs.insert(path, output);
-        }
-        Ok(outputs)
+        let beat = Beat::default();
+        let fetched = async {
+            let fetched = download(&mut daemon.connection, &wanted, &self.shared.spool_dir, &beat).await;
+            fetched.map_err(anyhow::Error::new)
+        };
+        let fetched = unless_stalled(&beat, fetched).await;
+        fetched.map_err(|error| lost("fetch the outputs", &daemon.explain(error)))
     }
 }
 
@@ -298,11 +310,30 @@ fn plain(text: &str) -> String {
     plain.trim().trim_start_matches("error: ").to_owned()
 }
 
+fn lost_log(error: &std::io::Error) -> Failure {
+    Failure::new(FailureKind::Broker, format!("cannot keep the build's log: {error}"))
+}
+
 /// A failure on the way to or from the builder; another one may do better.
 fn lost(doing: &str, error: &anyhow::Error) -> Failure {
-    let local = error.chain().any(|cause| cause.downcast_ref::<crate::transfer::LocalStoreError>().is_some());
-    let kind = if local { FailureKind::Transfer } else { FailureKind::BuilderLost };
-    Failure::new(kind, format!("cannot {doing}: {}", chain(error)))
+    Failure::new(kind_of_loss(error), format!("cannot {doing}: {}", chain(error)))
+}
+
+/// Whom a failed transfer tells something about: a builder that answers is not lost, and is not to blame for what cannot be
+/// read or written here.
+fn kind_of_loss(error: &anyhow::Error) -> FailureKind {
+    for cause in error.chain() {
+        if let Some(local) = cause.downcast_ref::<LocalStoreError>() {
+            return if local.is_final() { FailureKind::Request } else { FailureKind::Transfer };
+        }
+        if let Some(
+            ProtocolError::Remote(_) | ProtocolError::Source(_) | ProtocolError::ShortArchive { .. },
+        ) = cause.downcast_ref()
+        {
+            return FailureKind::Transfer;
+        }
+    }
+    FailureKind::BuilderLost
 }
 
 #[cfg(test)]
@@ -318,5 +349,22 @@ mod tests {
             summary(new),
             "Cannot build '/nix/store/x.drv'. Reason: builder failed with exit code 3. Output paths: /nix/store/x"
         );
+    }
+
+    #[test]
+    fn only_a_builder_that_does_not_answer_is_lost() {
+        use crate::protocol::worker::RemoteError;
+        use crate::transfer::UploadError;
+        let kind =
+            |error: UploadError| kind_of_loss(&anyhow::Error::new(error).context("upload to builder b-1"));
+        let path = StorePath::from_base_name("0c0kyvd9yy1j1xcpq5h3lqkzxmfv0y7i-a").unwrap();
+        let unwritable = std::io::Error::from(std::io::ErrorKind::BrokenPipe);
+        assert_eq!(kind(ProtocolError::Write(unwritable).into()), FailureKind::BuilderLost);
+        assert_eq!(kind(ProtocolError::Remote(RemoteError::new("disk full")).into()), FailureKind::Transfer);
+        let unreadable = std::io::Error::from(std::io::ErrorKind::PermissionDenied);
+        assert_eq!(kind(ProtocolError::Source(unreadable).into()), FailureKind::Transfer);
+        assert_eq!(kind(LocalStoreError::Silent.into()), FailureKind::Transfer);
+        // Three of these in a row would drain a builder that has nothing to do with it.
+        assert_eq!(kind(LocalStoreError::NotValid(path).into()), FailureKind::Request);
     }
 }

@@ -26,6 +26,8 @@ use crate::ssh::{RunOnceError, Sessions};
 
 /// How long a builder that no longer answers is dialled again before it counts as lost.
 const REDIAL_DEADLINE: Duration = Duration::from_secs(10);
+/// Between two looks for daemons on the builder that nobody uses.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(15);
 /// How long one attempt to reach a builder that boots, and to look at it, may take.
 const PROBE_DEADLINE: Duration = Duration::from_secs(20);
 
@@ -65,6 +67,7 @@ pub(crate) fn spawn(
     let task = Task {
         builder,
         runtime,
+        shared: Arc::clone(shared),
         driver: driver.clone(),
         terminate: handle.terminate.clone(),
         remote: Arc::clone(&handle.remote),
@@ -76,6 +79,7 @@ pub(crate) fn spawn(
 struct Task {
     builder: BuilderId,
     runtime: Arc<PoolRuntime>,
+    shared: Arc<Shared>,
     driver: DriverHandle,
     terminate: CancellationToken,
     remote: Arc<OnceLock<Arc<Remote>>>,
@@ -126,13 +130,21 @@ impl Task {
             Ok(facts) => facts,
             Err(fault) => return fault,
         };
-        let remote = Arc::new(Remote::new(self.builder, sessions));
+        let (local, tasks) = (Arc::clone(&self.shared.local_store), self.shared.tasks.clone());
+        let remote = Arc::new(Remote::new(self.builder, sessions, local, tasks));
         let remote = self.remote.get_or_init(|| remote);
         tracing::info!(builder = %self.builder, processors = facts.processors, nix = ?facts.nix_version, "ready");
         self.driver.event(Event::Ready { builder: self.builder, facts });
         let mut losses = remote.sessions().losses();
+        let mut sweeps = tokio::time::interval(SWEEP_INTERVAL);
         loop {
-            let reason = losses.next().await;
+            let reason = tokio::select! {
+                reason = losses.next() => reason,
+                _ = sweeps.tick() => {
+                    remote.sweep();
+                    continue;
+                }
+            };
             tracing::debug!(builder = %self.builder, %reason, "a session was lost");
             match probe_once(remote.sessions(), REDIAL_DEADLINE).await {
                 // Said again, it clears the suspicion that the scheduler has after a lost attempt.

@@ -1,7 +1,6 @@
 //! The Unix socket: accepts connections, learns who is there, and hands each to the task of its role.
 
-use std::io;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -12,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::driver::DriverHandle;
 use super::{Shared, endpoint_client, hook_client, operator_client};
 use crate::ipc::{Frame, FrameError, Hello, Reply, VERSION};
+use crate::model::store_path::STORE_DIR;
 
 /// How long a fresh connection may take to say what it is for.
 const HELLO_DEADLINE: std::time::Duration = std::time::Duration::from_secs(10);
@@ -24,7 +24,10 @@ const ACCEPT_PAUSE: std::time::Duration = std::time::Duration::from_millis(100);
 pub(crate) enum Peer {
     /// Root, or the user the broker runs as: may do everything.
     Owner,
-    /// Anybody else on this machine: may ask, watch, and build what the local store holds.
+    /// Whoever owns this machine's store (single-user Nix): its hooks may ask.
+    StoreOwner,
+    /// Anybody else on this machine: may watch. A hook names inputs that nobody checks, so one of his could spoil outputs
+    /// on builders that others get theirs from.
     User,
 }
 
@@ -80,7 +83,14 @@ pub(crate) async fn run(
 }
 
 async fn serve(mut stream: UnixStream, shared: Arc<Shared>, driver: DriverHandle) -> anyhow::Result<()> {
-    let peer = peer(&stream)?;
+    let uid = stream.peer_cred()?.uid();
+    let peer = peer(uid);
+    let _seat = match peer {
+        Peer::User => {
+            Some(shared.guests.admit(uid).with_context(|| format!("user {uid} has too many connections"))?)
+        }
+        Peer::Owner | Peer::StoreOwner => None,
+    };
     let hello: Hello = match tokio::time::timeout(HELLO_DEADLINE, Frame::receive(&mut stream)).await {
         Ok(Err(FrameError::Closed)) => return Ok(()),
         Ok(frame) => frame?.parse()?,
@@ -94,7 +104,11 @@ async fn serve(mut stream: UnixStream, shared: Arc<Shared>, driver: DriverHandle
         return refuse(&mut stream, why).await;
     }
     match (hello, peer) {
-        (Hello::Hook { .. }, _) => {
+        (Hello::Hook { .. }, Peer::User) => {
+            let why = "hooks are run by root or by the owner of the store".to_owned();
+            refuse(&mut stream, why).await
+        }
+        (Hello::Hook { .. }, Peer::Owner | Peer::StoreOwner) => {
             Frame::message(&Reply::Go)?.send(&mut stream).await?;
             hook_client::serve(stream, &shared, &driver).await
         }
@@ -103,7 +117,11 @@ async fn serve(mut stream: UnixStream, shared: Arc<Shared>, driver: DriverHandle
             operator_client::serve(stream, peer, &shared, &driver).await
         }
         (Hello::Import { token, .. }, _) => match shared.shelf.get(&token) {
-            Some(products) => endpoint_client::import(stream, &products).await,
+            // The hook's end is the end of its importer, even if that was not killed with it.
+            Some(shelved) => tokio::select! {
+                served = endpoint_client::import(stream, &shelved.products) => served,
+                () = shelved.taken_away.cancelled() => Ok(()),
+            },
             None => refuse(&mut stream, "no finished build waits under this token".to_owned()).await,
         },
         (Hello::Store { .. }, Peer::Owner) => endpoint_client::store(stream, &shared, &driver).await,
@@ -111,7 +129,7 @@ async fn serve(mut stream: UnixStream, shared: Arc<Shared>, driver: DriverHandle
             endpoint_client::relay(stream, &pool, &shared, &driver).await
         }
         // Whoever writes to a builder's store decides what everybody's builds there are made of.
-        (Hello::Store { .. } | Hello::Relay { .. }, Peer::User) => {
+        (Hello::Store { .. } | Hello::Relay { .. }, Peer::StoreOwner | Peer::User) => {
             let why = "only root and the broker's own user may use it as a store".to_owned();
             refuse(&mut stream, why).await
         }
@@ -122,8 +140,13 @@ async fn refuse(stream: &mut UnixStream, why: String) -> anyhow::Result<()> {
     Ok(Frame::message(&Reply::Refused { why })?.send(stream).await?)
 }
 
-fn peer(stream: &UnixStream) -> io::Result<Peer> {
-    let uid = stream.peer_cred()?.uid();
-    let is_owner = uid == 0 || uid == rustix::process::geteuid().as_raw();
-    Ok(if is_owner { Peer::Owner } else { Peer::User })
+fn peer(uid: u32) -> Peer {
+    let owns_store = || std::fs::metadata(STORE_DIR).is_ok_and(|store| store.uid() == uid);
+    if uid == 0 || uid == rustix::process::geteuid().as_raw() {
+        Peer::Owner
+    } else if owns_store() {
+        Peer::StoreOwner
+    } else {
+        Peer::User
+    }
 }

@@ -15,6 +15,7 @@ mod build_task;
 mod builder_task;
 mod driver;
 mod endpoint_client;
+mod guests;
 mod hook_client;
 mod listener;
 mod log_spool;
@@ -24,6 +25,7 @@ mod remote;
 mod serve;
 mod shared;
 mod signals;
+mod stall;
 
 pub use serve::serve;
 pub(crate) use shared::{PoolRuntime, Shared, fresh_token};

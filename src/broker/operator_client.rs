@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::Context;
 use tokio::net::UnixStream;
+use tokio::time::Instant;
 
 use super::Shared;
 use super::driver::DriverHandle;
@@ -12,6 +14,9 @@ use crate::ipc::view::StatusView;
 use crate::ipc::{Frame, OperatorReply, OperatorRequest, Target};
 use crate::model::Status;
 use crate::scheduler::{Event, Selection};
+
+/// How long a command line may take to say what it wants.
+const REQUEST_LIMIT: Duration = Duration::from_secs(10);
 
 /// Between two pictures for somebody who watches.
 const WATCH_INTERVAL: Duration = Duration::from_millis(250);
@@ -23,9 +28,13 @@ pub(crate) async fn serve(
     shared: &Arc<Shared>,
     driver: &DriverHandle,
 ) -> anyhow::Result<()> {
-    let request: OperatorRequest = Frame::receive(&mut stream).await?.parse()?;
+    let request = tokio::time::timeout(REQUEST_LIMIT, Frame::receive(&mut stream)).await;
+    let request: OperatorRequest = request.context("wait for a command")??.parse()?;
     if let OperatorRequest::Watch = request {
         return watch(stream, shared, driver).await;
+    }
+    if let (OperatorRequest::Status, Peer::StoreOwner | Peer::User) = (&request, peer) {
+        return Ok(picture(shared, driver).await?.send(&mut stream).await?);
     }
     let reply = answer(request, peer, shared, driver).await;
     Ok(Frame::message(&reply)?.send(&mut stream).await?)
@@ -35,10 +44,23 @@ async fn watch(mut stream: UnixStream, shared: &Arc<Shared>, driver: &DriverHand
     let mut interval = tokio::time::interval(WATCH_INTERVAL);
     loop {
         interval.tick().await;
-        let reply = status(shared, driver).await;
         // A watcher that went away shows as an error of the write.
-        Frame::message(&reply)?.send(&mut stream).await?;
+        picture(shared, driver).await?.send(&mut stream).await?;
     }
+}
+
+/// A picture not much older than [`WATCH_INTERVAL`]: its cost grows with the number of builds, and the owner loop stands
+/// still for it, so all who watch share one.
+async fn picture(shared: &Arc<Shared>, driver: &DriverHandle) -> anyhow::Result<Frame> {
+    let mut shown = shared.picture.lock().await;
+    if let Some((made, frame)) = &*shown
+        && made.elapsed() < WATCH_INTERVAL * 3 / 4
+    {
+        return Ok(frame.clone());
+    }
+    let frame = Frame::message(&status(shared, driver).await)?;
+    *shown = Some((Instant::now(), frame.clone()));
+    Ok(frame)
 }
 
 async fn answer(
@@ -65,7 +87,7 @@ async fn answer(
         }
         (
             OperatorRequest::Start { .. } | OperatorRequest::Drain { .. } | OperatorRequest::Stop { .. },
-            Peer::User,
+            Peer::StoreOwner | Peer::User,
         ) => failed("only root and the broker's own user may do this".to_owned(), "try it with `sudo`"),
         (OperatorRequest::Start { pool }, Peer::Owner) => start(&pool, shared, driver).await,
         (OperatorRequest::Drain { target }, Peer::Owner) => match select(&target, driver).await {

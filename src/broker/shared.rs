@@ -13,7 +13,9 @@ use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
 use super::build::Shelf;
+use super::guests::Guests;
 use crate::config::Config;
+use crate::ipc::Frame;
 use crate::model::{BuildId, DrvPath, PoolName, PoolSpec};
 use crate::provider::{Address, Provider, ProviderContext};
 use crate::ssh::{ClientKey, HostKey, Target};
@@ -28,12 +30,15 @@ pub(crate) struct Shared {
     pools: Vec<Arc<PoolRuntime>>,
     /// Where logs and outputs wait for their readers, in files without a name.
     pub(crate) spool_dir: PathBuf,
-    pub(crate) local_store: LocalStore,
+    pub(crate) local_store: Arc<LocalStore>,
     pub(crate) shelf: Shelf,
     /// Builder and build tasks: the shutdown waits for them.
     pub(crate) tasks: TaskTracker,
     /// Clients with a build that was accepted: the shutdown waits until they have imported what was built.
     pub(crate) clients: TaskTracker,
+    /// The status as it was last shown to those who watch, and when it was made.
+    pub(crate) picture: tokio::sync::Mutex<Option<(Instant, Frame)>>,
+    pub(crate) guests: Guests,
     started_at: Instant,
     last_build: AtomicU64,
     declines: Mutex<VecDeque<(DrvPath, String)>>,
@@ -90,10 +95,12 @@ impl Shared {
         Ok(Self {
             pools: pools?,
             spool_dir,
-            local_store: LocalStore::default(),
+            local_store: Arc::default(),
             shelf: Shelf::default(),
             tasks: TaskTracker::new(),
             clients: TaskTracker::new(),
+            picture: tokio::sync::Mutex::default(),
+            guests: Guests::default(),
             started_at: Instant::now(),
             last_build: AtomicU64::new(0),
             declines: Mutex::default(),

@@ -1,10 +1,12 @@
-//! Outputs from a builder, checked on the way.
+//! Outputs from a builder, checked on the way: one round trip for all of a build.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
+use super::beat::Beat;
 use super::spool::{Spool, SpoolWriter};
 use crate::model::StorePath;
+use crate::protocol::worker::operation::QueryPathInfo;
 use crate::protocol::worker::{BuildResult, Connection, PathInfo, ProtocolError};
 
 /// What a build leaves for its client.
@@ -48,19 +50,41 @@ pub enum DownloadError {
     },
 }
 
-/// Fetches one output; large ones go to a file without a name in this directory.
+/// Fetches outputs, all asked for in one flight; large ones go to files without a name in this directory.
+///
+/// Only for what a build that ended well has just made: a daemon that is asked for the archive of an invalid path ends the
+/// whole connection.
 pub async fn download(
     connection: &mut Connection,
-    path: &StorePath,
+    paths: &BTreeSet<StorePath>,
     spool_dir: &Path,
-) -> Result<Output, DownloadError> {
-    let failed = |source| DownloadError::Protocol { path: path.clone(), source };
-    let info = connection.query_path_info(path).await.map_err(failed)?;
-    let info = info.ok_or_else(|| DownloadError::Missing(path.clone()))?;
-    let mut spool = SpoolWriter::new(spool_dir);
-    let digest = connection.nar_from_path(path, &mut spool).await.map_err(failed)?;
-    if digest.sha256 != info.nar_hash || digest.size != info.nar_size {
-        return Err(DownloadError::Corrupt { path: path.clone() });
+    beat: &Beat,
+) -> Result<BTreeMap<StorePath, Output>, DownloadError> {
+    let failed = |path: &StorePath| {
+        let path = path.clone();
+        move |source| DownloadError::Protocol { path, source }
+    };
+    for path in paths {
+        connection.send(&QueryPathInfo(path)).map_err(failed(path))?;
     }
-    Ok(Output { info, nar: spool.finish() })
+    for path in paths {
+        connection.send_nar_from_path(path).map_err(failed(path))?;
+    }
+    let mut infos = Vec::with_capacity(paths.len());
+    for path in paths {
+        let info = connection.receive(&QueryPathInfo(path), &mut ()).await.map_err(failed(path))?;
+        infos.push(info.ok_or_else(|| DownloadError::Missing(path.clone()))?);
+        beat.add(1);
+    }
+    let mut outputs = BTreeMap::new();
+    for info in infos {
+        let path = info.path.clone();
+        let mut spool = beat.of(SpoolWriter::new(spool_dir));
+        let digest = connection.receive_nar(&mut spool, &mut ()).await.map_err(failed(&path))?;
+        if digest.sha256 != info.nar_hash || digest.size != info.nar_size {
+            return Err(DownloadError::Corrupt { path });
+        }
+        outputs.insert(path, Output { info, nar: spool.into_inner().finish() });
+    }
+    Ok(outputs)
 }

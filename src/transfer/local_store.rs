@@ -6,9 +6,11 @@ use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use tokio::io::AsyncReadExt;
 use tokio::net::UnixStream;
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::model::{DrvPath, StorePath};
 use crate::protocol::derivation::{AtermError, Derivation};
@@ -23,6 +25,13 @@ const MAX_DERIVATION: u64 = 64 << 20;
 
 /// Connections kept for the next question.
 const MAX_IDLE: usize = 4;
+
+/// How long a daemon may take to greet us and to answer: its questions are all answered from its database.
+const ANSWER_LIMIT: Duration = Duration::from_secs(60);
+
+/// How long to wait for a daemon that is not there, because it is being restarted, and between two looks.
+const RESTART_LIMIT: Duration = Duration::from_secs(10);
+const RESTART_PAUSE: Duration = Duration::from_millis(200);
 
 /// This machine's store.
 #[derive(Debug)]
@@ -46,6 +55,9 @@ pub enum LocalStoreError {
     /// The daemon did not answer as it should.
     #[error("ask this machine's nix-daemon")]
     Daemon(#[from] ProtocolError),
+    /// The daemon hangs.
+    #[error("this machine's nix-daemon does not answer within {ANSWER_LIMIT:?}")]
+    Silent,
     /// A path that Nix named is not valid (any more).
     #[error("`{0}` is not valid in this machine's store")]
     NotValid(StorePath),
@@ -67,6 +79,16 @@ pub enum LocalStoreError {
         #[source]
         source: AtermError,
     },
+}
+
+impl LocalStoreError {
+    /// Whether it is the request that is wrong, rather than this machine's daemon: trying again is of no use.
+    pub fn is_final(&self) -> bool {
+        match self {
+            Self::NotValid(_) | Self::Read { .. } | Self::Parse { .. } => true,
+            Self::Connect { .. } | Self::Daemon(_) | Self::Silent => false,
+        }
+    }
 }
 
 impl Default for LocalStore {
@@ -124,25 +146,37 @@ impl LocalStore {
         questions: &[O],
     ) -> Result<Vec<Result<O::Reply, RemoteError>>, LocalStoreError> {
         let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        if let Some(mut connection) = idle
-            && let Ok(answers) = connection.call_all(questions, &mut ()).await
-        {
-            self.give_back(connection);
-            return Ok(answers);
-        }
-        let mut connection = self.connect().await?;
-        let answers = connection.call_all(questions, &mut ()).await?;
+        let asked = async {
+            if let Some(mut connection) = idle
+                && let Ok(answers) = connection.call_all(questions, &mut ()).await
+            {
+                return Ok((answers, connection));
+            }
+            let stream = self.connect().await?;
+            let (reader, writer) = stream.into_split();
+            let mut connection = Connection::open(Box::new(reader), Box::new(writer)).await?;
+            let answers = connection.call_all(questions, &mut ()).await?;
+            Ok::<_, LocalStoreError>((answers, connection))
+        };
+        let (answers, connection) =
+            timeout(ANSWER_LIMIT, asked).await.map_err(|_| LocalStoreError::Silent)??;
         self.give_back(connection);
         Ok(answers)
     }
 
-    async fn connect(&self) -> Result<Connection, LocalStoreError> {
-        let stream = UnixStream::connect(&self.socket).await.map_err(|source| LocalStoreError::Connect {
-            socket: self.socket.display().to_string(),
-            source,
-        })?;
-        let (reader, writer) = stream.into_split();
-        Ok(Connection::open(Box::new(reader), Box::new(writer)).await?)
+    /// A build waits for this and a daemon that is restarted is back in a moment.
+    async fn connect(&self) -> Result<UnixStream, LocalStoreError> {
+        let give_up = Instant::now() + RESTART_LIMIT;
+        loop {
+            match UnixStream::connect(&self.socket).await {
+                Ok(stream) => return Ok(stream),
+                Err(error) if is_absence(&error) && Instant::now() < give_up => sleep(RESTART_PAUSE).await,
+                Err(source) => {
+                    let socket = self.socket.display().to_string();
+                    return Err(LocalStoreError::Connect { socket, source });
+                }
+            }
+        }
     }
 
     /// Keeps a connection whose operation ended cleanly.
@@ -151,5 +185,31 @@ impl LocalStore {
         if connection.is_clean() && idle.len() < MAX_IDLE {
             idle.push(connection);
         }
+    }
+}
+
+/// Whether nobody listens, as opposed to that we may not ask.
+fn is_absence(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_daemon_that_hangs_is_an_error_after_a_while_and_one_that_is_absent_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("socket");
+        let store = LocalStore::new(&socket);
+        let path = StorePath::from_base_name("0c0kyvd9yy1j1xcpq5h3lqkzxmfv0y7i-a").unwrap();
+        let paths = BTreeSet::from([path]);
+        let absent = store.valid_paths(&paths).await.unwrap_err();
+        assert!(matches!(absent, LocalStoreError::Connect { .. }), "{absent}");
+        // Connections are taken by the kernel, and nobody ever reads them.
+        let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        let silent = store.valid_paths(&paths).await.unwrap_err();
+        assert!(matches!(silent, LocalStoreError::Silent), "{silent}");
+        assert!(!silent.is_final() && !absent.is_final());
     }
 }

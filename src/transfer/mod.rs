@@ -3,6 +3,7 @@
 //! Owns what is read from the local store and how, what a builder is known to hold, and where outputs wait. Which
 //! builder, over which connection, and when to give up is the broker's.
 
+pub mod beat;
 pub mod download;
 pub mod local_store;
 pub mod nar_source;
@@ -10,6 +11,7 @@ pub mod presence;
 pub mod spool;
 pub mod upload;
 
+pub use beat::Beat;
 pub use download::{DownloadError, Output, Products, download};
 pub use local_store::{LocalStore, LocalStoreError};
 pub use presence::{Claim, InFlight, Presence};

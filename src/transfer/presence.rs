@@ -5,67 +5,79 @@
 //! for it was taken on a connection that is still open; when that connection is lost, [`Presence::forget`] is called
 //! and everything is asked anew. Who talks to the builder is [`super::upload`].
 //!
-//! Claims cannot deadlock: one takes all its free paths at one moment and waits only for claims that are older.
+//! Claims cannot deadlock: one takes all its free paths at one moment and waits only for claims that are older. A claim is
+//! made for a build but does not end with it: whoever carries it out goes on as long as anybody waits ([`Claim::abandoned`]).
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
 
 use crate::model::StorePath;
 
-/// The paths of one builder.
-#[derive(Debug, Default)]
+/// The paths of one builder. Clones are the same.
+#[derive(Clone, Debug, Default)]
 pub struct Presence {
-    state: Mutex<State>,
+    state: Arc<Mutex<State>>,
 }
 
 #[derive(Debug, Default)]
 struct State {
     present: BTreeSet<StorePath>,
-    in_flight: BTreeMap<StorePath, watch::Receiver<()>>,
+    in_flight: BTreeMap<StorePath, Arc<Flight>>,
     /// Counts the calls of `forget`: a claim from before one proves nothing after it.
     epoch: u64,
 }
 
+/// How a claim ended, once it has: whether well. Its receivers are those who want it to succeed.
+type Flight = watch::Sender<Option<bool>>;
+
 /// The right, and the duty, to make some paths present. Dropped unfinished, the paths are free for the next one.
 #[derive(Debug)]
-pub struct Claim<'a> {
-    presence: &'a Presence,
+pub struct Claim {
+    presence: Presence,
     paths: BTreeSet<StorePath>,
     epoch: u64,
-    /// Dropped with the claim, which wakes all who wait for it.
-    _done: watch::Sender<()>,
+    flight: Arc<Flight>,
+    has_succeeded: bool,
 }
 
-/// Paths that an older claim is making present.
+/// Claims that are being carried out, and the wish that they be.
 #[derive(Debug)]
-pub struct InFlight(Vec<watch::Receiver<()>>);
+pub struct InFlight(Vec<watch::Receiver<Option<bool>>>);
 
 impl Presence {
     /// Divides these paths into those known to be present (left out of the answer), those claimed for the caller, and
     /// those that somebody else is bringing.
-    pub fn claim<'a>(&'a self, paths: &BTreeSet<StorePath>) -> (Claim<'a>, InFlight) {
-        let (done, watcher) = watch::channel(());
+    pub fn claim(&self, paths: &BTreeSet<StorePath>) -> (Claim, InFlight) {
+        let flight = Arc::new(watch::Sender::new(None));
         let mut state = self.lock();
         let mut mine = BTreeSet::new();
-        let mut others: Vec<watch::Receiver<()>> = Vec::new();
+        let mut others: Vec<watch::Receiver<Option<bool>>> = Vec::new();
+        // The paths of one claim lie together more often than not.
+        let mut seen: Vec<Arc<Flight>> = Vec::new();
         for path in paths {
             if state.present.contains(path) {
                 continue;
             }
             match state.in_flight.get(path) {
-                Some(other) if others.iter().any(|known| known.same_channel(other)) => {}
-                Some(other) => others.push(other.clone()),
+                Some(other) if seen.iter().any(|known| Arc::ptr_eq(known, other)) => {}
+                Some(other) => {
+                    others.push(other.subscribe());
+                    seen.push(Arc::clone(other));
+                }
                 None => {
-                    state.in_flight.insert(path.clone(), watcher.clone());
                     mine.insert(path.clone());
                 }
             }
         }
+        for path in &mine {
+            state.in_flight.insert(path.clone(), Arc::clone(&flight));
+        }
         let epoch = state.epoch;
         drop(state);
-        (Claim { presence: self, paths: mine, epoch, _done: done }, InFlight(others))
+        let claim = Claim { presence: self.clone(), paths: mine, epoch, flight, has_succeeded: false };
+        (claim, InFlight(others))
     }
 
     /// Forgets what is present: the connection that held the temp roots is gone.
@@ -81,14 +93,26 @@ impl Presence {
     }
 }
 
-impl Claim<'_> {
+impl Claim {
     /// The claimed paths.
     pub fn paths(&self) -> &BTreeSet<StorePath> {
         &self.paths
     }
 
+    /// The wish of the one who made the claim.
+    pub fn wish(&self) -> InFlight {
+        InFlight(vec![self.flight.subscribe()])
+    }
+
+    /// Returns when nobody wishes for it any more. Whoever comes later finds the claim ended, and makes another.
+    pub fn abandoned(&self) -> impl Future<Output = ()> + Send + 'static {
+        let flight = Arc::clone(&self.flight);
+        async move { flight.closed().await }
+    }
+
     /// All claimed paths are present now, rooted by a connection that was open since before the claim was made.
-    pub fn succeed(self) {
+    pub fn succeed(mut self) {
+        self.has_succeeded = true;
         let mut state = self.presence.lock();
         if state.epoch == self.epoch {
             state.present.extend(self.paths.iter().cloned());
@@ -96,12 +120,14 @@ impl Claim<'_> {
     }
 }
 
-impl Drop for Claim<'_> {
+impl Drop for Claim {
     fn drop(&mut self) {
         let mut state = self.presence.lock();
         for path in &self.paths {
             state.in_flight.remove(path);
         }
+        drop(state);
+        self.flight.send_replace(Some(self.has_succeeded));
     }
 }
 
@@ -111,12 +137,14 @@ impl InFlight {
         self.0.is_empty()
     }
 
-    /// Returns when every one of those claims has ended, well or badly.
-    pub async fn ended(self) {
+    /// Returns when every one of those claims has ended, and says whether all ended well.
+    pub async fn ended(self) -> bool {
+        let mut all_well = true;
         for mut watcher in self.0 {
-            // Nothing is ever sent: the sender's end is the signal.
-            while watcher.changed().await.is_ok() {}
+            // A claim that is gone without a word has ended badly.
+            all_well &= watcher.wait_for(Option::is_some).await.is_ok_and(|end| *end == Some(true));
         }
+        all_well
     }
 }
 
@@ -145,7 +173,7 @@ mod tests {
         tokio::pin!(waiter);
         assert!(futures_util::poll!(waiter.as_mut()).is_pending());
         first.succeed();
-        waiter.await;
+        assert!(waiter.await);
         let (third, in_flight) = presence.claim(&paths(&["a", "b"]));
         assert!(third.paths().is_empty() && in_flight.is_empty());
     }
@@ -154,7 +182,9 @@ mod tests {
     async fn a_claim_that_failed_frees_its_paths() {
         let presence = Presence::default();
         let (first, _) = presence.claim(&paths(&["a"]));
+        let (_, waiting) = presence.claim(&paths(&["a"]));
         drop(first);
+        assert!(!waiting.ended().await, "who waited for it must not take its paths for present");
         let (second, in_flight) = presence.claim(&paths(&["a"]));
         assert_eq!(second.paths(), &paths(&["a"]));
         assert!(in_flight.is_empty());
@@ -168,5 +198,19 @@ mod tests {
         claim.succeed();
         let (again, _) = presence.claim(&paths(&["a"]));
         assert_eq!(again.paths(), &paths(&["a"]));
+    }
+
+    #[tokio::test]
+    async fn a_claim_is_abandoned_only_when_the_last_who_waits_for_it_has_left() {
+        let presence = Presence::default();
+        let (claim, _) = presence.claim(&paths(&["a"]));
+        let wish = claim.wish();
+        let (_, other) = presence.claim(&paths(&["a", "b"]));
+        let abandoned = claim.abandoned();
+        tokio::pin!(abandoned);
+        drop(wish);
+        assert!(futures_util::poll!(abandoned.as_mut()).is_pending(), "another build waits for it");
+        drop(other);
+        abandoned.await;
     }
 }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use futures_util::stream;
 
+use super::beat::Beat;
 use super::local_store::{LocalStore, LocalStoreError};
 use super::nar_source::NarSource;
 use crate::model::StorePath;
@@ -25,12 +26,14 @@ pub async fn upload(
     connection: &mut Connection,
     local: &LocalStore,
     paths: &BTreeSet<StorePath>,
+    beat: &Beat,
 ) -> Result<(), UploadError> {
     let infos = references_first(local.path_infos(paths).await?);
     let count = infos.len() as u64;
     let entries = infos.into_iter().map(|info| {
-        let archive = NarSource::open(info.path.to_path_buf());
-        Ok((info, archive))
+        let archive = beat.of(NarSource::open(info.path.to_path_buf()));
+        // Built on this machine is not built on that one: "ultimate" is a store's trust in itself.
+        Ok((PathInfo { ultimate: false, ..info }, archive))
     });
     // Trusted builders of ours take unsigned paths: this machine's store is the authority here.
     connection

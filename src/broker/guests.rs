@@ -1,0 +1,61 @@
+//! How many connections each user of this machine has who is neither root nor one of ours: a bound on what one of them can
+//! take from all others.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+
+/// Connections of one user at once: some terminals that watch.
+const MAX_PER_USER: usize = 32;
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(crate) struct Guests {
+    seats: Mutex<BTreeMap<u32, usize>>,
+}
+
+/// One connection's place; free again when dropped.
+#[derive(Debug)]
+pub(crate) struct Seat<'a> {
+    guests: &'a Guests,
+    uid: u32,
+}
+
+impl Guests {
+    /// A place for one more connection of this user, unless all of his are taken.
+    pub(crate) fn admit(&self, uid: u32) -> Option<Seat<'_>> {
+        let mut seats = self.seats.lock().unwrap_or_else(PoisonError::into_inner);
+        let taken = seats.entry(uid).or_default();
+        (*taken < MAX_PER_USER).then(|| {
+            *taken += 1;
+            Seat { guests: self, uid }
+        })
+    }
+}
+
+impl Drop for Seat<'_> {
+    fn drop(&mut self) {
+        let mut seats = self.guests.seats.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(taken) = seats.get_mut(&self.uid) {
+            *taken -= 1;
+            if *taken == 0 {
+                seats.remove(&self.uid);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_user_cannot_take_the_places_of_another_and_gets_his_own_back() {
+        let guests = Guests::default();
+        let seats: Vec<_> = (0..MAX_PER_USER).map(|_| guests.admit(7).unwrap()).collect();
+        assert!(guests.admit(7).is_none());
+        assert!(guests.admit(8).is_some());
+        drop(seats);
+        assert!(guests.admit(7).is_some());
+        assert!(guests.seats.lock().unwrap().is_empty());
+    }
+}
