@@ -1,6 +1,6 @@
 //! What can die, dies, at every phase: afterwards the build has finished or failed with a reason, and nothing is left.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on says so by panicking")]
+#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test that cannot go on says so by panicking")]
 
 // Harness code: not every test file uses all of it.
 #[allow(dead_code)]
@@ -9,7 +9,7 @@ mod lab;
 
 use std::process::{Child, Stdio};
 
-use lab::{DEADLINE, LOCAL_POOL, Lab, on_every_release};
+use lab::{DEADLINE, LOCAL_POOL, Lab, on_every_release, on_release};
 
 /// A build in the background, as alice.
 fn spawn_build(lab: &Lab, words: &[&str]) -> Child {
@@ -39,7 +39,7 @@ fn ctrl_c_stops_the_remote_build_too() {
     on_every_release(LOCAL_POOL, |lab| {
         let child = spawn_build(lab, &["/t/shapes.nix", "-A", "silent", "--argstr", "nonce", "c"]);
         lab.wait("the build to run", || lab.builds_in("building") == 1);
-        lab.wait("its process", || !lab.sh("pgrep -f 'sleep 1000' || true").is_empty());
+        lab.wait("its process", || lab.runs("busybox sleep 1000"));
         lab.sh("pkill -INT -u alice nix-build");
         let (ok, said) = wait_for(lab, child);
         assert!(!ok, "{said}");
@@ -119,4 +119,213 @@ fn a_drained_broker_finishes_what_runs_and_leaves_nothing() {
         assert!(ok, "{said}\n{}", lab.diagnosis());
         lab.assert_nothing_left();
     });
+}
+
+/// What is killed, always by SIGKILL.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Victim {
+    Hook,
+    /// And started again.
+    Broker,
+    /// Every `nix-daemon --stdio` on the builder.
+    Daemon,
+    /// The listener and every session.
+    Sshd,
+    /// Everything on it at once.
+    Machine,
+    /// The stock client that takes the outputs over.
+    Importer,
+}
+
+/// When. Each is held until the victim is dead: by stopping (SIGSTOP) a program that is not ours, by taking all slots,
+/// by a machine that is slow to start, or by a build that takes its time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Launching,
+    Queued,
+    Uploading,
+    Building,
+    Downloading,
+    Importing,
+}
+
+use Phase::{Building, Downloading, Importing, Launching, Queued, Uploading};
+
+/// One slot, so that a second build waits; an sshd that starts when it is let.
+const ONE_SLOT: &str = r#"
+[[pool]]
+name = "local"
+slots = 1
+max-builders = 1
+idle-timeout = "1s"
+launch-timeout = "60s"
+[pool.local]
+sshd = "/t/sshd"
+"#;
+
+const DAEMONS: [&str; 4] = ["-u", "nix-broker", "-f", "nix-daemon --stdio"];
+const IMPORTER: &str = "^build-remote";
+
+fn prepare(lab: &Lab) -> String {
+    // A listener waits while the file is there; checks of the configuration do not.
+    lab.write("/t/sshd", "#!/bin/sh\ncase $1 in -t) ;; *) while [ -e /t/hold ]; do sleep 0.05; done ;; esac\nexec /usr/sbin/sshd \"$@\"\n");
+    lab.sh("chmod 755 /t/sshd");
+    lab.sh("dd if=/dev/zero of=/tmp/big bs=1048576 count=200 2>/dev/null; nix-store --add /tmp/big")
+}
+
+fn kill(lab: &mut Lab, victim: Victim) {
+    match victim {
+        // The youngest: with a full builder there is another one.
+        Victim::Hook => lab.signal("-9", &["-n", "-x", "broker-hook"]),
+        Victim::Broker => lab.kill_broker(),
+        Victim::Daemon => lab.signal("-9", &DAEMONS),
+        Victim::Sshd => {
+            lab.signal("-9", &["-u", "nix-broker", "-f", "^/usr/sbin/sshd|/t/sshd|^sshd|sshd-session"]);
+        }
+        Victim::Machine => lab.signal("-9", &["-u", "nix-broker", "-f", "local-machine|sshd|nix-daemon"]),
+        Victim::Importer => lab.signal("-9", &["-f", IMPORTER]),
+    }
+}
+
+/// Starts a build, kills the victim in the phase, and sees that the build ends as it should and nothing is left.
+fn kill_in_phase(lab: &mut Lab, big: &str, victim: Victim, phase: Phase) {
+    let began = std::time::Instant::now();
+    let case = format!("{victim:?} while {phase:?}");
+    let occupant = (phase == Queued).then(|| {
+        let child = spawn_build(lab, &["/t/shapes.nix", "-A", "silent", "--argstr", "nonce", &case]);
+        lab.wait("the slot to be taken", || lab.runs("busybox sleep 1000"));
+        child
+    });
+    if phase == Launching {
+        lab.sh("touch /t/hold");
+    }
+    let (input, mib, sleep) = match phase {
+        Launching | Queued => ("", "0", "0"),
+        Uploading => (big, "0", "0"),
+        Building => ("", "0", "2"),
+        Downloading | Importing => ("", "200", "0"),
+    };
+    let child = spawn_build(
+        lab,
+        &[
+            "/t/phases.nix",
+            "--argstr",
+            "nonce",
+            &case,
+            "--argstr",
+            "big",
+            input,
+            "--argstr",
+            "mib",
+            mib,
+            "--argstr",
+            "sleep",
+            sleep,
+        ],
+    );
+    let is_held = match phase {
+        Launching => {
+            lab.wait("a builder that does not start", || lab.runs("/bin/sh /t/sshd"));
+            lab.builds_in("queued") == 1
+        }
+        Queued => {
+            lab.wait("the build to be queued", || lab.builds_in("queued") == 1);
+            lab.builds_in("building") == 1
+        }
+        Uploading => {
+            lab.wait("the input to arrive", || {
+                !lab.sh("ls -d /var/lib/nix-broker/local/*/root/nix/store/*-big 2>/dev/null || true")
+                    .is_empty()
+            });
+            lab.signal("-STOP", &DAEMONS);
+            lab.builds_in("uploading") == 1
+        }
+        Building => {
+            lab.wait("the build to run", || lab.runs("busybox sleep 2"));
+            lab.builds_in("building") == 1
+        }
+        Downloading => {
+            lab.wait("the outputs to be fetched", || lab.builds_in("downloading") == 1);
+            lab.signal("-STOP", &DAEMONS);
+            lab.builds_in("downloading") == 1
+        }
+        Importing => {
+            lab.wait("the importer", || lab.runs(IMPORTER));
+            lab.signal("-STOP", &["-f", IMPORTER]);
+            lab.runs(IMPORTER)
+        }
+    };
+    assert!(is_held, "{case}: the phase was over too soon\n{}", lab.diagnosis());
+    kill(lab, victim);
+    lab.sh("rm -f /t/hold");
+    // Whatever was stopped and is not dead goes on.
+    for stopped in [&DAEMONS[..], &["-f", IMPORTER]] {
+        lab.output("root", &[&["pkill", "-CONT"], stopped].concat());
+    }
+    if victim == Victim::Broker {
+        lab.start_broker();
+    }
+    if let Some(occupant) = occupant {
+        lab.signal("-INT", &["-u", "alice", "-f", "^nix-build.*shapes.nix"]);
+        let (ok, said) = wait_for(lab, occupant);
+        assert!(!ok, "{case}: {said}");
+    }
+    let (ok, said) = wait_for(lab, child);
+    match victim {
+        // Nix knows no second try when its hook dies.
+        Victim::Hook => {
+            assert!(!ok && said.contains("error"), "{case}: {said}\n{}", lab.diagnosis());
+        }
+        Victim::Broker | Victim::Daemon | Victim::Sshd | Victim::Machine | Victim::Importer => {
+            assert!(ok, "{case}: {said}\n{}", lab.diagnosis());
+        }
+    }
+    if (victim, phase) == (Victim::Hook, Importing) {
+        // As with stock Nix, whoever is killed while it writes a path leaves half of it, which is not valid; the next
+        // that builds it begins by removing that, and removes the lock files of the dead as well.
+        lab.build("alice", &["/t/phases.nix", "--argstr", "nonce", &case, "--argstr", "mib", mib]);
+    }
+    lab.assert_all_is_over();
+    eprintln!("    {case}: ended as it should, after {:.1} s", began.elapsed().as_secs_f64());
+}
+
+/// A column of the matrix on one host.
+fn matrix(release: &'static str, victim: Victim, phases: &[Phase]) {
+    on_release(release, ONE_SLOT, |lab| {
+        let big = prepare(lab);
+        for &phase in phases {
+            kill_in_phase(lab, &big, victim, phase);
+        }
+    });
+}
+
+#[test]
+fn a_hook_is_killed_in_every_phase() {
+    matrix("forky", Victim::Hook, &[Importing, Launching, Queued, Uploading, Building, Downloading]);
+}
+
+#[test]
+fn the_broker_is_killed_in_every_phase() {
+    matrix("trixie", Victim::Broker, &[Launching, Queued, Uploading, Building, Downloading, Importing]);
+}
+
+#[test]
+fn the_remote_daemon_is_killed_in_every_phase() {
+    // While a builder is launching there is none.
+    matrix("bookworm", Victim::Daemon, &[Queued, Uploading, Building, Downloading, Importing]);
+}
+
+#[test]
+fn sshd_is_killed_in_every_phase() {
+    matrix("forky", Victim::Sshd, &[Launching, Queued, Uploading, Building, Downloading, Importing]);
+}
+
+#[test]
+fn the_machine_is_killed_in_every_phase() {
+    matrix("trixie", Victim::Machine, &[Launching, Queued, Uploading, Building, Downloading, Importing]);
+}
+
+#[test]
+fn the_importer_is_killed() {
+    matrix("forky", Victim::Importer, &[Importing]);
 }

@@ -12,6 +12,7 @@
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::io;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -35,6 +36,8 @@ const DEFAULT_STATE: &str = "/nix/var/nix";
 /// Pause before asking again after a postpone, and how often. It takes another process of our number to get one.
 const POSTPONE_PAUSE: Duration = Duration::from_millis(100);
 const MAX_POSTPONES: u32 = 100;
+/// How often it may be killed by a signal, by whoever was short of memory, and be started again.
+const MAX_DEATHS: u32 = 2;
 /// Between two progress lines: the stock client writes thousands a second.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
 /// Words of the stock client that are kept for the reason of a failure.
@@ -71,6 +74,9 @@ pub(super) enum ImportError {
     /// It did not take the build.
     #[error("the stock client declined: {0}")]
     Declined(String),
+    /// It was killed, and what it was writing is not whole.
+    #[error("{0}")]
+    Killed(String),
     /// It failed.
     #[error("{0}")]
     Failed(String),
@@ -80,11 +86,15 @@ pub(super) enum ImportError {
 pub(super) fn import(job: &Import<'_>) -> Result<(), ImportError> {
     let nix = nix_executable::find()?;
     let line = machine_line(std::process::id(), job.request);
+    let mut deaths = 0;
     for _ in 0..MAX_POSTPONES {
-        if attempt(job, &nix, &line)? {
-            return Ok(());
+        match attempt(job, &nix, &line) {
+            Ok(true) => return Ok(()),
+            Ok(false) => std::thread::sleep(POSTPONE_PAUSE),
+            // The broker still has the outputs, and the next one begins with removing half a path.
+            Err(ImportError::Killed(_)) if deaths < MAX_DEATHS => deaths += 1,
+            Err(error) => return Err(error),
         }
-        std::thread::sleep(POSTPONE_PAUSE);
     }
     Err(ImportError::Declined("its slots stay taken".to_owned()))
 }
@@ -116,10 +126,13 @@ fn attempt(job: &Import<'_>, nix: &Path, line: &str) -> Result<bool, ImportError
     remove_locks(&machine);
     if status.success() {
         relay.show_errors();
-        Ok(true)
-    } else {
-        Err(ImportError::Failed(relay.reason(&format!("the stock client failed ({status})"))))
+        return Ok(true);
     }
+    let reason = relay.reason(&format!("the stock client failed ({status})"));
+    Err(match status.signal() {
+        Some(_) => ImportError::Killed(reason),
+        None => ImportError::Failed(reason),
+    })
 }
 
 /// `uri systems key maxjobs speed supported-features mandatory-features`. A feature in the last column would have to be
@@ -136,14 +149,28 @@ pub(super) fn fits_machine_line(word: &str) -> bool {
         && !word.contains(|c: char| c.is_whitespace() || c.is_control() || ",;#@".contains(c))
 }
 
-/// Removes the lock files that belong to this address alone. The names are the stock client's.
+/// Removes the lock files that belong to this address alone, and those of our kind whose process was killed before it
+/// could. The names are the stock client's.
 fn remove_locks(machine: &str) {
     let state = std::env::var_os("NIX_STATE_DIR").map_or_else(|| DEFAULT_STATE.into(), PathBuf::from);
+    let locks = state.join(LOCKS);
     let stem = machine.replace('/', "_");
     for name in [format!("{stem}-0"), format!("{stem}.upload-lock")] {
-        // One that stays is reused by the next process of our number.
-        let _absent = std::fs::remove_file(state.join(LOCKS).join(name));
+        // One that stays is removed by the next.
+        let _absent = std::fs::remove_file(locks.join(name));
     }
+    for entry in std::fs::read_dir(&locks).into_iter().flatten().flatten() {
+        let process = entry.file_name().to_str().and_then(process_of_lock);
+        if process.is_some_and(|process| !Path::new("/proc").join(process.to_string()).exists()) {
+            let _absent = std::fs::remove_file(entry.path());
+        }
+    }
+}
+
+/// The process that a lock file of our kind is named after.
+fn process_of_lock(name: &str) -> Option<u32> {
+    let (_, rest) = name.split_once("localhost?remote-program=_proc_")?;
+    rest.split_once("_exe")?.0.parse().ok()
 }
 
 /// Passes the stock client's log lines on to Nix: few numbers, our machine's name, and errors only when it is over.
@@ -247,6 +274,16 @@ mod tests {
         }
         for bad in ["", "-", "a b", "a,b", "a;b", "a#b", "a\nb", "@file", "a\u{0}"] {
             assert!(!fits_machine_line(bad), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn lock_files_of_our_kind_name_their_process() {
+        let name = "ssh-ng:__localhost?remote-program=_proc_664_exe-0";
+        assert_eq!(process_of_lock(name), Some(664));
+        assert_eq!(process_of_lock("ssh-ng:__localhost?remote-program=_proc_664_exe.upload-lock"), Some(664));
+        for other in ["main-lock", "ssh-ng:__tiger-0", "ssh-ng:__localhost?remote-program=_proc_self_exe-0"] {
+            assert_eq!(process_of_lock(other), None, "{other}");
         }
     }
 

@@ -26,6 +26,16 @@ pub(crate) fn on_every_release(config: &str, test: impl Fn(&mut Lab)) {
     }
 }
 
+/// Runs a test on this release alone, for what takes long and depends little on the version of Nix: every release has a
+/// share of it. `NIX_BROKER_RELEASES` overrules it, so that each can be tried on all.
+pub(crate) fn on_release(release: &'static str, config: &str, test: impl Fn(&mut Lab)) {
+    if std::env::var_os("NIX_BROKER_RELEASES").is_some() {
+        on_every_release(config, test);
+    } else {
+        test(&mut Lab::start(release, config));
+    }
+}
+
 /// Generous: these machines are slow and shared, and a deadline only bounds a failure.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(240);
 
@@ -73,7 +83,7 @@ impl Lab {
         lab.put(Path::new(env!("CARGO_BIN_EXE_broker")), "/usr/local/bin/broker");
         lab.put(Path::new(env!("CARGO_BIN_EXE_broker-hook")), HOOK);
         lab.write(CONFIG_PATH, config);
-        for file in ["lib.nix", "graph.nix", "wide.nix", "kinds.nix", "shapes.nix"] {
+        for file in ["lib.nix", "graph.nix", "wide.nix", "kinds.nix", "shapes.nix", "phases.nix"] {
             lab.put(&root.join("tests/nix").join(file), &format!("/t/{file}"));
         }
         lab.sh("mkdir -p /t/bin && cp /bin/busybox /t/bin/ && mkdir -p /run/nix-broker && chown nix-broker /run/nix-broker && chmod 755 /run/nix-broker /t");
@@ -229,21 +239,53 @@ impl Lab {
         }
     }
 
-    /// Waits until no builder is left, and checks that nothing else is: process, directory, lock, invalid path.
+    /// Whether a process runs whose command line matches. Not by a shell, which would match itself.
+    pub(crate) fn runs(&self, pattern: &str) -> bool {
+        self.output("root", &["pgrep", "-f", "--", pattern]).status.success()
+    }
+
+    /// Sends a signal to every process that matches; there must be one.
+    pub(crate) fn signal(&self, signal: &str, options: &[&str]) {
+        self.run("root", &[&["pkill", signal], options].concat());
+    }
+
+    /// Waits until no builder is left, and checks that nothing else is: slot, process, directory, lock, invalid path.
     pub(crate) fn assert_all_is_over(&self) {
         self.wait("the builders to end", || self.status()["builders"].as_array().unwrap().is_empty());
+        let status = self.status();
+        for pool in status["pools"].as_array().unwrap() {
+            assert_eq!(pool["slots-used"], 0, "{status:#}");
+            assert_eq!(pool["queued"], 0, "{status:#}");
+        }
+        for build in status["builds"].as_array().unwrap() {
+            let phase = build["phase"].as_str().unwrap();
+            assert!(["succeeded", "failed", "cancelled"].contains(&phase), "{status:#}");
+        }
         self.assert_nothing_left();
     }
 
-    /// No process of a builder or a hook, no directory of a builder, no lock, and a store that verifies.
+    /// No process of a builder or a hook, no directory of a builder, no lock, no half-written path, and a store that
+    /// verifies without a word of complaint.
     pub(crate) fn assert_nothing_left(&self) {
         let strays = "pgrep -a -f 'sshd|nix-daemon --stdio|broker-hook|local-machine|build-remote|sleep 1000' | grep -v pgrep || true";
         self.wait("every process of builds and builders to end", || self.sh(strays).is_empty());
-        let dirs = self.sh("ls -A /var/lib/nix-broker/local 2>/dev/null || true");
-        assert_eq!(dirs, "", "directories of builders are left");
-        let held = self.sh("find /nix/store -maxdepth 1 \\( -name '*.lock' -o -name '*.chroot' \\) -exec flock -n {} true \\; -o -print 2>/dev/null || true");
-        let _lock_files_may_stay = held;
-        self.run("root", &["nix-store", "--verify", "--check-contents"]);
+        let dirs = self
+            .sh("ls -A /var/lib/nix-broker/local /var/lib/nix-broker/spool 2>/dev/null | grep -v : || true");
+        assert_eq!(dirs, "", "files of builders or builds are left");
+        assert_eq!(
+            self.sh("ls -A /nix/var/nix/current-load 2>/dev/null | grep -vx main-lock || true"),
+            "",
+            "lock files of importers are left"
+        );
+        let held = self.sh("mkdir -p /nix/var/nix/current-load; find /nix/store /nix/var/nix/current-load -maxdepth 1 -type f \\( -name '*.lock' -o -path '*/current-load/*' \\) ! -exec flock -n {} true \\; -print");
+        assert_eq!(held, "", "locks are held");
+        // Whatever is in the store is registered: an entry that is not is half a path.
+        let invalid = self.sh("ls -A /nix/store | grep -v -e '^\\.links$' -e '\\.lock$' | sed 's,^,/nix/store/,' | xargs -r nix-store --check-validity --print-invalid");
+        assert_eq!(invalid, "", "half-written paths are left");
+        let verify = self.output("root", &["nix-store", "--verify", "--check-contents"]);
+        let said = text(&verify);
+        let complains = ["error", "warning", "modified"].iter().any(|word| said.contains(word));
+        assert!(verify.status.success() && !complains, "{said}\n{}", self.diagnosis());
     }
 
     /// What a person would look at first when a test fails.
