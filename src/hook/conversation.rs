@@ -222,7 +222,8 @@ impl Conversation {
             self.silent_until = Some(Instant::now() + SILENCE_LIMIT);
         }
         let hint = match error {
-            BrokerError::Refused { .. } => "restart it after an upgrade: `systemctl restart nix-broker`",
+            // Its own words say what to do.
+            BrokerError::Refused { .. } => "see `broker doctor`",
             BrokerError::Connect { .. }
             | BrokerError::Silent { .. }
             | BrokerError::Broken { .. }

@@ -273,7 +273,8 @@ impl Lab {
             .sh("ls -A /var/lib/nix-broker/local /var/lib/nix-broker/spool 2>/dev/null | grep -v : || true");
         assert_eq!(dirs, "", "files of builders or builds are left");
         assert_eq!(
-            self.sh("ls -A /nix/var/nix/current-load 2>/dev/null | grep -vx main-lock || true"),
+            // Stock Nix keeps lock files of machine lines for ever; ours are of one build each, and named by a process.
+            self.sh("ls -A /nix/var/nix/current-load 2>/dev/null | grep _proc_ || true"),
             "",
             "lock files of importers are left"
         );
