@@ -35,6 +35,8 @@ in
     files = map (i: builtins.toFile "many-${toString i}" "${nonce} ${toString i}") (upTo 2000);
   };
 
+  cores = run "cores" "echo $NIX_BUILD_CORES $nonce > $out" { inherit nonce; };
+  large = run "large" "bb dd if=/dev/zero of=$out bs=1048576 count=64 2>/dev/null; echo $nonce >> $out" { inherit nonce; };
   fails = run "fails" "echo before the end; echo the reason it fails; exit 3" { inherit nonce; };
   succeeds = run "succeeds" "echo $nonce > $out" { inherit nonce; };
   silent = run "silent" "bb sleep 1000; echo $nonce > $out" { inherit nonce; };

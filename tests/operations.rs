@@ -1,0 +1,210 @@
+//! What people and their settings ask for, with the real thing: limits of a build, an operator's commands, machines that
+//! exist already, a builder that collects garbage, and a disk that is full.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on says so by panicking")]
+
+// Harness code: not every test file uses all of it.
+#[allow(dead_code)]
+#[path = "common/lab.rs"]
+mod lab;
+
+use std::process::{Child, Stdio};
+
+use lab::{LOCAL_POOL, Lab, on_every_release, text};
+
+fn shape<'a>(name: &'a str, nonce: &'a str) -> [&'a str; 6] {
+    ["/t/shapes.nix", "-A", name, "--argstr", "nonce", nonce]
+}
+
+/// A build in the background, as alice.
+fn spawn_build(lab: &Lab, words: &[&str]) -> Child {
+    let mut command = lab.command("alice", &[&["nix-build", "--no-out-link"], words].concat());
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+#[test]
+fn limits_of_the_client_hold_on_the_builder() {
+    on_every_release(LOCAL_POOL, |lab| {
+        for (i, limit) in ["timeout", "max-silent-time"].into_iter().enumerate() {
+            let nonce = format!("l{i}");
+            let build =
+                lab.nix_build("alice", &[&shape("silent", &nonce)[..], &["--option", limit, "2"]].concat());
+            let said = text(&build);
+            assert!(!build.status.success(), "{limit}: {said}");
+            assert!(said.contains("timed out") || said.contains("silen"), "{limit}: {said}");
+            lab.wait("the remote process to end", || lab.sh("pgrep -f 'sleep 100[0]' || true").is_empty());
+        }
+        let loud = lab.nix_build(
+            "root",
+            &[&shape("loud", "l")[..], &["--option", "max-build-log-size", "1000"]].concat(),
+        );
+        assert!(!loud.status.success() && text(&loud).contains("1000"), "{}", text(&loud));
+        let one = lab.build("root", &[&shape("cores", "c1")[..], &["--cores", "1"]].concat());
+        assert_eq!(lab.run("alice", &["cat", &one[0]]), "1 c1");
+        lab.assert_all_is_over();
+    });
+}
+
+#[test]
+fn an_operator_starts_drains_and_stops_builders() {
+    on_every_release(&LOCAL_POOL.replace("idle-timeout = \"3s\"", "idle-timeout = \"600s\""), |lab| {
+        let in_state = |state: &str| {
+            let status = lab.status();
+            status["builders"].as_array().unwrap().iter().filter(|builder| builder["state"] == state).count()
+        };
+        let refused = lab.output("alice", &["broker", "stop", "--all"]);
+        assert_eq!(refused.status.code(), Some(1), "{}", text(&refused));
+        assert!(text(&refused).contains("sudo"), "{}", text(&refused));
+
+        lab.run("root", &["broker", "start", "local"]);
+        lab.wait("the builder that was asked for", || in_state("ready") == 1);
+
+        // Drained: the build that runs there ends well, and then the builder.
+        let wide = ["/t/wide.nix", "--argstr", "nonce", "o", "--argstr", "n", "1", "--argstr", "sleep", "2"];
+        let build = spawn_build(lab, &wide);
+        lab.wait("the build to run", || lab.builds_in("building") == 1);
+        lab.run("root", &["broker", "drain", "b-1"]);
+        let output = build.wait_with_output().unwrap();
+        assert!(output.status.success(), "{}", text(&output));
+        lab.wait("the drained builder to end", || lab.status()["builders"].as_array().unwrap().is_empty());
+
+        // Stopped: its builds are done elsewhere, and Nix does not notice.
+        let build = spawn_build(lab, &[&wide[..3], &["p"], &wide[4..]].concat());
+        lab.wait("the build to run", || lab.builds_in("building") == 1);
+        lab.run("root", &["broker", "stop", "b-2"]);
+        let output = build.wait_with_output().unwrap();
+        assert!(output.status.success(), "{}\n{}", text(&output), lab.diagnosis());
+        let why = lab.run("alice", &["broker", "why", "wide-0"]);
+        assert!(why.contains("b-2") && why.contains("b-3"), "{why}");
+        lab.run("root", &["broker", "stop", "--all"]);
+        lab.assert_all_is_over();
+    });
+}
+
+/// A machine that exists already: a stock sshd of root's on another address, with a store of its own.
+const HOST: &str = r#"
+mkdir -p /m/conf /m/root; cd /m
+ssh-keygen -q -t ed25519 -N '' -f host_key
+cat /var/lib/nix-broker/id_ed25519.pub > keys
+cat > sshd_config <<'C'
+ListenAddress 127.0.0.5
+Port 2200
+HostKey /m/host_key
+PidFile none
+AuthorizedKeysFile /m/keys
+UsePAM no
+StrictModes no
+SetEnv NIX_REMOTE=local?root=/m/root NIX_CONF_DIR=/m/conf PATH=/usr/bin:/bin
+C
+cat > conf/nix.conf <<'C'
+sandbox = true
+sandbox-fallback = false
+build-users-group =
+substituters =
+builders =
+C
+mkdir -p /run/sshd; setsid /usr/sbin/sshd -D -e -f sshd_config </dev/null >/m/log 2>&1 &
+"#;
+
+fn hosts_pool(host_key: &str) -> String {
+    format!(
+        r#"
+[[pool]]
+name = "rack"
+slots = 16
+idle-timeout = "3s"
+launch-timeout = "20s"
+[[pool.hosts]]
+address = "127.0.0.5"
+port = 2200
+user = "root"
+host-keys = ["{host_key}"]
+"#
+    )
+}
+
+#[test]
+fn machines_that_exist_are_used_within_the_limits_of_a_stock_sshd_and_only_with_the_right_key() {
+    on_every_release(LOCAL_POOL, |lab| {
+        lab.sh(HOST);
+        let right = lab.sh("cut -d' ' -f1,2 /m/host_key.pub");
+        assert!(lab.stop_broker().success());
+        lab.write("/etc/nix-broker/config.toml", &hosts_pool(&right));
+        lab.start_broker();
+        // Sixteen at once, on an sshd that allows ten sessions a connection.
+        let paths = lab.build(
+            "alice",
+            &["/t/wide.nix", "--argstr", "nonce", "h", "--argstr", "n", "40", "--argstr", "sleep", "0.3"],
+        );
+        assert_eq!(paths.len(), 40);
+        assert_eq!(lab.ended("succeeded"), 40);
+        assert!(lab.stop_broker().success());
+
+        lab.sh("ssh-keygen -q -t ed25519 -N '' -f /m/other_key");
+        let wrong = lab.sh("cut -d' ' -f1,2 /m/other_key.pub");
+        lab.write("/etc/nix-broker/config.toml", &hosts_pool(&wrong));
+        lab.start_broker();
+        let build = lab.nix_build("alice", &["/t/wide.nix", "--argstr", "nonce", "k", "--argstr", "n", "1"]);
+        let said = text(&build);
+        assert!(!build.status.success() && said.contains("host key"), "{said}\n{}", lab.diagnosis());
+        assert!(lab.stop_broker().success());
+        lab.sh("pkill -f '^/usr/sbin/sshd|^sshd' || true");
+    });
+}
+
+#[test]
+fn a_builder_that_collects_garbage_keeps_what_builds_need() {
+    on_every_release(&LOCAL_POOL.replace("max-builders = 2", "max-builders = 1"), |lab| {
+        let wide = |nonce: &str| {
+            let words = [
+                "/t/wide.nix",
+                "--argstr",
+                "nonce",
+                nonce,
+                "--argstr",
+                "inputs",
+                "20",
+                "--argstr",
+                "n",
+                "12",
+            ];
+            spawn_build(lab, &[&words[..], &["--argstr", "sleep", "1"]].concat())
+        };
+        let build = wide("g");
+        lab.wait("builds to run", || lab.builds_in("building") >= 1);
+        let collect = "for root in /var/lib/nix-broker/local/*/root; do
+            NIX_REMOTE=\"local?root=$root\" nix-store --gc; done";
+        let mut build = build;
+        let mut collected = 0;
+        lab.wait("the builds to end", || {
+            lab.run("nix-broker", &["sh", "-ec", collect]);
+            collected += 1;
+            build.try_wait().unwrap().is_some()
+        });
+        let output = build.wait_with_output().unwrap();
+        assert!(
+            output.status.success(),
+            "after {collected} collections: {}\n{}",
+            text(&output),
+            lab.diagnosis()
+        );
+        assert!(collected > 1);
+        lab.assert_all_is_over();
+    });
+}
+
+#[test]
+fn a_full_disk_of_the_broker_fails_the_build_with_a_reason() {
+    on_every_release(LOCAL_POOL, |lab| {
+        assert!(lab.stop_broker().success());
+        lab.sh("busybox mount -t tmpfs -o size=4m,mode=1777 tmpfs /var/lib/nix-broker/spool");
+        lab.start_broker();
+        let build = lab.nix_build("alice", &shape("large", "f"));
+        let said = text(&build);
+        assert!(!build.status.success(), "{said}");
+        assert!(said.contains("No space left"), "{said}\n{}", lab.diagnosis());
+        // Small outputs go on.
+        lab.build("alice", &shape("succeeds", "f"));
+        lab.assert_all_is_over();
+    });
+}
