@@ -12,7 +12,7 @@
 #   LINKS="0:1000 40:1000 ..."       pairs of both (default: the three delays at 1000, and 40:100)
 #   SIDES="stock ours"               who takes part
 #   ROUNDS=1                         how often; the table shows medians
-#   TRACE=1                          keep the broker's debug log of every measurement (it costs some time itself)
+#   TRACE=1                          keep the broker's debug log of every measurement, and say where the time goes (costs some itself)
 #   RELEASE=forky                    the Debian release whose Nix is used on all hosts
 #
 # Timed is `nix-store --realise` of an ordinary user through nix-daemon: evaluation is over, and local builds are off.
@@ -136,10 +136,15 @@ prepare_ours() { # HOW MANY BUILDERS
 
 finish_stock() { :; }
 finish_ours() { # NAME
-  in_client cat /var/lib/nix-broker/broker.log >"$OUT.$1.broker.log"
+  if [ -n "$TRACE" ]; then
+    in_client cat /var/lib/nix-broker/broker.log >"$OUT.$1.broker.log"
+    tests/bench/phases.sh "$OUT.$1.broker.log" >&2
+    # Fields 14 and 15 of a process are its own processor time, in hundredths of a second.
+    say "  processor time of the broker: $(in_client sh -c 'cut -d" " -f14,15 /proc/$(pgrep -o -x broker)/stat' |
+      awk '{ printf "%.2f s + %.2f s in the kernel", $1 / 100, $2 / 100 }')"
+  fi
   in_client pkill -TERM -x broker
   wait $BROKER || die "the broker ended with status $?"
-  [ -n "$TRACE" ] || rm "$OUT.$1.broker.log"
 }
 
 # --- one measurement
@@ -186,7 +191,8 @@ measure() { # SIDE WORK COUNT BUILDERS NAME
   done
 }
 
-median() { sort -n | awk '{ v[NR] = $1 } END { printf "%s", NR % 2 ? v[(NR + 1) / 2] : (v[NR / 2] + v[NR / 2 + 1]) / 2 }'; }
+shown() { [ -z "$1" ] && echo - || LC_ALL=C printf '%.2f s' "$1"; } # SECONDS
+median() { sort -n | awk '{ v[NR] = $1 } END { if (NR) printf "%s", NR % 2 ? v[(NR + 1) / 2] : (v[NR / 2] + v[NR / 2 + 1]) / 2 }'; }
 
 count_of() { case $1 in wide) echo "$WIDE" ;; chain) echo "$CHAIN" ;; bulk) echo 1 ;; shared) echo "$SHARED" ;; *) die "no such work: $1" ;; esac; }
 title_of() {
@@ -209,7 +215,8 @@ start_hosts
 {
   printf '{\n  "date": "%s",\n  "broker": "%s",\n  "commit": "%s",\n  "nix": "%s",\n' "$STARTED" "$(in_client broker --version)" \
     "$(git rev-parse --short HEAD 2>/dev/null || echo unknown)" "$(in_client nix --version)"
-  printf '  "ssh": "%s",\n  "kernel": "%s",\n  "processors": %s,\n  "load": "%s",\n' "$(in_client ssh -V 2>&1)" "$(uname -r)" "$(nproc)" "$(cut -d' ' -f1-3 /proc/loadavg)"
+  printf '  "ssh": "%s",\n  "tcp": "%s",\n  "kernel": "%s",\n  "processors": %s,\n  "load": "%s",\n' "$(in_client ssh -V 2>&1)" \
+    "$(in_client cat /proc/sys/net/ipv4/tcp_congestion_control)" "$(uname -r)" "$(nproc)" "$(cut -d' ' -f1-3 /proc/loadavg)"
   printf '  "parameters": {"wide": %s, "chain": %s, "mib": %s, "shared": %s, "rounds": %s, "trace": %s},\n  "measurements": [' \
     "$WIDE" "$CHAIN" "$MIB" "$SHARED" "$ROUNDS" "$([ -n "$TRACE" ] && echo true || echo false)"
 } >"$OUT.json"
@@ -238,7 +245,7 @@ for pair in $LINKS; do
     done
     stock=$(printf '%s' "${took[stock]:-}" | median) ours=$(printf '%s' "${took[ours]:-}" | median)
     ratio=$(awk -v a="$stock" -v b="$ours" 'BEGIN { if (a && b) printf "%.1f x", a / b; else print "-" }')
-    printf '%-32s %-16s %7.2f s %7.2f s %7s   %-19s %-13s\n' "$(title_of "$work")" "$delay ms, $rate Mb/s" "${stock:-0}" "${ours:-0}" "$ratio" \
+    printf '%-32s %-16s %9s %9s %7s   %-19s %-13s\n' "$(title_of "$work")" "$delay ms, $rate Mb/s" "$(shown "$stock")" "$(shown "$ours")" "$ratio" \
       "${bytes[stock]:--} | ${bytes[ours]:--}" "${opened[stock]:--} | ${opened[ours]:--}"
   done
 done

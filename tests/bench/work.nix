@@ -31,5 +31,5 @@ in
   bulk = map (i: run "bulk-${toString i}" "/bin/busybox cp -r ${large} $out" { }) (upTo n);
 
   # Many builds that need the same large input, and make little of it.
-  shared = map (i: run "shared-${toString i}" "/bin/busybox wc -c < ${large} > $out; echo ${toString i} >> $out" { }) (upTo n);
+  shared = map (i: run "shared-${toString i}" "/bin/busybox stat -c %s ${large} > $out; echo ${toString i} >> $out" { }) (upTo n);
 }
