@@ -2,12 +2,13 @@
 #
 #   make demo    the whole product on this machine, narrated: a flake, an ordinary user, builders on demand
 #   make test    everything CI runs: format, lints, licences, unit tests, and the real thing on three versions of Nix
+#   make bench   the same work with stock Nix and with us over links of chosen delay; tests/bench/run.sh has the knobs
 #   make clean   ends every test host; `make distclean` also deletes the Debian roots and the build
 
 RELEASES := bookworm trixie forky
 LAB      := tests/lab
 
-.PHONY: demo test format lint licences unit real clean distclean
+.PHONY: demo test format lint licences unit real bench clean distclean
 
 demo:
 	$(LAB)/demo.sh
@@ -34,6 +35,12 @@ real:
 	$(LAB)/check.sh $(RELEASES)
 	$(LAB)/nix-files.sh
 	cargo test --locked --test worker_live --test end_to_end --test operations --test faults -- --test-threads=2
+
+bench:
+	$(LAB)/packages.sh
+	$(LAB)/roots.sh $${RELEASE:-forky}
+	cargo build --locked --release --bins
+	tests/bench/run.sh
 
 clean:
 	$(LAB)/host.sh down --all
