@@ -208,3 +208,35 @@ fn a_full_disk_of_the_broker_fails_the_build_with_a_reason() {
         lab.assert_all_is_over();
     });
 }
+
+#[test]
+fn an_ordinary_user_brings_builds_through_the_daemon_only() {
+    on_every_release(LOCAL_POOL, |lab| {
+        // What Nix says to a hook: no settings, then one request.
+        let number = |n: u64| n.to_le_bytes().to_vec();
+        let string = |text: &str| {
+            let mut bytes = number(text.len() as u64);
+            bytes.extend(text.bytes());
+            bytes.resize(bytes.len().next_multiple_of(8), 0);
+            bytes
+        };
+        let drv = lab.run("alice", &[&["nix-instantiate"], &shape("succeeds", "u")[..]].concat());
+        let asked = [
+            number(0),
+            string("try"),
+            number(1),
+            string("x86_64-linux"),
+            string(drv.lines().last().unwrap().split('!').next().unwrap()),
+            number(0),
+        ];
+        let octal: String = asked.concat().iter().map(|byte| format!("\\{byte:03o}")).collect();
+        let hook = format!("printf '{octal}' | broker-hook 3 4>/dev/null");
+        let said = text(&lab.output("alice", &["sh", "-c", &hook]));
+        assert!(said.contains("# decline") && said.contains("run by root"), "{said}");
+        let said = text(&lab.output("root", &["sh", "-c", &hook]));
+        assert!(said.contains("# accept"), "{said}");
+        let store = lab.output("alice", &["broker-hook", "--stdio"]);
+        assert!(!store.status.success() && text(&store).contains("only root"), "{}", text(&store));
+        lab.assert_all_is_over();
+    });
+}
