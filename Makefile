@@ -21,6 +21,7 @@ format:
 
 lint:
 	cargo clippy --locked --all-targets -- --deny warnings
+	RUSTDOCFLAGS="--deny warnings" cargo doc --locked --no-deps --document-private-items --quiet
 
 licences:
 	$(LAB)/cargo-deny.sh

@@ -22,7 +22,7 @@
 //! |---|---|
 //! | Nix and the hook talk | [`protocol::hook`], [`hook`] |
 //! | hook and broker talk | [`ipc`], `broker::hook_client` |
-//! | accept or decline | [`scheduler::verdict`] |
+//! | accept or decline | [`scheduler::Offers::answer`] |
 //! | queue, placement, launches, retries | [`scheduler`] |
 //! | a machine's life | `broker::builder_task`, [`provider`], [`ssh`] |
 //! | one attempt | `broker::build_task`: [`transfer`], [`protocol::worker`] |

@@ -1,7 +1,7 @@
 //! The command line: what people type, and what they get to read.
 //!
 //! One file per command. Every command but `serve` and `check` is a client of the broker's socket (`client`); what
-//! goes to standard output is laid out by `output` alone, and every complaint by [`report`]. Exit status: 0 done,
+//! goes to standard output is laid out by `output` alone, and every complaint by `report`. Exit status: 0 done,
 //! 1 failed, 2 wrong usage, 3 the broker is not running, 70 a defect of ours.
 
 mod builders;

@@ -20,7 +20,7 @@ pub(super) fn write(text: &str) -> io::Result<()> {
     write_bytes(text.as_bytes())
 }
 
-/// As [`write`], for lines of others.
+/// As [`write()`], for lines of others.
 pub(super) fn write_bytes(bytes: &[u8]) -> io::Result<()> {
     io::stderr().write_all(bytes)
 }

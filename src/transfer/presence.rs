@@ -3,7 +3,7 @@
 //!
 //! Owns the bookkeeping only. A path counts as present when it was found valid (or was uploaded) *after* a temp root
 //! for it was taken on a connection that is still open; when that connection is lost, [`Presence::forget`] is called
-//! and everything is asked anew. Who talks to the builder is [`super::upload`].
+//! and everything is asked anew. Who talks to the builder is [`super::upload()`].
 //!
 //! Claims cannot deadlock: one takes all its free paths at one moment and waits only for claims that are older. A claim is
 //! made for a build but does not end with it: whoever carries it out goes on as long as anybody waits ([`Claim::abandoned`]).
