@@ -154,27 +154,18 @@ fn machines_that_exist_are_used_within_the_limits_of_a_stock_sshd_and_only_with_
 
 #[test]
 fn a_builder_that_collects_garbage_keeps_what_builds_need() {
-    on_every_release(&LOCAL_POOL.replace("max-builders = 2", "max-builders = 1"), |lab| {
-        let wide = |nonce: &str| {
-            let words = [
-                "/t/wide.nix",
-                "--argstr",
-                "nonce",
-                nonce,
-                "--argstr",
-                "inputs",
-                "20",
-                "--argstr",
-                "n",
-                "12",
-            ];
+    let pool = LOCAL_POOL.replace("max-builders = 2", "max-builders = 1").replace("\"3s\"", "\"600s\"");
+    on_every_release(&pool, |lab| {
+        // More of the same: what is new of the second shares its inputs with the first.
+        let wide = |n: &str| {
+            let words =
+                ["/t/wide.nix", "--argstr", "nonce", "g", "--argstr", "inputs", "20", "--argstr", "n", n];
             spawn_build(lab, &[&words[..], &["--argstr", "sleep", "1"]].concat())
         };
-        let build = wide("g");
+        let mut build = wide("12");
         lab.wait("builds to run", || lab.builds_in("building") >= 1);
         let collect = "for root in /var/lib/nix-broker/local/*/root; do
             NIX_REMOTE=\"local?root=$root\" nix-store --gc; done";
-        let mut build = build;
         let mut collected = 0;
         lab.wait("the builds to end", || {
             lab.run("nix-broker", &["sh", "-ec", collect]);
@@ -189,6 +180,12 @@ fn a_builder_that_collects_garbage_keeps_what_builds_need() {
             lab.diagnosis()
         );
         assert!(collected > 1);
+        // With the daemons that held the roots, everything goes: it is noticed, and sent again.
+        lab.sh("pkill -9 -u nix-broker -f 'nix-daemon --stdio'");
+        lab.run("nix-broker", &["sh", "-ec", collect]);
+        let output = wide("13").wait_with_output().unwrap();
+        assert!(output.status.success(), "{}\n{}", text(&output), lab.diagnosis());
+        lab.run("root", &["broker", "stop", "--all"]);
         lab.assert_all_is_over();
     });
 }

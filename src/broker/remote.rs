@@ -208,6 +208,10 @@ impl Remote {
         substitute: Substitute,
     ) -> anyhow::Result<()> {
         loop {
+            // Whoever holds the lock is asking, and finds out by itself.
+            if let Ok(mut roots) = self.roots.try_lock() {
+                self.forget_lost(&mut roots);
+            }
             let (claim, in_flight) = self.presence.claim(paths);
             if claim.paths().is_empty() {
                 if in_flight.is_empty() {
@@ -306,11 +310,7 @@ impl Remote {
         paths: &BTreeSet<StorePath>,
     ) -> anyhow::Result<BTreeSet<StorePath>> {
         let mut roots = self.roots.lock().await;
-        if roots.as_ref().is_some_and(|daemon| !daemon.is_usable()) {
-            // Whatever it held may be collected from now on.
-            self.presence.forget();
-            *roots = None;
-        }
+        self.forget_lost(&mut roots);
         let daemon = match &mut *roots {
             Some(daemon) => daemon,
             empty => empty.insert(self.fresh_daemon().await?),
@@ -328,6 +328,14 @@ impl Remote {
                 self.presence.forget();
                 Err(error)
             }
+        }
+    }
+
+    /// Whatever a lost connection held may be collected from now on.
+    fn forget_lost(&self, roots: &mut Option<Daemon>) {
+        if roots.as_ref().is_some_and(|daemon| !daemon.is_usable()) {
+            self.presence.forget();
+            *roots = None;
         }
     }
 
