@@ -14,6 +14,7 @@ use std::ffi::OsStr;
 use std::io;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
 use super::nix_executable::{self, NixNotFound};
@@ -117,9 +118,8 @@ fn attempt(job: &Import<'_>, nix: &Path, line: &str) -> Result<bool, ImportError
         }
         StockReply::Died => {
             let status = client.finish(|line| relay.line(line))?;
-            return Err(ImportError::Failed(
-                relay.reason(&format!("the stock client ended at once ({status})")),
-            ));
+            let reason = relay.reason(&format!("the stock client ended at once ({status})"));
+            return Err(ended_badly(status, reason));
         }
     };
     let status = client.finish(|line| relay.line(line))?;
@@ -129,10 +129,15 @@ fn attempt(job: &Import<'_>, nix: &Path, line: &str) -> Result<bool, ImportError
         return Ok(true);
     }
     let reason = relay.reason(&format!("the stock client failed ({status})"));
-    Err(match status.signal() {
+    Err(ended_badly(status, reason))
+}
+
+/// A client that was killed is worth another try, whenever that was.
+fn ended_badly(status: ExitStatus, reason: String) -> ImportError {
+    match status.signal() {
         Some(_) => ImportError::Killed(reason),
         None => ImportError::Failed(reason),
-    })
+    }
 }
 
 /// `uri systems key maxjobs speed supported-features mandatory-features`. A feature in the last column would have to be
