@@ -1,13 +1,15 @@
 //! Finds every process of a machine, and ends it.
 //!
 //! A process belongs to a machine when it descends from its supervisor, when it was started with the machine's marker
-//! in its environment, when it holds a socket of the machine's private address (sshd overwrites its environment), or
-//! when it descends from one of those. Reads `/proc`, of which any line may be gone a moment later.
+//! in its environment, when it holds a socket of the machine's private address (sshd overwrites its environment), when
+//! it lives in a sandbox that is made of the machine's directory (a build has neither marker nor socket, and PID 1 for
+//! a parent once its daemon was killed), or when it descends from one of those. Reads `/proc`, of which any line may be gone a moment later.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::Read;
 use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, pidfd_open, pidfd_send_signal};
@@ -17,6 +19,8 @@ pub(super) const MARKER: &str = "NIX_BROKER_INSTANCE";
 
 /// Environments larger than this are not searched further; ours is small, and the marker comes early.
 const ENVIRONMENT_LIMIT: u64 = 1 << 20;
+/// Lists of mounts are not searched further than this; a sandbox has some dozens.
+const MOUNTS_LIMIT: u64 = 4 << 20;
 /// How often it is looked again whether killed processes are gone.
 const PAUSE: Duration = Duration::from_millis(5);
 
@@ -98,11 +102,11 @@ fn find(id: &str, address: Option<SocketAddr>, supervisor: Option<Pid>) -> BTree
     let inodes: BTreeSet<String> =
         address.into_iter().flat_map(|address| sockets(address).map(|(_, inode)| inode)).collect();
     let marker = format!("{MARKER}={id}");
-    let mut found: BTreeSet<i32> = table
-        .keys()
-        .copied()
-        .filter(|&pid| pid != own && (has_marker(pid, marker.as_bytes()) || holds_socket(pid, &inodes)))
-        .collect();
+    let host = mount_namespace(own);
+    let is_of_it = |pid| {
+        has_marker(pid, marker.as_bytes()) || holds_socket(pid, &inodes) || lives_in(pid, id, host.as_deref())
+    };
+    let mut found: BTreeSet<i32> = table.keys().copied().filter(|&pid| pid != own && is_of_it(pid)).collect();
     let supervisor = supervisor.map(Pid::as_raw_pid);
     // Parents may have any number, so one pass over the table is not enough.
     loop {
@@ -168,6 +172,29 @@ fn holds_socket(pid: i32, inodes: &BTreeSet<String>) -> bool {
     })
 }
 
+/// Whether the process has a view of files of its own, in which something of the machine's store is mounted.
+fn lives_in(pid: i32, id: &str, host: Option<&Path>) -> bool {
+    // One whose namespace we may not see is another user's.
+    let Some(namespace) = mount_namespace(pid) else { return false };
+    if Some(&*namespace) == host {
+        return false;
+    }
+    let Ok(file) = fs::File::open(format!("/proc/{pid}/mountinfo")) else { return false };
+    let mut mounts = String::new();
+    drop(file.take(MOUNTS_LIMIT).read_to_string(&mut mounts));
+    is_mounted(&mounts, id)
+}
+
+/// Field 4 is what is mounted, as a path within its file system: the state directory may be one of its own.
+fn is_mounted(mounts: &str, id: &str) -> bool {
+    let inside = format!("/{id}/root/");
+    mounts.lines().any(|mount| mount.split(' ').nth(3).is_some_and(|source| source.contains(&inside)))
+}
+
+fn mount_namespace(pid: i32) -> Option<PathBuf> {
+    fs::read_link(format!("/proc/{pid}/ns/mnt")).ok()
+}
+
 /// State and inode of every TCP socket of this host that is bound to this address and port.
 fn sockets(address: SocketAddr) -> impl Iterator<Item = (String, String)> {
     let local = match address.ip() {
@@ -230,6 +257,20 @@ mod tests {
         assert!(other.try_wait().unwrap().is_none(), "a process of another machine was ended");
         other.kill().unwrap();
         other.wait().unwrap();
+    }
+
+    #[test]
+    fn a_sandbox_is_known_by_what_is_mounted_in_it() {
+        let mounts = "\
+            812 811 0:70 / / rw - overlay overlay rw\n\
+            813 812 0:70 /var/lib/nix-broker/local/local-1a/root/nix/store/x-hello.drv.chroot/root / rw - overlay o rw\n";
+        assert!(is_mounted(mounts, "local-1a"));
+        assert!(!is_mounted(mounts, "local-1"));
+        assert!(!is_mounted(
+            "812 811 0:70 / /var/lib/nix-broker/local/local-1a/root/x rw - tmpfs t rw",
+            "local-1a"
+        ));
+        assert!(!is_mounted("", "local-1a"));
     }
 
     #[test]
