@@ -13,13 +13,19 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use nix_broker::model::{
-    BuilderId, Feature, InstanceId, LocalSpec, Offer, PoolName, PoolSpec, ProviderSpec, Slots, System,
+    BuilderId, Demand, Feature, InstanceId, LocalSpec, Offer, PoolName, PoolSpec, ProviderSpec, Slots, System,
 };
-use nix_broker::provider::{Launched, Provider, ProviderContext, ProviderErrorKind};
+use nix_broker::provider::{Ending, LaunchOrder, Launched, Provider, ProviderContext, ProviderErrorKind};
 use nix_broker::ssh::{Channel, ClientKey, HostKey, Sessions, Target};
 
 /// Far more than anything here takes; it only ends a test that would hang.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A launch for one build.
+fn order(pool: &PoolSpec) -> LaunchOrder<'_> {
+    let demand = Demand { builds: 1, on_demand_only: false };
+    LaunchOrder { builder: BuilderId(1), pool, demand, progress: &|_| {} }
+}
 
 fn soon() -> tokio::time::Instant {
     tokio::time::Instant::now() + PATIENCE
@@ -78,7 +84,7 @@ impl Ground {
     }
 
     async fn launch(&self, provider: &Provider) -> Machine {
-        let launched = match provider.launch(BuilderId(1), &self.pool()).await {
+        let launched = match provider.launch(order(&self.pool())).await {
             Ok(launched) => launched,
             Err(error) => panic!("{error}: {:?}", error.source),
         };
@@ -255,14 +261,14 @@ async fn a_machine_is_what_its_pool_promises_and_leaves_nothing() {
     let _work = machine.work(Ties::None).await;
     let all = descendants(machine.supervisor());
     assert!(all.len() > 5, "{all:?}");
-    provider.terminate(machine.id()).await.unwrap();
+    provider.terminate(machine.id(), Ending::Final).await.unwrap();
     // Not "soon": when it returns, nothing is left.
     assert!(!machine.directory.exists());
     assert_eq!(processes(machine.id().as_str()), BTreeSet::new());
     assert_dead(&all);
     assert_eq!(provider.list(), []);
-    provider.terminate(machine.id()).await.unwrap();
-    provider.terminate(&InstanceId::new("local-never-was")).await.unwrap();
+    provider.terminate(machine.id(), Ending::Final).await.unwrap();
+    provider.terminate(&InstanceId::new("local-never-was"), Ending::Final).await.unwrap();
 }
 
 #[tokio::test]
@@ -280,7 +286,7 @@ async fn another_key_does_not_get_in() {
     };
     let error = nix_broker::ssh::Session::dial(&target, soon()).await.unwrap_err();
     assert!(matches!(error, nix_broker::ssh::DialError::Refused { .. }), "{error}");
-    provider.terminate(machine.id()).await.unwrap();
+    provider.terminate(machine.id(), Ending::Final).await.unwrap();
 }
 
 #[tokio::test]
@@ -288,13 +294,13 @@ async fn machines_live_side_by_side_and_end_one_by_one() {
     let ground = Ground::new();
     let provider = ground.provider();
     let (one, two) = tokio::join!(ground.launch(&provider), ground.launch(&provider));
-    provider.terminate(one.id()).await.unwrap();
+    provider.terminate(one.id(), Ending::Final).await.unwrap();
     assert!(!one.directory.exists());
     assert!(two.sessions.run("true", soon()).await.unwrap().exit.is_success());
     // Its broker lives, so it is no stray.
     assert_eq!(ground.provider().reap_strays().await.unwrap(), 0);
     assert!(two.sessions.run("true", soon()).await.unwrap().exit.is_success());
-    provider.terminate(two.id()).await.unwrap();
+    provider.terminate(two.id(), Ending::Final).await.unwrap();
     ground.assert_clean(two.id());
 }
 
@@ -320,7 +326,7 @@ async fn a_dead_sshd_or_a_signal_ends_the_machine_and_the_broker_hears_why() {
         assert!(reason.contains(why), "{reason}");
         assert_dead(&all);
         ground.assert_clean(machine.id());
-        provider.terminate(machine.id()).await.unwrap();
+        provider.terminate(machine.id(), Ending::Final).await.unwrap();
     }
 }
 
@@ -334,7 +340,7 @@ async fn a_supervisor_killed_outright_is_noticed_and_terminate_does_its_work() {
     kill("-KILL", machine.supervisor());
     let reason = tokio::time::timeout(PATIENCE, provider.gone(machine.id())).await.unwrap();
     assert!(reason.contains("signal"), "{reason}");
-    provider.terminate(machine.id()).await.unwrap();
+    provider.terminate(machine.id(), Ending::Final).await.unwrap();
     assert!(!machine.directory.exists());
     assert_eq!(processes(machine.id().as_str()), BTreeSet::new());
     assert_dead(&all);
@@ -350,7 +356,7 @@ async fn a_launch_that_cannot_work_says_why_and_leaves_nothing() {
         sshd: None,
         sandbox_paths: Vec::new(),
     });
-    let error = provider.launch(BuilderId(1), &pool).await.unwrap_err();
+    let error = provider.launch(order(&pool)).await.unwrap_err();
     assert_eq!(error.kind, ProviderErrorKind::Config);
     assert!(error.to_string().contains("/no/such/nix-daemon"), "{error}");
     assert_eq!(fs::read_dir(ground.state_dir().join("local")).unwrap().count(), 0);
@@ -362,7 +368,7 @@ async fn a_launch_that_cannot_work_says_why_and_leaves_nothing() {
     let ProviderSpec::Local(mut spec) = ground.pool().provider else { unreachable!() };
     spec.sshd = Some(fake);
     pool.provider = ProviderSpec::Local(spec);
-    let error = provider.launch(BuilderId(1), &pool).await.unwrap_err();
+    let error = provider.launch(order(&pool)).await.unwrap_err();
     assert!(error.to_string().contains("does not start"), "{error}");
     assert_eq!(fs::read_dir(ground.state_dir().join("local")).unwrap().count(), 0);
 }

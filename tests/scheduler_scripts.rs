@@ -139,7 +139,7 @@ impl Script {
                 let builder = builder_id(builder)?;
                 let pool = self.places.get(&builder).ok_or("was never launched")?.clone();
                 let id = InstanceId::new(format!("i-{}", builder.0));
-                Event::Launched { builder, instance: Instance { id, pool } }
+                Event::Launched { builder, instance: Instance { id, pool, class: None } }
             }
             ["ready", builder] => Event::Ready { builder: builder_id(builder)?, facts: self.facts(builder)? },
             ["ready", builder, "without", feature] => {

@@ -19,8 +19,8 @@ use tokio_util::sync::CancellationToken;
 use super::driver::DriverHandle;
 use super::remote::Remote;
 use super::{PoolRuntime, Shared, chain};
-use crate::model::{BuilderFacts, BuilderId, Instance, PoolName};
-use crate::provider::{Launched, probe};
+use crate::model::{BuilderFacts, BuilderId, Demand, Instance, PoolName};
+use crate::provider::{Ending, LaunchOrder, Launched, probe};
 use crate::scheduler::{BuilderFault, BuilderFaultKind, Event};
 use crate::ssh::{RunOnceError, Sessions};
 
@@ -88,7 +88,11 @@ struct Task {
 impl Task {
     async fn run(self) {
         // Not raced against `terminate`: an instance that was asked for and not waited for might come to life unseen.
-        match self.runtime.provider.launch(self.builder, &self.runtime.spec).await {
+        let demand = Demand { builds: 1, on_demand_only: false };
+        let progress = |_text: &str| {};
+        let order =
+            LaunchOrder { builder: self.builder, pool: &self.runtime.spec, demand, progress: &progress };
+        match self.runtime.provider.launch(order).await {
             Ok(launched) => {
                 self.live(&launched).await;
                 self.end(&launched.instance).await;
@@ -187,7 +191,7 @@ impl Task {
             .with_max_delay(Duration::from_secs(60))
             .without_max_times()
             .build();
-        while let Err(error) = self.runtime.provider.terminate(&instance.id).await {
+        while let Err(error) = self.runtime.provider.terminate(&instance.id, Ending::Final).await {
             let reason = chain(&anyhow::Error::new(error));
             tracing::error!(builder = %self.builder, instance = %instance.id, reason, "cannot terminate, trying again");
             tokio::time::sleep(delays.next().unwrap_or(Duration::from_secs(60))).await;

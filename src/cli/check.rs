@@ -85,6 +85,7 @@ fn row(pool: &PoolSpec) -> Vec<String> {
     let provider = match &pool.provider {
         ProviderSpec::Local(_) => "local".to_owned(),
         ProviderSpec::Hosts(hosts) => count(hosts.len(), "host"),
+        ProviderSpec::Ec2(_) => "ec2".to_owned(),
     };
     let features = pool.offer.features.iter().map(ToString::to_string);
     let mandatory = pool.offer.mandatory.iter().map(|feature| format!("{feature} (mandatory)"));

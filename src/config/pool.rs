@@ -81,6 +81,7 @@ fn read_pool(
     let provider = read_provider(&mut section, read, problems);
     let (expected_processors, available) = match &provider {
         Some(ProviderSpec::Hosts(hosts)) => (EXPECTED_PROCESSORS, u32::try_from(hosts.len()).ok()),
+        Some(ProviderSpec::Ec2(_)) => (EXPECTED_PROCESSORS, None),
         Some(ProviderSpec::Local(_)) | None => (defaults.processors, None),
     };
     let slots = read_slots(&mut section, expected_processors, problems);
@@ -277,6 +278,6 @@ fn warn_of_foreign_systems(section: &Section<'_>, offer: &Offer, here: &System, 
 pub(super) fn hosts_of(spec: &PoolSpec) -> &[HostSpec] {
     match &spec.provider {
         ProviderSpec::Hosts(hosts) => hosts,
-        ProviderSpec::Local(_) => &[],
+        ProviderSpec::Local(_) | ProviderSpec::Ec2(_) => &[],
     }
 }

@@ -293,7 +293,7 @@ fn a_known_hosts_file_gives_the_keys_of_the_host_and_no_others() {
         parse(&hosts(&format!("address = \"{address}\"\nport = {port}\nknown-hosts-file = \"/known\"")))
             .map(|config| match &config.pools[0].provider {
                 ProviderSpec::Hosts(hosts) => hosts[0].host_keys.clone(),
-                ProviderSpec::Local(_) => panic!("hosts"),
+                ProviderSpec::Local(_) | ProviderSpec::Ec2(_) => panic!("hosts"),
             })
             .map_err(|problems| problems[0].message.clone())
     };

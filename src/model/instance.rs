@@ -1,6 +1,7 @@
 //! An instance as a provider reports it, and what a builder was found to be once it answered.
 
-use super::{InstanceId, Offer, PoolName};
+use super::ec2::Market;
+use super::{HourlyRate, InstanceId, Offer, PoolName};
 
 /// The provider's thing behind a builder, as observed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -9,6 +10,32 @@ pub struct Instance {
     pub id: InstanceId,
     /// The pool it was launched for.
     pub pool: PoolName,
+    /// What it is and costs; `None` where nobody sends a bill.
+    pub class: Option<InstanceClass>,
+}
+
+/// What was bought.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InstanceClass {
+    /// `c6a.4xlarge`.
+    pub instance_type: String,
+    /// How it was bought.
+    pub market: Market,
+    /// `eu-central-1a`.
+    pub zone: String,
+    /// Everything that is billed by the hour while it runs: compute, volume, public address. An estimate.
+    pub rate: HourlyRate,
+    /// What is still billed while it is stopped: the volume.
+    pub stopped_rate: HourlyRate,
+}
+
+/// What a launch is for: decides how large and how it is bought.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Demand {
+    /// Builds that wait for this builder and would run on it at once; at least 1.
+    pub builds: u32,
+    /// No machine that may be taken away: a build among them has lost one already.
+    pub on_demand_only: bool,
 }
 
 /// What the checks found on a running builder; only after them it is ready.

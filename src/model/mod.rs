@@ -10,8 +10,10 @@
 //!   provider's thing behind it. A *slot* is one unit of capacity on a builder, a *lease* the right to use one.
 //! - [`Status`]: the read-only picture of all of it.
 
+pub mod ec2;
 pub mod ids;
 pub mod instance;
+pub mod money;
 pub mod outcome;
 pub mod pool;
 pub mod request;
@@ -19,8 +21,10 @@ pub mod requirement;
 pub mod status;
 pub mod store_path;
 
+pub use ec2::Ec2Spec;
 pub use ids::{BuildId, BuilderId, InstanceId, LeaseId, PoolName};
-pub use instance::{BuilderFacts, Instance};
+pub use instance::{BuilderFacts, Demand, Instance, InstanceClass};
+pub use money::{HourlyRate, Usd};
 pub use outcome::{Blame, Failure, FailureKind, Outcome};
 pub use pool::{HostSpec, LocalSpec, PoolSpec, ProviderSpec, Slots};
 pub use request::{BuildInputs, BuildRequest, BuildSettings, Verdict};

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::{Offer, PoolName};
+use super::{Ec2Spec, Offer, PoolName};
 
 /// A configured kind of builder.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,6 +56,8 @@ pub enum ProviderSpec {
     Local(LocalSpec),
     /// Machines that exist already. Invariant: never empty.
     Hosts(Vec<HostSpec>),
+    /// EC2 instances, launched when they are needed.
+    Ec2(Ec2Spec),
 }
 
 /// Settings of the `local` provider.

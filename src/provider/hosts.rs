@@ -41,7 +41,7 @@ impl Hosts {
         };
         state.in_use.insert(index, pool.clone());
         Ok(Launched {
-            instance: Instance { id: id(host), pool: pool.clone() },
+            instance: Instance { id: id(host), pool: pool.clone(), class: None },
             address: Address {
                 host: host.address.clone(),
                 port: host.port,
@@ -66,7 +66,9 @@ impl Hosts {
     pub fn list(&self) -> Vec<Instance> {
         let state = self.state();
         let in_use = state.in_use.iter();
-        in_use.map(|(&index, pool)| Instance { id: id(&self.hosts[index]), pool: pool.clone() }).collect()
+        in_use
+            .map(|(&index, pool)| Instance { id: id(&self.hosts[index]), pool: pool.clone(), class: None })
+            .collect()
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

@@ -3,9 +3,11 @@
 //! Owns the life of instances, and how they are reached. Whether one is wanted is the scheduler's decision, talking to
 //! it over SSH the broker's business.
 //!
-//! The set is closed: [`Provider`] is one of [`local`] (sets of processes on this host) and [`hosts`] (machines that
-//! exist already). A new one is a variant here and in [`ProviderSpec`].
+//! The set is closed: [`Provider`] is one of [`local`] (sets of processes on this host), [`hosts`] (machines that exist
+//! already) and, with the cargo feature of that name, `ec2`. A new one is a variant here and in [`ProviderSpec`].
 
+#[cfg(feature = "ec2")]
+pub mod ec2;
 pub mod hosts;
 pub mod local;
 pub mod probe;
@@ -14,7 +16,7 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
-use crate::model::{BuilderId, Instance, InstanceId, PoolSpec, ProviderSpec};
+use crate::model::{BuilderId, Demand, Instance, InstanceId, PoolSpec, ProviderSpec};
 
 use self::hosts::Hosts;
 use self::local::Local;
@@ -26,6 +28,9 @@ pub enum Provider {
     Local(Local),
     /// Machines that exist already.
     Hosts(Hosts),
+    /// EC2 instances.
+    #[cfg(feature = "ec2")]
+    Ec2(ec2::Ec2),
 }
 
 /// What every provider may need to know of the broker.
@@ -44,6 +49,38 @@ impl ProviderContext {
     pub fn new(state_dir: PathBuf, client_key: String) -> io::Result<Self> {
         Ok(Self { state_dir, client_key, broker_program: std::env::current_exe()? })
     }
+}
+
+/// What a launch is asked for.
+#[derive(Clone, Copy)]
+pub struct LaunchOrder<'a> {
+    /// The builder that the instance will be.
+    pub builder: BuilderId,
+    /// Its pool.
+    pub pool: &'a PoolSpec,
+    /// What for.
+    pub demand: Demand,
+    /// Hears, in words for the person who waits, what is going on.
+    pub progress: &'a (dyn Fn(&str) + Send + Sync),
+}
+
+impl fmt::Debug for LaunchOrder<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LaunchOrder")
+            .field("builder", &self.builder)
+            .field("pool", &self.pool.name)
+            .field("demand", &self.demand)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Why an instance ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// Nothing is wrong with it, there is just no work: it may be put aside for the next time.
+    Idle,
+    /// It must be gone.
+    Final,
 }
 
 /// An instance, and how to reach it.
@@ -123,20 +160,32 @@ impl Provider {
         Ok(match &pool.provider {
             ProviderSpec::Local(_) => Self::Local(Local::new(context)?),
             ProviderSpec::Hosts(hosts) => Self::Hosts(Hosts::new(hosts.clone())),
+            #[cfg(feature = "ec2")]
+            ProviderSpec::Ec2(spec) => Self::Ec2(ec2::Ec2::new(pool, spec, context)?),
+            #[cfg(not(feature = "ec2"))]
+            ProviderSpec::Ec2(_) => {
+                let reason = "this broker was built without EC2 (cargo feature `ec2`)";
+                return Err(ProviderError::new(ProviderErrorKind::Config, reason));
+            }
         })
     }
 
     /// Makes an instance. It may still be on its way up when this returns. Not to be cancelled: see each provider.
-    pub async fn launch(&self, builder: BuilderId, pool: &PoolSpec) -> Result<Launched, ProviderError> {
+    pub async fn launch(&self, order: LaunchOrder<'_>) -> Result<Launched, ProviderError> {
         match self {
-            Self::Local(local) => local.launch(builder, pool).await,
-            Self::Hosts(hosts) => hosts.launch(&pool.name),
+            Self::Local(local) => local.launch(order.builder, order.pool).await,
+            Self::Hosts(hosts) => hosts.launch(&order.pool.name),
+            #[cfg(feature = "ec2")]
+            Self::Ec2(ec2) => ec2.launch(order).await,
         }
     }
 
-    /// Ends an instance. Returns only when nothing of it is left; ending one that is gone already succeeds.
-    pub async fn terminate(&self, instance: &InstanceId) -> Result<(), ProviderError> {
+    /// Ends an instance. Returns only when nothing of it is left (or it is put aside, where the pool wants that of an
+    /// idle one); ending one that is gone already succeeds.
+    pub async fn terminate(&self, instance: &InstanceId, ending: Ending) -> Result<(), ProviderError> {
         match self {
+            #[cfg(feature = "ec2")]
+            Self::Ec2(ec2) => ec2.terminate(instance, ending).await,
             Self::Local(local) => local.terminate(instance).await,
             Self::Hosts(hosts) => {
                 hosts.terminate(instance);
@@ -151,6 +200,8 @@ impl Provider {
             // Every local machine is made anew.
             Self::Local(_) => {}
             Self::Hosts(hosts) => hosts.distrust(instance),
+            #[cfg(feature = "ec2")]
+            Self::Ec2(ec2) => ec2.distrust(instance),
         }
     }
 
@@ -159,6 +210,8 @@ impl Provider {
         match self {
             Self::Local(local) => local.list(),
             Self::Hosts(hosts) => hosts.list(),
+            #[cfg(feature = "ec2")]
+            Self::Ec2(ec2) => ec2.list(),
         }
     }
 
@@ -167,6 +220,8 @@ impl Provider {
         match self {
             Self::Local(local) => local.gone(instance).await,
             Self::Hosts(_) => std::future::pending().await,
+            #[cfg(feature = "ec2")]
+            Self::Ec2(ec2) => ec2.gone(instance).await,
         }
     }
 
@@ -175,6 +230,8 @@ impl Provider {
         match self {
             Self::Local(local) => local.reap_strays().await,
             Self::Hosts(_) => Ok(0),
+            #[cfg(feature = "ec2")]
+            Self::Ec2(ec2) => ec2.reap_strays().await,
         }
     }
 }

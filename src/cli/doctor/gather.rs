@@ -124,6 +124,7 @@ pub(in crate::cli) fn host_facts(root: &Path, config: &Config) -> HostFacts {
                     files.extend(spec.identity_file.clone());
                 }
             }
+            ProviderSpec::Ec2(_) => {}
         }
     }
     host.files = files.into_iter().map(|path| (path.clone(), machine.path_fact(&path))).collect();

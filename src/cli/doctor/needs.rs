@@ -33,6 +33,8 @@ pub(in crate::cli) fn of_pools(
             ProviderSpec::Hosts(hosts) => {
                 hosts.iter().flat_map(|spec| of_host(spec, state_dir, account, host)).collect()
             }
+            // What EC2 itself has to say is asked by `doctor --aws`.
+            ProviderSpec::Ec2(_) => Vec::new(),
         };
         for finding in of_pool {
             if !findings.contains(&finding) {

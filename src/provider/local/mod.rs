@@ -111,7 +111,7 @@ impl Local {
             };
             ended_tx.send_replace(Some(reason));
         });
-        let instance = Instance { id: InstanceId::new(id), pool: pool.name.clone() };
+        let instance = Instance { id: InstanceId::new(id), pool: pool.name.clone(), class: None };
         self.machines().insert(instance.id.clone(), Machine { pool: pool.name.clone(), lifeline, ended });
         let address = Address {
             host: layout.address.ip().to_string(),
@@ -140,7 +140,10 @@ impl Local {
     /// The machines that we started and have not ended.
     pub fn list(&self) -> Vec<Instance> {
         let machines = self.machines();
-        machines.iter().map(|(id, machine)| Instance { id: id.clone(), pool: machine.pool.clone() }).collect()
+        machines
+            .iter()
+            .map(|(id, machine)| Instance { id: id.clone(), pool: machine.pool.clone(), class: None })
+            .collect()
     }
 
     /// Waits for the end of a supervisor.

@@ -172,7 +172,7 @@ impl World {
     pub(super) fn launched(&mut self, builder: u64) -> Vec<Action> {
         let builder = BuilderId(builder);
         let id = InstanceId::new(format!("i-{}", builder.0));
-        let instance = Instance { id, pool: self.pools_of[&builder].clone() };
+        let instance = Instance { id, pool: self.pools_of[&builder].clone(), class: None };
         self.apply(Event::Launched { builder, instance })
     }
 

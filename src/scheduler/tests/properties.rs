@@ -196,7 +196,8 @@ impl Chaos {
             }
             Step::Launched(at) => {
                 let builder = self.builder(*at);
-                let instance = Instance { id: InstanceId::new("i-0"), pool: PoolName::new("plain") };
+                let instance =
+                    Instance { id: InstanceId::new("i-0"), pool: PoolName::new("plain"), class: None };
                 self.world.apply(Event::Launched { builder, instance });
             }
             Step::Ready(at, variant) => {
