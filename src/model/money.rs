@@ -87,7 +87,7 @@ pub struct HourlyRate(pub Usd);
 impl HourlyRate {
     /// What this long costs at this rate, rounded up: an estimate must not be below the bill.
     pub fn over(self, time: Duration) -> Usd {
-        let product = u128::from(self.0.0) * time.as_micros();
+        let product = u128::from(self.0.0).saturating_mul(time.as_micros());
         Usd(u64::try_from(product.div_ceil(MICROS_PER_HOUR)).unwrap_or(u64::MAX))
     }
 }
