@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use super::driver::DriverHandle;
 use super::remote::Remote;
 use super::{PoolRuntime, Shared, chain};
-use crate::model::{BuilderFacts, BuilderId, Demand, Instance, PoolName};
+use crate::model::{BuilderFacts, BuilderId, Demand, Instance, PoolName, Slots};
 use crate::provider::{Ending, LaunchOrder, Launched, probe};
 use crate::scheduler::{BuilderFault, BuilderFaultKind, Event};
 use crate::ssh::{RunOnceError, Sessions};
@@ -138,6 +138,11 @@ impl Task {
         let remote = Arc::new(Remote::new(self.builder, sessions, local, tasks));
         let remote = self.remote.get_or_init(|| remote);
         tracing::info!(builder = %self.builder, processors = facts.processors, nix = ?facts.nix_version, "ready");
+        // A builder comes up because builds wait for it: one daemon for each that it takes at once.
+        remote.warm(match self.runtime.spec.slots {
+            Slots::Fixed(slots) => slots as usize,
+            Slots::Auto { .. } => facts.processors as usize,
+        });
         self.driver.event(Event::Ready { builder: self.builder, facts });
         let mut losses = remote.sessions().losses();
         let mut sweeps = tokio::time::interval(SWEEP_INTERVAL);
