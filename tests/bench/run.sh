@@ -13,6 +13,7 @@
 #   SIDES="stock ours"               who takes part
 #   ROUNDS=1                         how often; the table shows medians
 #   TRACE=1                          keep the broker's debug log of every measurement, and say where the time goes (costs some itself)
+#   PROFILE=release                  which build of ours
 #   RELEASE=forky                    the Debian release whose Nix is used on all hosts
 #
 # Timed is `nix-store --realise` of an ordinary user through nix-daemon: evaluation is over, and local builds are off.
@@ -25,7 +26,7 @@ cd "$(dirname "$0")/../.."
 BENCH=${BENCH:-wide chain bulk shared}
 if [ -n "${DELAYS:-}" ]; then LINKS=$(for delay in $DELAYS; do printf '%s:%s ' "$delay" "${RATE:-1000}"; done); fi
 LINKS=${LINKS:-0:${RATE:-1000} 40:${RATE:-1000} 100:${RATE:-1000} 40:100}
-SIDES=${SIDES:-stock ours} ROUNDS=${ROUNDS:-1} TRACE=${TRACE:-} RELEASE=${RELEASE:-forky}
+SIDES=${SIDES:-stock ours} ROUNDS=${ROUNDS:-1} TRACE=${TRACE:-} RELEASE=${RELEASE:-forky} PROFILE=${PROFILE:-release}
 WIDE=${WIDE:-100} CHAIN=${CHAIN:-10} MIB=${MIB:-256} SHARED=${SHARED:-32}
 
 HOST=tests/lab/host.sh
@@ -72,8 +73,8 @@ start_hosts() {
     number=$((number + 1))
   done
 
-  "$HOST" put "$CLIENT" "$TARGET/release/broker" /usr/local/bin/broker
-  "$HOST" put "$CLIENT" "$TARGET/release/broker-hook" /usr/local/bin/broker-hook
+  "$HOST" put "$CLIENT" "$TARGET/$PROFILE/broker" /usr/local/bin/broker
+  "$HOST" put "$CLIENT" "$TARGET/$PROFILE/broker-hook" /usr/local/bin/broker-hook
   in_client sh -euc '
     install -d -m 700 /root/.ssh
     ssh-keygen -q -t ed25519 -N "" -f /root/.ssh/id_ed25519
@@ -156,7 +157,7 @@ builds_on() { # HOST NAME
   "$HOST" in "$1" sh -c 'find /nix/var/log/nix/drvs -name "*-$1.drv*" 2>/dev/null | wc -l' - "$2"
 }
 
-# Sets SECONDS_TAKEN, and SENT RECEIVED CONNECTIONS DROPPED.
+# Sets SECONDS_TAKEN, and SENT RECEIVED CONNECTIONS DROPPED TURNS.
 measure() { # SIDE WORK COUNT BUILDERS NAME
   local side=$1 work=$2 count=$3 builders=$4 name=$5 nonce drvs rc began ended here there want host
   nonce=$name-$RANDOM$RANDOM
@@ -171,7 +172,7 @@ measure() { # SIDE WORK COUNT BUILDERS NAME
   read -r rc began ended <<<"$(in_client --user alice bash -c '
     began=$EPOCHREALTIME; nix-store --realise "$@" >outputs 2>errors </dev/null; rc=$?; echo $rc $began $EPOCHREALTIME' - $drvs)"
   link count
-  read -r SENT RECEIVED CONNECTIONS DROPPED <<<"$ANSWER"
+  read -r SENT RECEIVED CONNECTIONS DROPPED TURNS <<<"$ANSWER"
   SECONDS_TAKEN=$(awk -v a="$began" -v b="$ended" 'BEGIN { printf "%.3f", b - a }')
   if [ "$rc" != 0 ]; then
     in_client --user alice tail -n 20 errors >&2
@@ -224,7 +225,7 @@ start_hosts
 } >"$OUT.json"
 say "$(in_client nix --version), $(in_client broker --version), $(nproc) processors, load $(cut -d' ' -f1-3 /proc/loadavg)"
 
-printf '\n%-32s %-16s %9s %9s %7s   %-19s %-13s\n' "work" "link" "stock" "ours" "ratio" "MiB up+down" "connections"
+printf '\n%-32s %-16s %9s %9s %7s   %-19s %-13s %s\n' "work" "link" "stock" "ours" "ratio" "MiB up+down" "connections" "round trips a build"
 comma=''
 for pair in $LINKS; do
   delay=${pair%:*} rate=${pair#*:}
@@ -232,7 +233,7 @@ for pair in $LINKS; do
   for work in $BENCH; do
     builders=2
     [ "$work" != shared ] || builders=1
-    declare -A took=() bytes=() opened=()
+    declare -A took=() bytes=() opened=() turns=()
     for round in $(seq "$ROUNDS"); do
       for side in $SIDES; do
         say "  $work, $delay ms, $rate Mbit/s: $side ($round of $ROUNDS)"
@@ -240,16 +241,17 @@ for pair in $LINKS; do
         took[$side]+="$SECONDS_TAKEN"$'\n'
         bytes[$side]=$(awk -v a="$SENT" -v b="$RECEIVED" 'BEGIN { printf "%.0f+%.0f", a / 1048576, b / 1048576 }')
         opened[$side]=$CONNECTIONS
-        printf '%s\n    {"work": "%s", "round_trip_ms": %s, "mbit": %s, "side": "%s", "round": %s, "seconds": %s, "bytes_sent": %s, "bytes_received": %s, "connections": %s, "packets_dropped": %s, "builds_per_builder": "%s"}' \
-          "$comma" "$work" "$delay" "$rate" "$side" "$round" "$SECONDS_TAKEN" "$SENT" "$RECEIVED" "$CONNECTIONS" "$DROPPED" "$PLACES" >>"$OUT.json"
+        turns[$side]=$(awk -v a="$TURNS" -v b="$(count_of "$work")" 'BEGIN { printf "%.1f", a / b }')
+        printf '%s\n    {"work": "%s", "round_trip_ms": %s, "mbit": %s, "side": "%s", "round": %s, "seconds": %s, "bytes_sent": %s, "bytes_received": %s, "connections": %s, "packets_dropped": %s, "round_trips": %s, "builds_per_builder": "%s"}' \
+          "$comma" "$work" "$delay" "$rate" "$side" "$round" "$SECONDS_TAKEN" "$SENT" "$RECEIVED" "$CONNECTIONS" "$DROPPED" "$TURNS" "$PLACES" >>"$OUT.json"
         comma=,
       done
     done
     stock=$(printf '%s' "${took[stock]:-}" | median) ours=$(printf '%s' "${took[ours]:-}" | median)
     ratio=$(awk -v a="$stock" -v b="$ours" 'BEGIN { if (a && b) printf "%.1f x", a / b; else print "-" }')
-    printf '%-32s %-16s %9s %9s %7s   %-19s %-13s\n' "$(title_of "$work")" "$delay ms, $rate Mb/s" "$(shown "$stock")" "$(shown "$ours")" "$ratio" \
-      "${bytes[stock]:--} | ${bytes[ours]:--}" "${opened[stock]:--} | ${opened[ours]:--}"
+    printf '%-32s %-16s %9s %9s %7s   %-19s %-13s %s\n' "$(title_of "$work")" "$delay ms, $rate Mb/s" "$(shown "$stock")" "$(shown "$ours")" "$ratio" \
+      "${bytes[stock]:--} | ${bytes[ours]:--}" "${opened[stock]:--} | ${opened[ours]:--}" "${turns[stock]:--} | ${turns[ours]:--}"
   done
 done
 printf '\n  ]\n}\n' >>"$OUT.json"
-printf '\nSeconds: medians of %s. MiB and connections: stock | ours, of the last round. Raw figures: %s\n' "$ROUNDS" "$OUT.json"
+printf '\nSeconds: medians of %s. MiB, connections, round trips that somebody waited for: stock | ours, of the last round. Raw figures: %s\n' "$ROUNDS" "$OUT.json"
