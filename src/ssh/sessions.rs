@@ -103,7 +103,7 @@ struct State {
     entries: Vec<Entry>,
     next_id: u64,
     dialing: Counts,
-    /// Calls of `open` that have no channel yet and wait for room or for a dial.
+    /// Calls of `open` that have no place yet and wait for one or for a dial.
     waiting: Counts,
     dial_not_before: Option<Instant>,
     is_closed: bool,
@@ -191,8 +191,15 @@ impl Drop for DialRight {
     }
 }
 
-/// Counts a caller of `open` as long as it has no channel.
+/// Counts a caller of `open` as long as it has no place.
 struct Waiting<'a>(&'a Set, Load);
+
+impl<'a> Waiting<'a> {
+    fn new(set: &'a Set, load: Load) -> Self {
+        *set.lock().waiting.of(load) += 1;
+        Self(set, load)
+    }
+}
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
@@ -215,18 +222,19 @@ impl Sessions {
 
     /// As [`open`](Self::open), on a connection for this load.
     pub async fn open_for(&self, load: Load, command: &str, deadline: Instant) -> Result<Channel, OpenError> {
-        *self.set.lock().waiting.of(load) += 1;
-        let _waiting = Waiting(&self.set, load);
         let (mut losses, mut retirements) = (0, 0);
         loop {
             // Registered before the look, so that no change in between is missed.
             let changed = self.set.changed.notified();
             tokio::pin!(changed);
             changed.as_mut().enable();
+            let waiting = Waiting::new(&self.set, load);
             match self.set.step(load) {
                 Step::Closed => return Err(OpenError::Closed),
                 Step::Use(session, place) => {
                     let id = place.id;
+                    // Nobody need dial for one who has a place.
+                    drop(waiting);
                     match session.exec_holding(command, deadline, place).await {
                         Ok(channel) => {
                             self.set.with_entry(id, |entry| entry.refusals = 0);
