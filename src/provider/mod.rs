@@ -15,6 +15,8 @@ pub mod probe;
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
+#[cfg(feature = "ec2")]
+use std::sync::{Arc, OnceLock};
 
 use crate::model::{BuilderId, Demand, Instance, InstanceId, PoolSpec, ProviderSpec};
 
@@ -42,12 +44,33 @@ pub struct ProviderContext {
     pub client_key: String,
     /// The `broker` program, which the local provider starts to watch over each machine.
     pub broker_program: PathBuf,
+    /// Makes a host key for a machine that has none of its own yet.
+    pub host_keys: fn() -> HostKeyPair,
+    /// What all pools on EC2 share, once there is one.
+    #[cfg(feature = "ec2")]
+    pub estate: Arc<OnceLock<Arc<ec2::Estate>>>,
+}
+
+/// A host key, both halves in OpenSSH's form. The private one is a secret: it is never shown.
+#[derive(Clone)]
+pub struct HostKeyPair {
+    /// `-----BEGIN OPENSSH PRIVATE KEY-----`...
+    pub private: String,
+    /// `ssh-ed25519 AAAA...`
+    pub public: String,
 }
 
 impl ProviderContext {
     /// A context with the running program as the `broker` program.
-    pub fn new(state_dir: PathBuf, client_key: String) -> io::Result<Self> {
-        Ok(Self { state_dir, client_key, broker_program: std::env::current_exe()? })
+    pub fn new(state_dir: PathBuf, client_key: String, host_keys: fn() -> HostKeyPair) -> io::Result<Self> {
+        Ok(Self {
+            state_dir,
+            client_key,
+            broker_program: std::env::current_exe()?,
+            host_keys,
+            #[cfg(feature = "ec2")]
+            estate: Arc::default(),
+        })
     }
 }
 
@@ -62,6 +85,12 @@ pub struct LaunchOrder<'a> {
     pub demand: Demand,
     /// Hears, in words for the person who waits, what is going on.
     pub progress: &'a (dyn Fn(&str) + Send + Sync),
+}
+
+impl fmt::Debug for HostKeyPair {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HostKeyPair").field("public", &self.public).finish_non_exhaustive()
+    }
 }
 
 impl fmt::Debug for LaunchOrder<'_> {
@@ -141,6 +170,18 @@ impl ProviderError {
     pub(crate) fn io(reason: impl Into<String>, source: io::Error) -> Self {
         Self { kind: ProviderErrorKind::Unknown, reason: reason.into(), source: Some(source) }
     }
+}
+
+/// An error with its causes, on one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
 }
 
 impl fmt::Display for ProviderErrorKind {
