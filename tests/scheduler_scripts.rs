@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 
 use nix_broker::model::requirement::CA_DERIVATIONS;
 use nix_broker::model::{
-    BuildId, BuildRequest, BuildSettings, BuilderFacts, BuilderId, DrvPath, Failure, FailureKind, Feature,
-    Instance, InstanceId, LeaseId, LocalSpec, Offer, Outcome, PoolName, PoolSpec, ProviderSpec, Requirement,
-    Slots, System,
+    BuildId, BuildRequest, BuildSettings, BuilderFacts, BuilderId, DrvPath, Ending, Failure, FailureKind,
+    Feature, Instance, InstanceId, LeaseId, LocalSpec, Offer, Outcome, PoolName, PoolSpec, ProviderSpec,
+    Requirement, Slots, System,
 };
 use nix_broker::scheduler::{
     Action, Answer, AttemptEnd, BuilderFault, BuilderFaultKind, Event, Fleet, Note, Selection,
@@ -184,7 +184,7 @@ impl Script {
                 Action::Start { build, lease, .. } => {
                     self.leases.insert(*build, *lease);
                 }
-                Action::Launch { builder, pool } => {
+                Action::Launch { builder, pool, .. } => {
                     self.places.insert(*builder, pool.clone());
                 }
                 Action::Terminate { .. }
@@ -218,8 +218,16 @@ impl Script {
 
 fn describe(action: &Action) -> String {
     match action {
-        Action::Launch { builder, pool } => format!("launch {builder} in {pool}"),
-        Action::Terminate { builder, reason } => format!("terminate {builder}: {reason}"),
+        Action::Launch { builder, pool, demand } => {
+            let how = if demand.on_demand_only { ", on demand only" } else { "" };
+            format!("launch {builder} in {pool} for {}{how}", demand.builds)
+        }
+        Action::Terminate { builder, ending: Ending::Final, reason } => {
+            format!("terminate {builder}: {reason}")
+        }
+        Action::Terminate { builder, ending: Ending::Idle, reason } => {
+            format!("terminate {builder}, or put it aside: {reason}")
+        }
         Action::Start { build, builder, lease } => format!("start {build} on {builder}, {lease}"),
         Action::Abort { build, lease } => format!("abort {build}, {lease}"),
         Action::Finish { build, outcome } => match outcome {

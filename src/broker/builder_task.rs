@@ -8,6 +8,7 @@
 //! It reports facts. Deadlines, and what a fault means for the pool, are the scheduler's; it says `Terminate`, and this
 //! task never leaves an instance behind, whatever it was doing when it was told.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -19,8 +20,8 @@ use tokio_util::sync::CancellationToken;
 use super::driver::DriverHandle;
 use super::remote::Remote;
 use super::{PoolRuntime, Shared, chain};
-use crate::model::{BuilderFacts, BuilderId, Demand, Instance, PoolName};
-use crate::provider::{Ending, LaunchOrder, Launched, probe};
+use crate::model::{BuilderFacts, BuilderId, Demand, Ending, Instance, PoolName};
+use crate::provider::{LaunchOrder, Launched, probe};
 use crate::scheduler::{BuilderFault, BuilderFaultKind, Event};
 use crate::ssh::{RunOnceError, Sessions};
 
@@ -34,14 +35,24 @@ const PROBE_DEADLINE: Duration = Duration::from_secs(20);
 /// How the driver holds a builder.
 #[derive(Debug)]
 pub(crate) struct BuilderHandle {
-    terminate: CancellationToken,
+    end: Arc<WantedEnd>,
     remote: Arc<OnceLock<Arc<Remote>>>,
+}
+
+/// Whether a builder shall end, and how.
+#[derive(Debug, Default)]
+struct WantedEnd {
+    asked: CancellationToken,
+    is_final: AtomicBool,
 }
 
 impl BuilderHandle {
     /// Asks for its end; may be asked again.
-    pub(crate) fn terminate(&self) {
-        self.terminate.cancel();
+    pub(crate) fn terminate(&self, ending: Ending) {
+        if ending == Ending::Final {
+            self.end.is_final.store(true, Ordering::Release);
+        }
+        self.end.asked.cancel();
     }
 
     /// What builds work with; nothing before it is ready.
@@ -56,8 +67,9 @@ pub(crate) fn spawn(
     driver: &DriverHandle,
     builder: BuilderId,
     pool: &PoolName,
+    demand: Demand,
 ) -> BuilderHandle {
-    let handle = BuilderHandle { terminate: CancellationToken::new(), remote: Arc::new(OnceLock::new()) };
+    let handle = BuilderHandle { end: Arc::default(), remote: Arc::default() };
     let Some(runtime) = shared.runtime(pool) else {
         // The scheduler knows pools from the same configuration, so this is a defect; it must still not hang.
         driver.event(Event::Lost { builder, fault: launch_failed(format!("there is no pool `{pool}`")) });
@@ -69,10 +81,10 @@ pub(crate) fn spawn(
         runtime,
         shared: Arc::clone(shared),
         driver: driver.clone(),
-        terminate: handle.terminate.clone(),
+        end: Arc::clone(&handle.end),
         remote: Arc::clone(&handle.remote),
     };
-    shared.tasks.spawn(task.run());
+    shared.tasks.spawn(task.run(demand));
     handle
 }
 
@@ -81,14 +93,13 @@ struct Task {
     runtime: Arc<PoolRuntime>,
     shared: Arc<Shared>,
     driver: DriverHandle,
-    terminate: CancellationToken,
+    end: Arc<WantedEnd>,
     remote: Arc<OnceLock<Arc<Remote>>>,
 }
 
 impl Task {
-    async fn run(self) {
-        // Not raced against `terminate`: an instance that was asked for and not waited for might come to life unseen.
-        let demand = Demand { builds: 1, on_demand_only: false };
+    async fn run(self, demand: Demand) {
+        // Not raced against the wish to end: an instance that was asked for and not waited for might come to life unseen.
         let progress = |_text: &str| {};
         let order =
             LaunchOrder { builder: self.builder, pool: &self.runtime.spec, demand, progress: &progress };
@@ -117,12 +128,14 @@ impl Task {
                 BuilderFaultKind::ConnectionLost,
                 format!("instance `{}` ended by itself: {reason}", launched.instance.id),
             ),
-            () = self.terminate.cancelled() => return,
+            () = self.end.asked.cancelled() => return,
         };
         tracing::warn!(%builder, reason = fault.reason, "builder lost");
         self.runtime.provider.distrust(&launched.instance.id);
+        // Whatever it is ended for, it is not put aside for another time.
+        self.end.is_final.store(true, Ordering::Release);
         self.driver.event(Event::Lost { builder, fault });
-        self.terminate.cancelled().await;
+        self.end.asked.cancelled().await;
     }
 
     async fn boot_and_watch(&self, launched: &Launched) -> BuilderFault {
@@ -191,8 +204,12 @@ impl Task {
             .with_max_delay(Duration::from_secs(60))
             .without_max_times()
             .build();
-        while let Err(error) = self.runtime.provider.terminate(&instance.id, Ending::Final).await {
+        let is_final = self.end.is_final.load(Ordering::Acquire);
+        let mut ending = if is_final { Ending::Final } else { Ending::Idle };
+        while let Err(error) = self.runtime.provider.terminate(&instance.id, ending).await {
             let reason = chain(&anyhow::Error::new(error));
+            // What cannot be put aside must at least not go on.
+            ending = Ending::Final;
             tracing::error!(builder = %self.builder, instance = %instance.id, reason, "cannot terminate, trying again");
             tokio::time::sleep(delays.next().unwrap_or(Duration::from_secs(60))).await;
         }

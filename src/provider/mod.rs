@@ -16,6 +16,7 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
+pub use crate::model::Ending;
 use crate::model::{BuilderId, Demand, Instance, InstanceId, PoolSpec, ProviderSpec};
 
 use self::hosts::Hosts;
@@ -72,15 +73,6 @@ impl fmt::Debug for LaunchOrder<'_> {
             .field("demand", &self.demand)
             .finish_non_exhaustive()
     }
-}
-
-/// Why an instance ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ending {
-    /// Nothing is wrong with it, there is just no work: it may be put aside for the next time.
-    Idle,
-    /// It must be gone.
-    Final,
 }
 
 /// An instance, and how to reach it.

@@ -32,7 +32,7 @@ impl Fleet {
             self.roster.change(id, super::builder::Builder::trust);
             return;
         }
-        let (ix, launched_at) = (builder.pool, builder.launched_at);
+        let (ix, launched_at, demand) = (builder.pool, builder.launched_at, builder.demand);
         let pool = &mut self.pools[ix.0];
         if let Some(reason) = pool.unfitness(facts) {
             self.on_lost(id, BuilderFault { kind: BuilderFaultKind::Unfit, reason });
@@ -41,7 +41,7 @@ impl Fleet {
         let now = self.now;
         let slots = pool.slots_of(facts);
         let (idle, lifetime) = (pool.spec.idle_timeout, pool.spec.max_lifetime);
-        pool.builder_became_ready(slots);
+        pool.builder_became_ready(slots, demand);
         let has_ca_derivations = facts.offer.features.contains(&Feature::new(CA_DERIVATIONS));
         self.roster.change(id, |builder| {
             builder.has_ca_derivations = has_ca_derivations;
@@ -105,13 +105,13 @@ impl Fleet {
     /// Asks the provider to end a builder, unless that has been asked.
     pub(super) fn end_builder(&mut self, id: BuilderId, why: EndReason) {
         let Some(builder) = self.roster.get(id).filter(|builder| !builder.is_terminating()) else { return };
-        let reason = why.to_string();
+        let (reason, ending) = (why.to_string(), why.ending());
         if builder.is_starting() {
             self.tell_audience_of_failure(id, &reason);
         }
         let now = self.now;
         self.roster.change(id, |builder| builder.terminate(now, why));
-        self.actions.push(Action::Terminate { builder: id, reason });
+        self.actions.push(Action::Terminate { builder: id, ending, reason });
     }
 
     /// Lets a builder take no further build, and ends it when it has none.
@@ -181,10 +181,10 @@ impl Fleet {
                 self.end_builder(id, why);
             }
             Life::Terminating { why, .. } => {
-                let reason = why.to_string();
+                let (reason, ending) = (why.to_string(), why.ending());
                 let ix = builder.pool;
                 let repeats = self.roster.change(id, |builder| builder.terminate_again(now)).unwrap_or(0);
-                self.actions.push(Action::Terminate { builder: id, reason });
+                self.actions.push(Action::Terminate { builder: id, ending, reason });
                 if repeats.is_multiple_of(STUCK_REPEATS) && self.roster.census(ix).staffed() == 0 {
                     let waited = TERMINATE_AGAIN_AFTER * repeats;
                     let reason = format!("{id} is not gone after {} s", waited.as_secs());
