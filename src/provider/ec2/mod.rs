@@ -4,8 +4,11 @@
 //! and what is ended when. Which type and where is decided in the pure modules beside this one; what the calls look like
 //! is known to `api` alone.
 
-use super::{Ending, LaunchOrder, Launched, ProviderContext, ProviderError, ProviderErrorKind};
-use crate::model::{Ec2Spec, Instance, InstanceId, PoolSpec};
+use super::{
+    Beat, BuilderNotice, Ending, LaunchOrder, Launched, ProviderContext, ProviderError, ProviderErrorKind,
+    Readiness, Survivor,
+};
+use crate::model::{BuilderFacts, Ec2Spec, Instance, InstanceId, PoolSpec};
 
 /// The instances of one pool.
 #[derive(Debug)]
@@ -46,5 +49,34 @@ impl Ec2 {
     pub(super) async fn reap_strays(&self) -> Result<usize, ProviderError> {
         std::future::ready(()).await;
         Ok(0)
+    }
+
+    pub(super) async fn survivors(&self) -> Result<Vec<Survivor>, ProviderError> {
+        std::future::ready(()).await;
+        Ok(Vec::new())
+    }
+
+    pub(super) async fn tend(&self) {
+        std::future::pending().await
+    }
+
+    pub(super) fn readiness(&self, _instance: &InstanceId) -> Option<String> {
+        None
+    }
+
+    pub(super) fn read_readiness(&self, _instance: &InstanceId, _stdout: &[u8]) -> Readiness {
+        Readiness::Ready
+    }
+
+    pub(super) fn objection(&self, _instance: &InstanceId, _facts: &BuilderFacts) -> Option<String> {
+        None
+    }
+
+    pub(super) fn beat(&self, _instance: &InstanceId, _is_in_use: bool) -> Option<Beat> {
+        None
+    }
+
+    pub(super) fn read_beat(&self, _instance: &InstanceId, _stdout: &[u8]) -> Vec<BuilderNotice> {
+        Vec::new()
     }
 }
