@@ -141,6 +141,9 @@ impl Script {
                 let id = InstanceId::new(format!("i-{}", builder.0));
                 Event::Launched { builder, instance: Instance { id, pool, class: None } }
             }
+            ["progress", builder, ref text @ ..] => {
+                Event::Progress { builder: builder_id(builder)?, text: text.join(" ") }
+            }
             ["ready", builder] => Event::Ready { builder: builder_id(builder)?, facts: self.facts(builder)? },
             ["ready", builder, "without", feature] => {
                 let mut facts = self.facts(builder)?;
@@ -241,6 +244,9 @@ fn describe(action: &Action) -> String {
                 Note::Queued { pool, ahead } => format!("queued for {pool}, {ahead} ahead"),
                 Note::Launching { pool, builder } => format!("{builder} is launched in {pool}"),
                 Note::Booting { builder, instance } => format!("{builder} boots as {instance}"),
+                Note::Progress { builder, text, after } => {
+                    format!("{builder}: {text}, {} s since its launch", after.as_secs())
+                }
                 Note::BuilderReady { builder, after } => {
                     format!("{builder} is ready after {} s", after.as_secs())
                 }

@@ -20,8 +20,8 @@ use tokio_util::sync::CancellationToken;
 use super::driver::DriverHandle;
 use super::remote::Remote;
 use super::{PoolRuntime, Shared, chain};
-use crate::model::{BuilderFacts, BuilderId, Demand, Ending, Instance, PoolName};
-use crate::provider::{LaunchOrder, Launched, probe};
+use crate::model::{BuilderFacts, BuilderId, Demand, Ending, Instance, InstanceId, PoolName};
+use crate::provider::{LaunchOrder, Launched, Readiness, probe};
 use crate::scheduler::{BuilderFault, BuilderFaultKind, Event};
 use crate::ssh::{RunOnceError, Sessions};
 
@@ -31,6 +31,12 @@ const REDIAL_DEADLINE: Duration = Duration::from_secs(10);
 const SWEEP_INTERVAL: Duration = Duration::from_secs(15);
 /// How long one attempt to reach a builder that boots, and to look at it, may take.
 const PROBE_DEADLINE: Duration = Duration::from_secs(20);
+
+/// Between two questions whether a builder has set itself up.
+const READINESS_INTERVAL: Duration = Duration::from_secs(1);
+
+/// A builder that does not answer for this long is no news to the person who waits.
+const UNREMARKABLE: Duration = Duration::from_secs(5);
 
 /// How the driver holds a builder.
 #[derive(Debug)]
@@ -100,7 +106,7 @@ struct Task {
 impl Task {
     async fn run(self, demand: Demand) {
         // Not raced against the wish to end: an instance that was asked for and not waited for might come to life unseen.
-        let progress = |_text: &str| {};
+        let progress = |text: &str| self.progress(text.to_owned());
         let order =
             LaunchOrder { builder: self.builder, pool: &self.runtime.spec, demand, progress: &progress };
         match self.runtime.provider.launch(order).await {
@@ -115,6 +121,11 @@ impl Task {
             }
         }
         self.driver.event(Event::Gone(self.builder));
+    }
+
+    fn progress(&self, text: String) {
+        tracing::debug!(builder = %self.builder, text, "progress");
+        self.driver.event(Event::Progress { builder: self.builder, text });
     }
 
     /// From launched until it must end; reports every fault.
@@ -143,7 +154,7 @@ impl Task {
             Ok(target) => Sessions::new(target),
             Err(error) => return fault(BuilderFaultKind::Unfit, chain(&error)),
         };
-        let facts = match self.first_contact(&sessions).await {
+        let facts = match self.first_contact(&sessions, &launched.instance.id).await {
             Ok(facts) => facts,
             Err(fault) => return fault,
         };
@@ -174,24 +185,56 @@ impl Task {
         }
     }
 
-    /// Dials until it answers; the scheduler's launch timeout ends the attempts.
-    async fn first_contact(&self, sessions: &Sessions) -> Result<BuilderFacts, BuilderFault> {
+    /// Dials until it answers and has set itself up; the scheduler's launch timeout ends the attempts.
+    async fn first_contact(
+        &self,
+        sessions: &Sessions,
+        instance: &InstanceId,
+    ) -> Result<BuilderFacts, BuilderFault> {
         let mut delays = ExponentialBuilder::default()
             .with_min_delay(Duration::from_millis(50))
             .with_max_delay(Duration::from_secs(2))
             .without_max_times()
             .build();
+        let began = Instant::now();
         loop {
-            let error = match probe_once(sessions, PROBE_DEADLINE).await {
-                Ok(facts) => return Ok(facts),
+            let error = match self.look(sessions, instance).await {
+                Ok(Look::Facts(facts)) => {
+                    return match self.runtime.provider.objection(instance, &facts) {
+                        None => Ok(facts),
+                        Some(objection) => Err(fault(BuilderFaultKind::Unfit, objection)),
+                    };
+                }
+                Ok(Look::NotYet(phase)) => {
+                    self.progress(phase);
+                    tokio::time::sleep(READINESS_INTERVAL).await;
+                    continue;
+                }
+                Ok(Look::GaveUp(reason)) => return Err(fault(BuilderFaultKind::BootFailed, reason)),
                 Err(error) => error,
             };
             if error.downcast_ref::<RunOnceError>().is_some_and(RunOnceError::is_final) {
                 return Err(fault(BuilderFaultKind::Unfit, chain(&error)));
             }
             tracing::debug!(builder = %self.builder, error = %chain(&error), "not answering yet");
+            if began.elapsed() > UNREMARKABLE {
+                self.progress(format!("not answering yet: {error:#}"));
+            }
             tokio::time::sleep(delays.next().unwrap_or(Duration::from_secs(2))).await;
         }
+    }
+
+    /// Asks whether it has set itself up, and then what it offers.
+    async fn look(&self, sessions: &Sessions, instance: &InstanceId) -> anyhow::Result<Look> {
+        if let Some(question) = self.runtime.provider.readiness(instance) {
+            let output = sessions.run(&question, Instant::now() + PROBE_DEADLINE).await?;
+            match self.runtime.provider.read_readiness(instance, &output.stdout) {
+                Readiness::Ready => {}
+                Readiness::NotYet { phase } => return Ok(Look::NotYet(phase)),
+                Readiness::Failed { reason } => return Ok(Look::GaveUp(reason)),
+            }
+        }
+        Ok(Look::Facts(probe_once(sessions, PROBE_DEADLINE).await?))
     }
 
     /// Ends the instance, and keeps at it until the provider agrees.
@@ -215,6 +258,16 @@ impl Task {
         }
         tracing::info!(builder = %self.builder, instance = %instance.id, "gone");
     }
+}
+
+/// What a builder that answers is found to be.
+enum Look {
+    /// Set up, and this.
+    Facts(BuilderFacts),
+    /// Busy with setting itself up.
+    NotYet(String),
+    /// It will never be ready.
+    GaveUp(String),
 }
 
 async fn probe_once(sessions: &Sessions, limit: Duration) -> anyhow::Result<BuilderFacts> {

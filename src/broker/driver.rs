@@ -180,6 +180,7 @@ impl Driver {
             | Event::ClientGone(_)
             | Event::Progressed { .. }
             | Event::Launched { .. }
+            | Event::Progress { .. }
             | Event::Ready { .. }
             | Event::Lost { .. }
             | Event::StartRequested(_)

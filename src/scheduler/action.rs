@@ -83,6 +83,15 @@ pub enum Note {
         /// The provider's name for it.
         instance: InstanceId,
     },
+    /// What a builder on its way to ready is doing.
+    Progress {
+        /// Which builder.
+        builder: BuilderId,
+        /// What is going on.
+        text: String,
+        /// Since the launch.
+        after: Duration,
+    },
     /// A builder of its pool became ready.
     BuilderReady {
         /// Which builder.

@@ -41,6 +41,8 @@ pub(super) struct Builder {
     /// Whether its Nix builds content-addressed derivations; only a ready one has been asked.
     pub(super) has_ca_derivations: bool,
     pub(super) life: Life,
+    /// What it does on its way to ready.
+    pub(super) progress: Option<String>,
     /// Since when it is in that state.
     pub(super) since: Instant,
     /// Builds that were told of its start, and hear how it goes on.
@@ -156,6 +158,7 @@ impl Builder {
             slots: 0,
             has_ca_derivations: false,
             life: Life::Launching { deadline: now + timeout },
+            progress: None,
             since: now,
             audience: Vec::new(),
             failing_builds: BTreeSet::new(),

@@ -107,6 +107,7 @@ impl Fleet {
             Event::Progressed { build, lease, phase } => self.on_progressed(build, lease, phase),
             Event::AttemptEnded { build, lease, end } => self.on_attempt_ended(build, lease, end),
             Event::Launched { builder, instance } => self.on_launched(builder, instance),
+            Event::Progress { builder, text } => self.on_progress(builder, &text),
             Event::Ready { builder, facts } => self.on_ready(builder, &facts),
             Event::Lost { builder, fault } => self.on_lost(builder, fault),
             Event::Gone(builder) => self.on_gone(builder),

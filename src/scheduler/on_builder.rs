@@ -9,6 +9,8 @@ use crate::model::{BuilderFacts, BuilderId, Feature, Instance, requirement::CA_D
 
 /// A termination asked for this often without an answer is a trouble of the whole pool, if it has no other builder.
 const STUCK_REPEATS: u32 = 5;
+/// Characters of what a builder is said to be doing.
+const LONGEST_PROGRESS: usize = 200;
 
 impl Fleet {
     pub(super) fn on_launched(&mut self, id: BuilderId, instance: Instance) {
@@ -23,6 +25,18 @@ impl Fleet {
         if is_starting && known == Some(false) {
             self.tell_audience(id, &note);
         }
+    }
+
+    /// Takes the words in only as far as a line can show them: some of them come from the machine itself.
+    pub(super) fn on_progress(&mut self, id: BuilderId, text: &str) {
+        let text: String = text.chars().filter(|c| !c.is_control()).take(LONGEST_PROGRESS).collect();
+        let Some(builder) = self.roster.get(id).filter(|builder| builder.is_starting()) else { return };
+        if text.is_empty() || builder.progress.as_ref() == Some(&text) {
+            return;
+        }
+        let after = self.now.saturating_duration_since(builder.launched_at);
+        self.roster.change(id, |builder| builder.progress = Some(text.clone()));
+        self.tell_audience(id, &Note::Progress { builder: id, text, after });
     }
 
     pub(super) fn on_ready(&mut self, id: BuilderId, facts: &BuilderFacts) {
