@@ -135,6 +135,7 @@ fn builder(id: &str, pool: &str, state: &str) -> BuilderView {
         pool: pool.to_owned(),
         instance: Some(format!("local-{id}")),
         state: state.to_owned(),
+        progress: None,
         in_state: 38.5,
         age: 700.0,
         slots_used: 0,
@@ -239,6 +240,20 @@ fn status_shows_what_runs_what_waits_and_what_ends() {
     #12    fresh           accepted           2m 10s  waits for its inputs from Nix
 
     Ended so far: 12 succeeded, 1 failed (`broker builds --all`)
+    ");
+}
+
+#[test]
+fn a_builder_that_boots_says_what_it_is_doing() {
+    let booting =
+        BuilderView { progress: Some("imds closed".to_owned()), ..builder("b-1", "x86", "booting") };
+    let view = StatusView { builders: vec![booting], ..idle() };
+    let (run, _) = Desk::new().ask(&["builders"], vec![OperatorReply::Status(view)]);
+    insta::assert_snapshot!(run.text(), @r"
+    exit 0
+    --- stdout
+    BUILDER  POOL  STATE                 FOR  SLOTS  ENDS  INSTANCE
+    b-1      x86   booting: imds closed  38s  0/0    -     local-b-1
     ");
 }
 

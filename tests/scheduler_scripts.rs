@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 
 use nix_broker::model::requirement::CA_DERIVATIONS;
 use nix_broker::model::{
-    BuildId, BuildRequest, BuildSettings, BuilderFacts, BuilderId, DrvPath, Failure, FailureKind, Feature,
-    Instance, InstanceId, LeaseId, LocalSpec, Offer, Outcome, PoolName, PoolSpec, ProviderSpec, Requirement,
-    Slots, System,
+    BuildId, BuildRequest, BuildSettings, BuilderFacts, BuilderId, DrvPath, Ending, Failure, FailureKind,
+    Feature, Instance, InstanceId, LeaseId, LocalSpec, Offer, Outcome, PoolName, PoolSpec, ProviderSpec,
+    Requirement, Slots, System,
 };
 use nix_broker::scheduler::{
     Action, Answer, AttemptEnd, BuilderFault, BuilderFaultKind, Event, Fleet, Note, Selection,
@@ -141,6 +141,9 @@ impl Script {
                 let id = InstanceId::new(format!("i-{}", builder.0));
                 Event::Launched { builder, instance: Instance { id, pool, class: None } }
             }
+            ["progress", builder, ref text @ ..] => {
+                Event::Progress { builder: builder_id(builder)?, text: text.join(" ") }
+            }
             ["ready", builder] => Event::Ready { builder: builder_id(builder)?, facts: self.facts(builder)? },
             ["ready", builder, "without", feature] => {
                 let mut facts = self.facts(builder)?;
@@ -184,7 +187,7 @@ impl Script {
                 Action::Start { build, lease, .. } => {
                     self.leases.insert(*build, *lease);
                 }
-                Action::Launch { builder, pool } => {
+                Action::Launch { builder, pool, .. } => {
                     self.places.insert(*builder, pool.clone());
                 }
                 Action::Terminate { .. }
@@ -223,8 +226,16 @@ impl Script {
 
 fn describe(action: &Action) -> String {
     match action {
-        Action::Launch { builder, pool } => format!("launch {builder} in {pool}"),
-        Action::Terminate { builder, reason } => format!("terminate {builder}: {reason}"),
+        Action::Launch { builder, pool, demand } => {
+            let how = if demand.on_demand_only { ", on demand only" } else { "" };
+            format!("launch {builder} in {pool} for {}{how}", demand.builds)
+        }
+        Action::Terminate { builder, ending: Ending::Final, reason } => {
+            format!("terminate {builder}: {reason}")
+        }
+        Action::Terminate { builder, ending: Ending::Idle, reason } => {
+            format!("terminate {builder}, or put it aside: {reason}")
+        }
         Action::Start { build, builder, lease } => format!("start {build} on {builder}, {lease}"),
         Action::Abort { build, lease } => format!("abort {build}, {lease}"),
         Action::Finish { build, outcome } => match outcome {
@@ -238,6 +249,9 @@ fn describe(action: &Action) -> String {
                 Note::Queued { pool, ahead } => format!("queued for {pool}, {ahead} ahead"),
                 Note::Launching { pool, builder } => format!("{builder} is launched in {pool}"),
                 Note::Booting { builder, instance } => format!("{builder} boots as {instance}"),
+                Note::Progress { builder, text, after } => {
+                    format!("{builder}: {text}, {} s since its launch", after.as_secs())
+                }
                 Note::BuilderReady { builder, after } => {
                     format!("{builder} is ready after {} s", after.as_secs())
                 }

@@ -180,6 +180,7 @@ impl Driver {
             | Event::ClientGone(_)
             | Event::Progressed { .. }
             | Event::Launched { .. }
+            | Event::Progress { .. }
             | Event::Ready { .. }
             | Event::Lost { .. }
             | Event::StartRequested(_)
@@ -209,14 +210,15 @@ impl Driver {
 
     fn perform(&mut self, action: Action) -> Flow {
         match action {
-            Action::Launch { builder, pool } => {
-                let handle = builder_task::spawn(&self.shared, &self.handle, builder, &pool);
+            Action::Launch { builder, pool, demand } => {
+                tracing::info!(%builder, %pool, ?demand, "launch");
+                let handle = builder_task::spawn(&self.shared, &self.handle, builder, &pool, demand);
                 self.builders.insert(builder, handle);
             }
-            Action::Terminate { builder, reason } => match self.builders.get(&builder) {
+            Action::Terminate { builder, ending, reason } => match self.builders.get(&builder) {
                 Some(handle) => {
-                    tracing::info!(%builder, reason, "terminate");
-                    handle.terminate();
+                    tracing::info!(%builder, ?ending, reason, "terminate");
+                    handle.terminate(ending);
                 }
                 // Its task has ended already: the provider agreed that it is gone.
                 None => self.handle.event(Event::Gone(builder)),

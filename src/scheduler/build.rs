@@ -26,6 +26,8 @@ pub(super) struct Build {
     pub(super) starts: u32,
     /// Attempts that failed, and count.
     pub(super) failed: Vec<Attempt>,
+    /// It has lost a machine that could be taken away, and shall not lose another.
+    pub(super) shuns_loose: bool,
     pub(super) trail: Trail,
     /// The builder whose start it was told of.
     pub(super) herald: Option<BuilderId>,
@@ -82,6 +84,7 @@ impl Build {
             since: now,
             starts: 0,
             failed: Vec::new(),
+            shuns_loose: false,
             trail,
             herald: None,
         }

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use super::event::BuilderFault;
 use super::pool::PoolIx;
-use crate::model::{BuildId, BuilderId, BuilderState, Instance, LeaseId};
+use crate::model::ec2::Market;
+use crate::model::{BuildId, BuilderId, BuilderState, Demand, Ending, Instance, LeaseId};
 
 /// A termination the provider has not confirmed in this time is asked for again.
 pub(super) const TERMINATE_AGAIN_AFTER: Duration = Duration::from_secs(60);
@@ -27,6 +28,10 @@ pub(super) struct Builder {
     pub(super) id: BuilderId,
     pub(super) pool: PoolIx,
     pub(super) launched_at: Instant,
+    /// What it was launched for.
+    pub(super) demand: Demand,
+    /// Whether it may be taken away; a guess until there is an instance.
+    pub(super) is_loose: bool,
     /// The provider's thing behind it, as observed.
     pub(super) instance: Option<Instance>,
     /// Slots in use. Invariant: never more than the slots it was ready with.
@@ -36,6 +41,8 @@ pub(super) struct Builder {
     /// Whether its Nix builds content-addressed derivations; only a ready one has been asked.
     pub(super) has_ca_derivations: bool,
     pub(super) life: Life,
+    /// What it does on its way to ready.
+    pub(super) progress: Option<String>,
     /// Since when it is in that state.
     pub(super) since: Instant,
     /// Builds that were told of its start, and hear how it goes on.
@@ -116,17 +123,42 @@ impl fmt::Display for EndReason {
     }
 }
 
+impl EndReason {
+    /// Whether the instance may be put aside for the next time: only when nothing but work is missing.
+    pub(super) fn ending(&self) -> Ending {
+        match self {
+            Self::Idle(_) => Ending::Idle,
+            Self::TooOld(_)
+            | Self::Drained
+            | Self::Stopped
+            | Self::Unhealthy(_)
+            | Self::Shutdown
+            | Self::Fault(_) => Ending::Final,
+        }
+    }
+}
+
 impl Builder {
-    pub(super) fn launching(id: BuilderId, pool: PoolIx, now: Instant, timeout: Duration) -> Self {
+    pub(super) fn launching(
+        id: BuilderId,
+        pool: PoolIx,
+        now: Instant,
+        timeout: Duration,
+        demand: Demand,
+        is_loose: bool,
+    ) -> Self {
         Self {
             id,
             pool,
             launched_at: now,
+            demand,
+            is_loose,
             instance: None,
             leases: BTreeMap::new(),
             slots: 0,
             has_ca_derivations: false,
             life: Life::Launching { deadline: now + timeout },
+            progress: None,
             since: now,
             audience: Vec::new(),
             failing_builds: BTreeSet::new(),
@@ -179,6 +211,9 @@ impl Builder {
 
     /// The provider has made the instance.
     pub(super) fn boot(&mut self, now: Instant, instance: Instance) {
+        if let Some(class) = &instance.class {
+            self.is_loose = class.market == Market::Spot;
+        }
         self.instance = Some(instance);
         if let Life::Launching { deadline } = self.life {
             self.enter(now, Life::Booting { deadline });

@@ -41,6 +41,13 @@ pub enum Event {
         /// What was made.
         instance: Instance,
     },
+    /// A builder on its way to ready has come a step further, in words for the person who waits.
+    Progress {
+        /// Which.
+        builder: BuilderId,
+        /// What is going on.
+        text: String,
+    },
     /// All checks passed.
     Ready {
         /// Which.

@@ -121,6 +121,8 @@ impl Fleet {
         let reason = failure.reason;
         build.trail.push(self.now, Why::AttemptFailed { builder, reason: reason.clone() });
         build.failed.push(Attempt { builder, kind: failure.kind, reason: reason.clone() });
+        let was_loose = self.roster.get(builder).is_some_and(|builder| builder.is_loose);
+        build.shuns_loose |= was_loose && failure.kind == FailureKind::BuilderLost;
         match retry::next(&build.failed) {
             Next::Again => self.try_again(id, format!("on {builder}: {reason}")),
             Next::GiveUp(failure) => self.finish(id, Outcome::Failed(failure)),
@@ -162,8 +164,11 @@ impl Fleet {
             self.awaiting_inputs -= 1;
         }
         build.enter(self.now, Stage::Queued { lane, waits_since });
+        for ix in &self.queue.lane(lane).pools {
+            self.pools[ix.0].gather(self.now);
+        }
         let is_ready = |attempt: &Attempt| self.roster.get(attempt.builder).is_some_and(Builder::is_ready);
-        if build.failed.iter().any(is_ready) {
+        if build.shuns_loose || build.failed.iter().any(is_ready) {
             self.queue.push_picky(lane, build.ticket, id);
         } else {
             self.queue.push_plain(lane, build.ticket, id);

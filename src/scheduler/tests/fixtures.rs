@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use crate::model::ec2::{DiskSpec, IdleAction, ImageSpec, Market, Reach};
 use crate::model::requirement::CA_DERIVATIONS;
 use crate::model::{
-    BuildId, BuildRequest, BuildSettings, BuilderFacts, BuilderId, DrvPath, Failure, FailureKind, Feature,
-    Instance, InstanceId, LeaseId, LocalSpec, Offer, Outcome, PoolName, PoolSpec, ProviderSpec, Requirement,
-    Slots, System,
+    BuildId, BuildRequest, BuildSettings, BuilderFacts, BuilderId, Demand, DrvPath, Ec2Spec, Failure,
+    FailureKind, Feature, HourlyRate, Instance, InstanceClass, InstanceId, LeaseId, LocalSpec, Offer,
+    Outcome, PoolName, PoolSpec, ProviderSpec, Requirement, Slots, System, Usd,
 };
 use crate::scheduler::build::{Build, Stage};
 use crate::scheduler::fleet::Mode;
@@ -43,6 +44,37 @@ pub(super) fn pool(name: &str, system: &str, offered: &[&str]) -> PoolSpec {
     }
 }
 
+/// Machines of many sizes, bought like this; planned with four slots each.
+pub(super) fn ec2_pool(name: &str, market: Market) -> PoolSpec {
+    let spec = Ec2Spec {
+        profile: None,
+        regions: vec![],
+        market,
+        types: vec![],
+        exact: false,
+        max_price: None,
+        image: ImageSpec::Id("ami-0".to_owned()),
+        subnets: vec![],
+        security_groups: vec![],
+        reach: Reach::Public,
+        disk: DiskSpec { size: 100, throughput: 250, iops: 3000 },
+        idle_action: IdleAction::Terminate,
+        lease: seconds(600),
+    };
+    PoolSpec { slots: Slots::Auto { expected: 4 }, provider: ProviderSpec::Ec2(spec), ..pool(name, X86, &[]) }
+}
+
+/// What a dollar an hour buys.
+pub(super) fn class(market: Market) -> InstanceClass {
+    InstanceClass {
+        instance_type: "c7a.4xlarge".to_owned(),
+        market,
+        zone: "eu-central-1a".to_owned(),
+        rate: HourlyRate(Usd::from_micros(1_000_000)),
+        stopped_rate: HourlyRate(Usd::from_micros(10_000)),
+    }
+}
+
 pub(super) fn request(system: &str, required: &[&str]) -> BuildRequest {
     BuildRequest {
         drv: DrvPath::parse("/nix/store/0c0kyvd9yy1j1xcpq5h3lqkzxmfv0y7i-hello.drv").unwrap(),
@@ -74,6 +106,7 @@ pub(super) struct World {
     specs: Vec<PoolSpec>,
     pub(super) running: BTreeMap<BuildId, (BuilderId, LeaseId)>,
     pub(super) pools_of: BTreeMap<BuilderId, PoolName>,
+    pub(super) demands: BTreeMap<BuilderId, Demand>,
     pub(super) terminated: Vec<BuilderId>,
     pub(super) aborted: Vec<BuildId>,
     pub(super) ended: BTreeMap<BuildId, Outcome>,
@@ -89,6 +122,7 @@ impl World {
             specs,
             running: BTreeMap::new(),
             pools_of: BTreeMap::new(),
+            demands: BTreeMap::new(),
             terminated: vec![],
             aborted: vec![],
             ended: BTreeMap::new(),
@@ -118,8 +152,10 @@ impl World {
 
     fn take_note(&mut self, action: &Action) {
         match action {
-            Action::Launch { builder, pool } => {
+            Action::Launch { builder, pool, demand } => {
                 assert!(self.pools_of.insert(*builder, pool.clone()).is_none(), "{builder} launched twice");
+                assert!(demand.builds > 0, "{builder} is launched for nothing");
+                self.demands.insert(*builder, *demand);
             }
             Action::Terminate { builder, .. } => self.terminated.push(*builder),
             Action::Start { build, builder, lease } => {
@@ -174,6 +210,24 @@ impl World {
         let id = InstanceId::new(format!("i-{}", builder.0));
         let instance = Instance { id, pool: self.pools_of[&builder].clone(), class: None };
         self.apply(Event::Launched { builder, instance })
+    }
+
+    pub(super) fn launched_as(&mut self, builder: u64, class: InstanceClass) -> Vec<Action> {
+        let builder = BuilderId(builder);
+        let id = InstanceId::new(format!("i-{}", builder.0));
+        let instance = Instance { id, pool: self.pools_of[&builder].clone(), class: Some(class) };
+        self.apply(Event::Launched { builder, instance })
+    }
+
+    /// The builder is ready with so many processors.
+    pub(super) fn ready_with(&mut self, builder: u64, processors: u32) -> Vec<Action> {
+        let facts = BuilderFacts { processors, ..self.facts_of(builder) };
+        self.apply(Event::Ready { builder: BuilderId(builder), facts })
+    }
+
+    /// What the launches were for, in their order.
+    pub(super) fn demanded(&self) -> Vec<(u32, bool)> {
+        self.demands.values().map(|demand| (demand.builds, demand.on_demand_only)).collect()
     }
 
     pub(super) fn facts_of(&self, builder: u64) -> BuilderFacts {

@@ -9,6 +9,7 @@ use proptest::sample::Index;
 use proptest::test_runner::FileFailurePersistence;
 
 use super::fixtures::*;
+use crate::model::ec2::Market;
 use crate::model::requirement::CA_DERIVATIONS;
 use crate::model::{
     BuildId, BuilderFacts, BuilderId, FailureKind, Feature, Instance, InstanceId, LeaseId, Outcome, PoolName,
@@ -96,14 +97,20 @@ fn fault_kind(number: usize) -> BuilderFaultKind {
 }
 
 fn pools() -> impl Strategy<Value = Vec<PoolSpec>> {
-    let shape =
-        || (0..2_u32, 1..4_u32, 1..4_u32, prop_oneof![Just(0_u64), Just(5), Just(600)], any::<bool>());
+    let shape = || {
+        (0..2_u32, 1..4_u32, 1..4_u32, prop_oneof![Just(0_u64), Just(5), Just(600)], any::<bool>(), 0..3_u8)
+    };
     (shape(), shape(), shape()).prop_map(|(a, b, c)| {
         let specs = [pool("plain", X86, &[]), pool("kvm", X86, &["kvm"]), pool("arm", ARM, &["kvm"])];
         specs
             .into_iter()
             .zip([a, b, c])
-            .map(|(spec, (min, max, slots, idle, auto))| PoolSpec {
+            .map(|(spec, (min, max, slots, idle, auto, machines))| PoolSpec {
+                provider: match machines {
+                    0 => ec2_pool("ec2", Market::OnDemand).provider,
+                    1 => ec2_pool("ec2", Market::Spot).provider,
+                    _ => spec.provider,
+                },
                 min_builders: min.min(max),
                 max_builders: max,
                 slots: if auto { Slots::Auto { expected: slots } } else { Slots::Fixed(slots) },
@@ -196,8 +203,9 @@ impl Chaos {
             }
             Step::Launched(at) => {
                 let builder = self.builder(*at);
-                let instance =
-                    Instance { id: InstanceId::new("i-0"), pool: PoolName::new("plain"), class: None };
+                let class =
+                    [Some(class(Market::Spot)), Some(class(Market::OnDemand)), None][at.index(3)].clone();
+                let instance = Instance { id: InstanceId::new("i-0"), pool: PoolName::new("plain"), class };
                 self.world.apply(Event::Launched { builder, instance });
             }
             Step::Ready(at, variant) => {
