@@ -47,7 +47,7 @@ pub struct ProviderContext {
     /// The `broker` program, which the local provider starts to watch over each machine.
     pub broker_program: PathBuf,
     /// Makes a host key for a machine that has none of its own yet.
-    pub host_keys: fn() -> HostKeyPair,
+    pub host_keys: fn() -> io::Result<HostKeyPair>,
     /// What all pools on EC2 share, once there is one.
     #[cfg(feature = "ec2")]
     pub estate: Arc<OnceLock<Arc<ec2::Estate>>>,
@@ -64,7 +64,7 @@ pub struct HostKeyPair {
 
 impl ProviderContext {
     /// A context with the running program as the `broker` program.
-    pub fn new(state_dir: PathBuf, client_key: String, host_keys: fn() -> HostKeyPair) -> io::Result<Self> {
+    pub fn new(state_dir: PathBuf, client_key: String, host_keys: fn() -> io::Result<HostKeyPair>) -> io::Result<Self> {
         Ok(Self {
             state_dir,
             client_key,
@@ -292,7 +292,8 @@ impl Provider {
             Self::Local(_) => {}
             Self::Hosts(hosts) => hosts.distrust(instance),
             #[cfg(feature = "ec2")]
-            Self::Ec2(ec2) => ec2.distrust(instance),
+            // Each is made anew; an offering that only makes bad ones would be a matter for its price list.
+            Self::Ec2(_) => {}
         }
     }
 
@@ -353,7 +354,7 @@ impl Provider {
         match self {
             Self::Local(_) | Self::Hosts(_) => None,
             #[cfg(feature = "ec2")]
-            Self::Ec2(ec2) => ec2.readiness(instance),
+            Self::Ec2(_) => Some(ec2::Ec2::readiness()),
         }
     }
 
@@ -362,7 +363,7 @@ impl Provider {
         match self {
             Self::Local(_) | Self::Hosts(_) => Readiness::Ready,
             #[cfg(feature = "ec2")]
-            Self::Ec2(ec2) => ec2.read_readiness(instance, stdout),
+            Self::Ec2(_) => ec2::Ec2::read_readiness(stdout),
         }
     }
 
@@ -371,7 +372,7 @@ impl Provider {
         match self {
             Self::Local(_) | Self::Hosts(_) => None,
             #[cfg(feature = "ec2")]
-            Self::Ec2(ec2) => ec2.objection(instance, facts),
+            Self::Ec2(ec2) => ec2.objection(facts),
         }
     }
 

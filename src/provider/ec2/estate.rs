@@ -91,6 +91,8 @@ pub(super) struct State {
     /// What the last look at a site failed with: said once.
     pub(super) blind: BTreeMap<Site, String>,
     pub(super) sites: BTreeSet<Site>,
+    /// Launches of an earlier broker that nobody has taken over yet.
+    inherited: BTreeSet<IntentId>,
     /// Pools that launch where every AWS tool would; known as sites once that region is.
     pub(super) profiles: BTreeSet<Option<String>>,
     pools: BTreeSet<String>,
@@ -126,6 +128,7 @@ impl Estate {
                 "cannot read a launch record; if it has an instance, that will be terminated"
             );
         }
+        let inherited = records.iter().map(|record| record.intent.clone()).collect();
         let state = State {
             sites: records.sites().clone(),
             records,
@@ -135,6 +138,7 @@ impl Estate {
             shown: BTreeMap::new(),
             ended: BTreeMap::new(),
             blind: BTreeMap::new(),
+            inherited,
             profiles: BTreeSet::new(),
             pools: BTreeSet::new(),
             renewed_at: 0,
@@ -226,6 +230,28 @@ impl Estate {
         state.shown.remove(&instance);
         let flight = Flight { estate: self, intent: record.intent.clone() };
         Some((record, flight))
+    }
+
+    /// The live launches of this pool that an earlier broker made; each is handed out once. Fails, with EC2's words, as
+    /// long as one of them has not been seen because its site cannot be.
+    pub(super) fn inherited(&self, pool: &str) -> Result<Vec<Record>, String> {
+        let mut guard = self.state();
+        let state = &mut *guard;
+        let records: Vec<_> = state
+            .inherited
+            .iter()
+            .filter_map(|intent| state.records.get(intent))
+            .filter(|record| record.pool == pool && matches!(record.stage, Stage::Live { .. }))
+            .cloned()
+            .collect();
+        let unseen = |record: &&Record| !record.instance().is_some_and(|id| state.shown.contains_key(id));
+        if let Some(reason) = records.iter().filter(unseen).find_map(|record| state.blind.get(&record.site)) {
+            return Err(reason.clone());
+        }
+        for record in &records {
+            state.inherited.remove(&record.intent);
+        }
+        Ok(records)
     }
 
     /// Reads the records.

@@ -35,6 +35,9 @@ pub(super) enum AttemptError {
     /// It could not be written down, so nothing was asked.
     #[error("cannot write down a launch, so none is made: is the state directory full or read-only?")]
     Journal(#[source] std::io::Error),
+    /// There is no host key for it.
+    #[error("cannot make a host key")]
+    HostKey(#[source] std::io::Error),
     /// There is no user-data for it.
     #[error(transparent)]
     UserData(super::boot::user_data::UserDataError),

@@ -19,6 +19,7 @@ pub mod boot;
 pub mod candidates;
 pub mod cooling;
 mod estate;
+mod health;
 #[cfg(test)]
 pub(crate) mod fixtures;
 pub mod ladder;

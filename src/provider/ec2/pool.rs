@@ -3,10 +3,11 @@
 //! Owns the climb over the ladder's rungs and what each refusal teaches. The calls are in [`super::launch`] and
 //! [`super::retire`], the watch over what runs in [`super::estate`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::api::{ApiError, ErrorClass, Observed, RunOrder};
 use super::boot::user_data::{BootSpec, render};
@@ -17,9 +18,9 @@ use super::ladder::{Rung, Terms, ladder};
 use super::launch::{Attempt, AttemptError, disk};
 use super::records::{Record, Stage};
 use super::surroundings::{Place, Surroundings};
-use super::{launch, price};
+use super::price;
 use crate::model::ec2::{IdleAction, Reach};
-use crate::model::{Ec2Spec, Instance, InstanceClass, InstanceId, PoolName, PoolSpec};
+use crate::model::{Ec2Spec, Instance, InstanceClass, InstanceId, Offer, PoolName, PoolSpec};
 use crate::provider::{
     Address, Ending, HostKeyPair, LaunchOrder, Launched, ProviderContext, ProviderError, ProviderErrorKind,
     Survivor,
@@ -40,8 +41,10 @@ pub struct Ec2 {
     pool: PoolSpec,
     estate: Arc<Estate>,
     client_key: String,
-    host_keys: fn() -> HostKeyPair,
+    host_keys: fn() -> io::Result<HostKeyPair>,
     cooling: Mutex<Cooling>,
+    /// Whose interruption has been counted.
+    interrupted: Mutex<BTreeSet<InstanceId>>,
     surroundings: Surroundings,
 }
 
@@ -65,7 +68,22 @@ impl Ec2 {
             client_key: context.client_key.clone(),
             host_keys: context.host_keys,
             cooling: Mutex::default(),
+            interrupted: Mutex::default(),
         })
+    }
+
+    /// What the pool promises.
+    pub(super) fn offer(&self) -> &Offer {
+        &self.pool.offer
+    }
+
+    /// What an instance that is in use was bought as.
+    pub(super) fn class_of(&self, instance: &InstanceId) -> Option<InstanceClass> {
+        let record = self.estate.with_records(|records| records.of_instance(instance.as_str()).cloned())?;
+        match &record.stage {
+            Stage::Live { class, .. } | Stage::Shelved { class, .. } => Some(class.into()),
+            Stage::Asked { .. } | Stage::Abandoned | Stage::Ending { .. } => None,
+        }
     }
 
     fn cooling(&self) -> MutexGuard<'_, Cooling> {
@@ -97,7 +115,11 @@ impl Ec2 {
                             Lesson::Stop(kind) => return Err(ProviderError::new(kind, error.to_string())),
                         }
                     }
-                    Err(error @ AttemptError::Journal(_)) => return Err(journal(error)),
+                    Err(
+                        error @ (AttemptError::Journal(_)
+                        | AttemptError::UserData(_)
+                        | AttemptError::HostKey(_)),
+                    ) => return Err(journal(error)),
                     Err(AttemptError::Unclear(error)) => {
                         return Err(ProviderError::new(
                             ProviderErrorKind::Unknown,
@@ -140,7 +162,7 @@ impl Ec2 {
     }
 
     async fn climb(&self, order: &LaunchOrder<'_>, rung: &Rung, place: &Place) -> Result<Observed, AttemptError> {
-        let keys = (self.host_keys)();
+        let keys = (self.host_keys)().map_err(AttemptError::HostKey)?;
         let request = self.request(rung, place, &keys)?;
         let attempt = Attempt {
             api: &place.api,
@@ -311,9 +333,10 @@ impl Ec2 {
         })
     }
 
-    /// A spot instance that was lost counts against spot.
-    pub(in crate::provider) fn interrupted(&self, instance: &InstanceId) {
-        if self.cooling().interrupted(now()) {
+    /// A spot instance that EC2 takes back counts against spot, once.
+    pub(super) fn interrupted(&self, instance: &InstanceId) {
+        let mut interrupted = self.interrupted.lock().unwrap_or_else(PoisonError::into_inner);
+        if interrupted.insert(instance.clone()) && self.cooling().interrupted(now()) {
             tracing::warn!(%instance, pool = %self.name, "two spot interruptions: no spot for half an hour");
         }
     }
@@ -341,31 +364,32 @@ impl Ec2 {
     }
 
     /// Takes over or ends what an earlier broker left, over all pools. What EC2 cannot be asked now is ended later.
-    pub(in crate::provider) async fn reap_strays(&self) -> usize {
-        self.estate.settle().await
+    pub(in crate::provider) async fn reap_strays(&self) -> Result<usize, ProviderError> {
+        Ok(self.estate.settle().await)
     }
 
-    /// The running instances of this pool that an earlier broker left.
-    pub(in crate::provider) fn survivors(&self) -> Vec<Survivor> {
-        let records = self.estate.with_records(|records| {
-            let of_pool = records.iter().filter(|record| record.pool == self.name.as_str());
-            of_pool.filter(|record| matches!(record.stage, Stage::Live { .. })).cloned().collect::<Vec<_>>()
-        });
+    /// The running instances of this pool that an earlier broker launched. Fails as long as EC2 cannot be asked.
+    pub(in crate::provider) async fn survivors(&self) -> Result<Vec<Survivor>, ProviderError> {
+        self.estate.settle().await;
         let now = self.estate.now();
         let mut survivors = Vec::new();
-        for record in records {
-            let shown = record.instance().and_then(|id| self.estate.shown(id));
-            let host = shown.and_then(|shown| launch::address(&shown, &self.spec.reach));
-            match host.and_then(|host| self.launched(&record, host)) {
-                Some(launched) => survivors.push(Survivor {
-                    launched,
-                    age: std::time::Duration::from_secs(now.saturating_sub(record.asked_at)),
-                }),
-                // Nobody could use it, so nobody looks after it: the next look ends it.
-                None => self.estate.disclaim(&record.intent),
+        for record in self.estate.inherited(self.name.as_str()).map_err(|error| {
+            ProviderError::new(ProviderErrorKind::Unknown, format!("cannot see what runs on EC2: {error}"))
+        })? {
+            let Stage::Live { instance, .. } = &record.stage else { continue };
+            let host = match self.estate.address_of(instance, &self.spec.reach).await {
+                Ok(host) => host,
+                Err(reason) => {
+                    tracing::warn!(instance, reason, "an instance of an earlier broker is of no use");
+                    self.give_up(instance).await;
+                    continue;
+                }
+            };
+            if let Some(launched) = self.launched(&record, host) {
+                survivors.push(Survivor { launched, age: Duration::from_secs(now.saturating_sub(record.asked_at)) });
             }
         }
-        survivors
+        Ok(survivors)
     }
 
     /// Watches over everything this broker has on EC2; returns never.
@@ -404,7 +428,9 @@ fn journal(error: AttemptError) -> ProviderError {
             reason: "cannot write down a launch, so none is made: is the state directory full or read-only?".to_owned(),
             source: Some(source),
         },
-        AttemptError::UserData(_) | AttemptError::Refused(_) | AttemptError::Unclear(_) => {
+        AttemptError::UserData(_)
+        | AttemptError::HostKey(_)
+        | AttemptError::Refused(_) | AttemptError::Unclear(_) => {
             ProviderError::new(ProviderErrorKind::Config, error.to_string())
         }
     }
