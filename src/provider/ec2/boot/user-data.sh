@@ -25,7 +25,7 @@ lease-busy=@LEASE_BUSY@
 idle=@IDLE@
 hard=@HARD@
 LIMITS
-rm -f "$run/ready" "$run/failed" "$run/phases"
+rm -f "$run/ready" "$run/failed" "$run/phases" "$run/errors"
 
 up() {
   cut -d ' ' -f 1 "$root/proc/uptime"
@@ -54,10 +54,11 @@ step() { # PHASE WHAT-FAILED FUNCTION
   fi
 }
 
-sh "$run/dead-man.sh" arm 2>"$run/errors"
+sh "$run/dead-man.sh" arm 2>"$run/arm-errors"
 armed=$?
 is_armed() {
   [ "$armed" != 0 ] || return 0
+  cat "$run/arm-errors" >&2
   # Left on just long enough for the broker to read why.
   (sleep 300; systemctl poweroff --force --force || echo o >"$root/proc/sysrq-trigger") >/dev/null 2>&1 &
   return 1
@@ -75,10 +76,11 @@ authorize() {
 CLIENT_KEY
     replace "$root/root/.ssh/authorized_keys" 600
 }
-authorize 2>>"$run/errors"
+authorize 2>"$run/key-errors"
 authorized=$?
 is_authorized() {
-  [ "$authorized" = 0 ]
+  cat "$run/key-errors" >&2
+  return "$authorized"
 }
 step armed "the dead-man timers cannot be started, so this machine ends in 5 minutes" is_armed
 step "key installed" "the broker's key cannot be installed" is_authorized
