@@ -118,6 +118,8 @@ elif [ "$lease_age" -ge "$lease" ] && [ -z "$busy" ]; then
 elif [ "$idle_for" -ge "$idle" ]; then
   reason="nothing was built for $idle_for s"
 fi
+# Once decided it stays so: the shutdown has begun.
+[ ! -e "$run/off" ] || read -r reason <"$run/off"
 [ -n "$reason" ] || exit 0
 
 off_at=$(number "$run/off_at" "$now")

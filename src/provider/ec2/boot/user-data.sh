@@ -5,8 +5,8 @@ SSH_HOST_ED25519_KEY_PUB:@HOST_KEY_PUBLIC@
 HOST_KEYS
 )
 # Makes this NixOS instance a builder of nix-broker. Runs as root after every boot, also after a stop; every part of it
-# may run again. NixOS takes the host key out of the lines above by itself, before it starts sshd: with sed, and
-# only when no pipe character comes before them.
+# may run again. NixOS takes the host key out of the lines above by itself, before it starts sshd: with sed, and only
+# when no pipe character comes before them. The names that it looks for may stand nowhere else.
 #
 # NIX_BROKER_ROOT stands before every path, for tests.
 root=${NIX_BROKER_ROOT-}
@@ -25,7 +25,7 @@ lease-busy=@LEASE_BUSY@
 idle=@IDLE@
 hard=@HARD@
 LIMITS
-rm -f "$run/ready" "$run/failed" "$run/phases"
+rm -f "$run/ready" "$run/failed" "$run/phases" "$run/errors"
 
 up() {
   cut -d ' ' -f 1 "$root/proc/uptime"
@@ -42,8 +42,9 @@ complaint() {
   tail -c 400 "$run/errors" | tr '\n' ' '
 }
 step() { # PHASE WHAT-FAILED FUNCTION
-  if "$3" 2>"$run/errors"; then
+  if "$3" 2>>"$run/errors"; then
     phase "$1"
+    : >"$run/errors"
   else
     echo "$2: $(complaint)" >"$run/failed.new"
     mv "$run/failed.new" "$run/failed"
@@ -53,13 +54,36 @@ step() { # PHASE WHAT-FAILED FUNCTION
   fi
 }
 
-arm() {
-  sh "$run/dead-man.sh" arm && return
+sh "$run/dead-man.sh" arm 2>"$run/arm-errors"
+armed=$?
+is_armed() {
+  [ "$armed" != 0 ] || return 0
+  cat "$run/arm-errors" >&2
   # Left on just long enough for the broker to read why.
   (sleep 300; systemctl poweroff --force --force || echo o >"$root/proc/sysrq-trigger") >/dev/null 2>&1 &
   return 1
 }
-step armed "the dead-man timers cannot be started, so this machine ends in 5 minutes" arm
+
+replace() { # FILE MODE: with FILE.nix-broker; also where NixOS has a link into the store
+  chmod "$2" "$1.nix-broker" && mv -f "$1.nix-broker" "$1"
+}
+
+# Before whatever else can fail, so that the broker can come and read what did.
+authorize() {
+  mkdir -p "$root/root/.ssh" && chmod 700 "$root/root/.ssh" &&
+    cat >"$root/root/.ssh/authorized_keys.nix-broker" <<'CLIENT_KEY' &&
+@CLIENT_KEY@
+CLIENT_KEY
+    replace "$root/root/.ssh/authorized_keys" 600
+}
+authorize 2>"$run/key-errors"
+authorized=$?
+is_authorized() {
+  cat "$run/key-errors" >&2
+  return "$authorized"
+}
+step armed "the dead-man timers cannot be started, so this machine ends in 5 minutes" is_armed
+step "key installed" "the broker's key cannot be installed" is_authorized
 
 # User-data holds the host key, and builds with network access could read it. Those run as other users.
 only_root() { # TOOL ADDRESS
@@ -77,28 +101,19 @@ close_imds() {
 }
 step "imds closed" "builds cannot be kept from the instance's metadata" close_imds
 
-replace() { # FILE MODE: with FILE.nix-broker; also where NixOS has a link into the store
-  chmod "$2" "$1.nix-broker" && mv -f "$1.nix-broker" "$1"
-}
-
 configure_sshd() {
-  mkdir -p "$root/root/.ssh" "$root/etc/ssh" && chmod 700 "$root/root/.ssh" || return 1
-  cat >"$root/root/.ssh/authorized_keys.nix-broker" <<'CLIENT_KEY' || return 1
-@CLIENT_KEY@
-CLIENT_KEY
-  replace "$root/root/.ssh/authorized_keys" 600 || return 1
-
   # NixOS has done this, unless the image came with a host key.
   key=$root/etc/ssh/ssh_host_ed25519_key
-  (umask 077; printf '%s\n' "$host_keys" | sed -n 's/^SSH_HOST_ED25519_KEY://p' | tr '|' '\n' >"$key.nix-broker") &&
+  (umask 077; printf '%s\n' "$host_keys" | sed -n 's/^SSH_HOST_ED25519[_]KEY://p' | tr '|' '\n' >"$key.nix-broker") &&
     replace "$key" 600 &&
-    printf '%s\n' "$host_keys" | sed -n 's/^SSH_HOST_ED25519_KEY_PUB://p' >"$key.pub.nix-broker" &&
+    printf '%s\n' "$host_keys" | sed -n 's/^SSH_HOST_ED25519[_]KEY_PUB://p' >"$key.pub.nix-broker" &&
     replace "$key.pub" 644 || return 1
 
   # The first value counts, so ours stand above what the image has. Releases before 9.8 know no penalties.
   file=$root/etc/ssh/sshd_config
   sshd=$(command -v sshd) || sshd=true
   for penalties in 'PerSourcePenalties no' ''; do
+    : >"$run/errors"
     cat >"$file.nix-broker" <<SSHD_CONFIG || return 1
 # nix-broker begin
 MaxSessions 1000
@@ -140,7 +155,7 @@ instance_store() {
     return
   done
 }
-instance_store 2>"$run/errors" || phase "instance store left alone: $(complaint)"
+instance_store 2>>"$run/errors" || phase "instance store left alone: $(complaint)"
 
 # One user for each build at a time; fewer would make builds wait.
 build_users() {
@@ -156,6 +171,15 @@ build_users() {
   done
 }
 build_users 2>"$run/errors" || phase "build users are too few: $(complaint)"
+: >"$run/errors"
+
+# Where it is promised it has to be there: nested virtualisation is a setting of the launch.
+check_kvm() {
+  case ' @FEATURES@ ' in *' kvm '*) ;; *) return 0 ;; esac
+  [ -e "$root/dev/kvm" ] || modprobe kvm_intel || modprobe kvm_amd
+  [ -e "$root/dev/kvm" ]
+}
+step "kvm checked" "there is no /dev/kvm for the feature kvm" check_kvm
 
 # Set outright: an image claims features that this machine may not have. Ours come last, where they win.
 configure_nix() {
@@ -167,6 +191,7 @@ configure_nix() {
 
 # nix-broker begin
 @NIX_CONF@
+system-features = @FEATURES@
 # nix-broker end
 NIX_CONF
   replace "$file" 644 && systemctl try-restart nix-daemon.service

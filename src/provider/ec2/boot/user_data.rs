@@ -101,7 +101,8 @@ pub fn render(spec: &BootSpec<'_>) -> Result<String, UserDataError> {
         ("IDLE", limit("idle limit", spec.idle)?.to_string()),
         ("HARD", limit("hard limit", spec.hard_limit)?.to_string()),
         ("BUILD_USERS", spec.build_users.to_string()),
-        ("NIX_CONF", nix_conf(spec)?),
+        ("NIX_CONF", nix_conf(spec.nix_settings)?),
+        ("FEATURES", features(spec.system_features)?),
         ("VERSION", ready::VERSION.to_string()),
     ]);
     let text = fill(TEMPLATE, &values)?;
@@ -176,9 +177,9 @@ fn limit(name: &'static str, duration: Duration) -> Result<u64, UserDataError> {
     }
 }
 
-fn nix_conf(spec: &BootSpec<'_>) -> Result<String, UserDataError> {
+fn features(wanted: &BTreeSet<Feature>) -> Result<String, UserDataError> {
     let mut features = Vec::new();
-    for feature in spec.system_features {
+    for feature in wanted {
         let feature = feature.as_str();
         let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b'+');
         if feature.is_empty() || feature.len() > 64 || !feature.bytes().all(is_plain) {
@@ -186,6 +187,10 @@ fn nix_conf(spec: &BootSpec<'_>) -> Result<String, UserDataError> {
         }
         features.push(feature);
     }
+    Ok(features.join(" "))
+}
+
+fn nix_conf(settings: &[(String, String)]) -> Result<String, UserDataError> {
     let mut lines = vec![
         "trusted-users = root".to_owned(),
         "max-jobs = auto".to_owned(),
@@ -193,10 +198,10 @@ fn nix_conf(spec: &BootSpec<'_>) -> Result<String, UserDataError> {
         "builders =".to_owned(),
         "builders-use-substitutes = true".to_owned(),
     ];
-    for (name, value) in spec.nix_settings {
+    for (name, value) in settings {
         let line = format!("{name} = {value}");
-        let is_name = !name.is_empty()
-            && name.bytes().all(|byte| byte.is_ascii_lowercase() || matches!(byte, b'-' | b'0'..=b'9'));
+        let in_name = |byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-');
+        let is_name = !name.is_empty() && name.bytes().all(in_name);
         if !is_name || value.contains('#') || value.chars().any(char::is_control) {
             return Err(UserDataError::NixSetting(
                 line.chars().filter(|c| !c.is_control()).take(80).collect(),
@@ -204,8 +209,6 @@ fn nix_conf(spec: &BootSpec<'_>) -> Result<String, UserDataError> {
         }
         lines.push(line);
     }
-    // Last, so that no further setting undoes it.
-    lines.push(format!("system-features = {}", features.join(" ")));
     Ok(lines.join("\n"))
 }
 
