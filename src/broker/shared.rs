@@ -17,7 +17,7 @@ use super::guests::Guests;
 use crate::config::Config;
 use crate::ipc::Frame;
 use crate::model::{BuildId, DrvPath, PoolName, PoolSpec};
-use crate::provider::{Address, Provider, ProviderContext};
+use crate::provider::{Address, HostKeyPair, Provider, ProviderContext};
 use crate::ssh::{ClientKey, HostKey, Target};
 use crate::transfer::LocalStore;
 
@@ -66,6 +66,7 @@ impl PoolRuntime {
             user: address.user.clone(),
             host_keys: host_keys.context("read the instance's host key")?,
             key,
+            proxy_command: address.proxy_command.clone(),
         })
     }
 }
@@ -81,7 +82,7 @@ impl Shared {
         let public_path = key_path.with_extension("pub");
         std::fs::write(&public_path, format!("{} nix-broker\n", key.public_openssh()))
             .with_context(|| format!("write `{}`", public_path.display()))?;
-        let context = ProviderContext::new(config.state_dir.clone(), key.public_openssh())
+        let context = ProviderContext::new(config.state_dir.clone(), key.public_openssh(), fresh_host_key)
             .context("find the broker's own program")?;
         let pools: anyhow::Result<Vec<_>> = config
             .pools
@@ -156,6 +157,12 @@ impl Shared {
             .map(|(drv, why)| format!("{}: declined, {why}", drv.name()))
             .collect()
     }
+}
+
+/// A host key for a machine that has none yet.
+fn fresh_host_key() -> std::io::Result<HostKeyPair> {
+    let key = crate::ssh::HostKeyPair::generate().map_err(std::io::Error::other)?;
+    Ok(HostKeyPair { private: key.private_openssh_pem.clone(), public: key.public_openssh.clone() })
 }
 
 /// A token that nobody can guess: 128 bits from the kernel.

@@ -184,6 +184,8 @@ pub struct Address {
     pub host_keys: Vec<String>,
     /// A private key to log in with; `None` is the broker's own.
     pub identity_file: Option<PathBuf>,
+    /// A command, for a shell, whose standard input and output are the connection; `None` is TCP.
+    pub proxy_command: Option<String>,
 }
 
 /// Why a provider could not do what it was asked for.

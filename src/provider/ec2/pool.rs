@@ -277,13 +277,21 @@ impl Ec2 {
                 class: Some(InstanceClass::from(class)),
             },
             address: Address {
-                host,
                 port: SSH_PORT,
                 user: USER.to_owned(),
                 host_keys: vec![record.host_key.clone()],
                 identity_file: None,
+                proxy_command: self.proxy_command(instance, &host),
+                host,
             },
         })
+    }
+
+    fn proxy_command(&self, instance: &str, host: &str) -> Option<String> {
+        match &self.spec.reach {
+            Reach::Public | Reach::Private => None,
+            Reach::Proxy(command) => Some(fill_in(command, instance, host)),
+        }
     }
 
     /// Starts an instance of this pool that was put aside, if there is one that can be.
@@ -419,6 +427,18 @@ fn summary(rung: &Rung) -> String {
         crate::model::ec2::Market::Spot => "spot",
     };
     format!("{} in {} ({market}, {})", rung.instance_type.name, rung.zone, rung.rate)
+}
+
+/// `%h`, `%i` and `%p` in a proxy command. What EC2 calls an instance and its address goes into a shell, so it is only
+/// what such names are made of.
+fn fill_in(command: &str, instance: &str, host: &str) -> String {
+    let plain = |text: &str| -> String {
+        text.chars().filter(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | ':' | '-')).collect()
+    };
+    command
+        .replace("%h", &plain(host))
+        .replace("%i", &plain(instance))
+        .replace("%p", &SSH_PORT.to_string())
 }
 
 fn journal(error: AttemptError) -> ProviderError {
