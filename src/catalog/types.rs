@@ -17,6 +17,10 @@ const TABLE: &str = include_str!("ec2-types.csv");
 const SURPLUS_CREDITS: [(Architecture, u64); 2] =
     [(Architecture::X86_64, 50_000), (Architecture::Arm64, 40_000)];
 
+/// Of a builder that nobody asked for by name.
+const LEAST_MEMORY_MIB: u32 = 4 * 1024;
+const LEAST_VCPUS: u32 = 2;
+
 /// What EC2 calls the architecture of an instance type and of an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Architecture {
@@ -91,6 +95,15 @@ impl InstanceType {
         is_burstable(&self.family)
     }
 
+    /// Whether it is taken when no pool lists it. Metal is several dollars an hour whatever waits; burstable types are
+    /// slow once they have built for a while, or cost more than others; small ones swap, or build one thing at a time.
+    pub fn is_chosen_unasked(&self) -> bool {
+        !self.is_metal()
+            && !self.is_burstable()
+            && self.memory_mib >= LEAST_MEMORY_MIB
+            && self.vcpus >= LEAST_VCPUS
+    }
+
     /// Price of one physical core, in micro-dollars an hour.
     pub fn price_per_core(&self) -> u64 {
         self.price.0.micros() / u64::from(self.cores.max(1))
@@ -139,6 +152,15 @@ impl Catalog {
     /// The type of this name.
     pub fn find(&self, name: &str) -> Option<&InstanceType> {
         self.types.get(name)
+    }
+
+    /// What there is to choose from: these, in this order, or when there are none, all that builders may be.
+    pub fn choice(&self, listed: &[String]) -> Vec<&InstanceType> {
+        if listed.is_empty() {
+            self.types().filter(|known| known.is_chosen_unasked()).collect()
+        } else {
+            listed.iter().filter_map(|name| self.find(name)).collect()
+        }
     }
 
     /// All of them, by name.
