@@ -122,24 +122,37 @@ impl fmt::Display for Place {
     }
 }
 
-/// In the words of the API, for a person: `create subnet 172.31.48.0/20 in eu-central-1c of `vpc-1``.
+impl Change {
+    /// What is done, in the word of the API.
+    pub fn verb(&self) -> &'static str {
+        match self {
+            Self::CreateDefaultVpc | Self::CreateSubnet { .. } | Self::CreateGroup { .. } => "create",
+            Self::Authorize { .. } => "authorize",
+            Self::Revoke { .. } => "revoke",
+            Self::DeleteGroup { .. } | Self::DeleteSubnet { .. } | Self::DeleteVpc { .. } => "delete",
+        }
+    }
+
+    /// To what.
+    pub fn object(&self) -> String {
+        match self {
+            Self::CreateDefaultVpc => "the default VPC, with a subnet in every zone".to_owned(),
+            Self::CreateSubnet { vpc, zone, cidr } => format!("subnet {cidr} in {zone} of `{vpc}`"),
+            Self::CreateGroup { vpc: Place::Id(vpc) } => format!("security group `{GROUP_NAME}` in `{vpc}`"),
+            Self::CreateGroup { vpc: Place::New } => format!("security group `{GROUP_NAME}` in the new VPC"),
+            Self::Authorize { group, rule } => format!("{rule} in {group}"),
+            Self::Revoke { group, rule, why } => format!("{rule} in `{group}`: {why}"),
+            Self::DeleteGroup { group } => format!("security group `{group}`"),
+            Self::DeleteSubnet { subnet, zone } => format!("subnet `{subnet}` in {zone}"),
+            Self::DeleteVpc { vpc } => format!("VPC `{vpc}`, with its subnets and internet gateway"),
+        }
+    }
+}
+
+/// `create subnet 172.31.48.0/20 in eu-central-1c of `vpc-1``
 impl fmt::Display for Change {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::CreateDefaultVpc => f.write_str("create the default VPC with a subnet in every zone"),
-            Self::CreateSubnet { vpc, zone, cidr } => write!(f, "create subnet {cidr} in {zone} of `{vpc}`"),
-            Self::CreateGroup { vpc: Place::Id(vpc) } => {
-                write!(f, "create security group `{GROUP_NAME}` in `{vpc}`")
-            }
-            Self::CreateGroup { vpc: Place::New } => {
-                write!(f, "create security group `{GROUP_NAME}` in the new VPC")
-            }
-            Self::Authorize { group, rule } => write!(f, "let in {rule} to {group}"),
-            Self::Revoke { group, rule, why } => write!(f, "no longer let in {rule} to `{group}`: {why}"),
-            Self::DeleteGroup { group } => write!(f, "delete security group `{group}`"),
-            Self::DeleteSubnet { subnet, zone } => write!(f, "delete subnet `{subnet}` in {zone}"),
-            Self::DeleteVpc { vpc } => write!(f, "delete VPC `{vpc}` with its subnets and internet gateway"),
-        }
+        write!(f, "{} {}", self.verb(), self.object())
     }
 }
 
@@ -345,22 +358,20 @@ pub fn removal(found: &Found) -> Plan {
             plan.obstacles.push(format!("VPC `{}` stays: {}", vpc.id, still_has(&users)));
         }
     }
-    let goes = |vpc: &Vpc| vpc.is_ours && !kept_vpcs.contains(vpc.id.as_str());
-    for subnet in found.subnets.iter().filter(|subnet| subnet.is_ours) {
+    // Those of a VPC of ours go with it, or stay with it.
+    let is_alone =
+        |subnet: &&Subnet| subnet.is_ours && !found.vpc(&subnet.vpc).is_some_and(|vpc| vpc.is_ours);
+    for subnet in found.subnets.iter().filter(is_alone) {
         let users = tenants(found, |tenant| tenant.subnet.as_ref() == Some(&subnet.id));
-        if !users.is_empty() {
+        if users.is_empty() {
+            plan.changes.push(Change::DeleteSubnet { subnet: subnet.id.clone(), zone: subnet.zone.clone() });
+        } else {
             plan.obstacles.push(format!("subnet `{}` stays: {}", subnet.id, still_has(&users)));
-        } else if !found.vpc(&subnet.vpc).is_some_and(goes) {
-            plan.changes.push(delete_subnet(subnet));
         }
     }
-    let vpcs = found.vpcs.iter().filter(|vpc| goes(vpc));
+    let vpcs = found.vpcs.iter().filter(|vpc| vpc.is_ours && !kept_vpcs.contains(vpc.id.as_str()));
     plan.changes.extend(vpcs.map(|vpc| Change::DeleteVpc { vpc: vpc.id.clone() }));
     plan
-}
-
-fn delete_subnet(subnet: &Subnet) -> Change {
-    Change::DeleteSubnet { subnet: subnet.id.clone(), zone: subnet.zone.clone() }
 }
 
 fn tenants(found: &Found, is_one: impl Fn(&super::found::Tenant) -> bool) -> BTreeSet<&str> {

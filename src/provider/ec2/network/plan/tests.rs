@@ -107,7 +107,7 @@ fn a_new_account_needs_a_group_and_nothing_else() {
         planned(&fresh_account(), &wish()),
         [
             "create security group `nix-broker` in `vpc-1`",
-            "let in tcp 22 from 198.51.100.7/32 to the new one",
+            "authorize tcp 22 from 198.51.100.7/32 in the new one",
         ]
     );
 }
@@ -118,14 +118,14 @@ fn a_region_without_a_default_vpc_gets_one() {
     assert_eq!(
         planned(&Found::default(), &private),
         [
-            "create the default VPC with a subnet in every zone",
+            "create the default VPC, with a subnet in every zone",
             "create security group `nix-broker` in the new VPC",
-            "let in tcp 22 from 172.31.0.0/16 to the new one",
+            "authorize tcp 22 from 172.31.0.0/16 in the new one",
         ]
     );
     // A VPC that is somebody else's is not taken, however alone it is.
     let found = Found { vpcs: vec![Vpc { is_default: false, ..vpc("vpc-9") }], ..Found::default() };
-    assert_eq!(planned(&found, &wish())[0], "create the default VPC with a subnet in every zone");
+    assert_eq!(planned(&found, &wish())[0], "create the default VPC, with a subnet in every zone");
 }
 
 #[test]
@@ -241,13 +241,13 @@ fn a_group_lets_in_nobody_else_but_other_brokers_and_the_vpc() {
     assert_eq!(
         planned(&found, &wish()),
         [
-            "no longer let in tcp 22 from 203.0.113.1/32 to `sg-1`: this broker was there earlier",
-            "no longer let in tcp 22 from 203.0.113.3/32 to `sg-1`: this machine was seen there earlier",
-            "no longer let in tcp 22 from 203.0.113.4/32 to `sg-1`: an earlier `--address`",
-            "no longer let in tcp 22 from 10.0.0.0/16 to `sg-1`: the VPC has that range no longer",
-            "no longer let in tcp 22 from 0.0.0.0/0 to `sg-1`: the broker did not make this rule",
-            "no longer let in tcp 0-65535 from 203.0.113.5/32 to `sg-1`: the broker did not make this rule",
-            "no longer let in icmp -1 from 0.0.0.0/0 to `sg-1`: the broker did not make this rule",
+            "revoke tcp 22 from 203.0.113.1/32 in `sg-1`: this broker was there earlier",
+            "revoke tcp 22 from 203.0.113.3/32 in `sg-1`: this machine was seen there earlier",
+            "revoke tcp 22 from 203.0.113.4/32 in `sg-1`: an earlier `--address`",
+            "revoke tcp 22 from 10.0.0.0/16 in `sg-1`: the VPC has that range no longer",
+            "revoke tcp 22 from 0.0.0.0/0 in `sg-1`: the broker did not make this rule",
+            "revoke tcp 0-65535 from 203.0.113.5/32 in `sg-1`: the broker did not make this rule",
+            "revoke icmp -1 from 0.0.0.0/0 in `sg-1`: the broker did not make this rule",
         ]
     );
     // Who only needs the VPC leaves every way in from outside that a broker or a person asked for.
@@ -287,7 +287,7 @@ fn removal_takes_what_is_ours_and_leaves_what_is_used() {
         |found: &Found| -> Vec<String> { removal(found).changes.iter().map(ToString::to_string).collect() };
     assert_eq!(
         lines(&found),
-        ["delete security group `sg-1`", "delete VPC `vpc-1` with its subnets and internet gateway"]
+        ["delete security group `sg-1`", "delete VPC `vpc-1`, with its subnets and internet gateway"]
     );
     let gone = after(&found, &removal(&found).changes);
     assert_eq!(removal(&gone), Plan::default());
