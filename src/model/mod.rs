@@ -21,7 +21,7 @@ pub mod requirement;
 pub mod status;
 pub mod store_path;
 
-pub use ec2::Ec2Spec;
+pub use ec2::{Ec2Spec, Market};
 pub use ids::{BuildId, BuilderId, InstanceId, LeaseId, PoolName};
 pub use instance::{BuilderFacts, Demand, Ending, Instance, InstanceClass};
 pub use money::{HourlyRate, Usd};

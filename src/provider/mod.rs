@@ -356,7 +356,7 @@ impl Provider {
         match self {
             Self::Local(_) | Self::Hosts(_) => None,
             #[cfg(feature = "ec2")]
-            Self::Ec2(_) => Some(ec2::Ec2::readiness()),
+            Self::Ec2(ec2) => ec2.readiness(instance),
         }
     }
 
@@ -365,7 +365,7 @@ impl Provider {
         match self {
             Self::Local(_) | Self::Hosts(_) => Readiness::Ready,
             #[cfg(feature = "ec2")]
-            Self::Ec2(_) => ec2::Ec2::read_readiness(stdout),
+            Self::Ec2(ec2) => ec2.read_readiness(instance, stdout),
         }
     }
 
@@ -374,7 +374,7 @@ impl Provider {
         match self {
             Self::Local(_) | Self::Hosts(_) => None,
             #[cfg(feature = "ec2")]
-            Self::Ec2(ec2) => ec2.objection(facts),
+            Self::Ec2(ec2) => ec2.objection(instance, facts),
         }
     }
 

@@ -204,7 +204,7 @@ async fn a_proxy_command_carries_the_connection_and_dies_with_it() {
     let output = session.run("echo through", soon()).await.unwrap();
     assert_eq!(output.stdout, b"through\n");
     let pid = std::fs::read_to_string(&pid_file).unwrap();
-    let alive = || std::path::Path::new("/proc").join(pid.trim()).join("cmdline").exists();
+    let alive = || Path::new("/proc").join(pid.trim()).join("cmdline").exists();
     assert!(alive());
     drop(session);
     let until = std::time::Instant::now() + PATIENCE;

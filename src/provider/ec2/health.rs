@@ -22,11 +22,12 @@ const SHOWN_FLAGS: usize = 6;
 
 impl Ec2 {
     /// The command that asks how far the boot is. Port 22 being open says nothing.
-    pub(in crate::provider) fn readiness() -> String {
-        ready::command()
+    pub(in crate::provider) fn readiness(&self, instance: &InstanceId) -> Option<String> {
+        self.class_of(instance).map(|_| ready::command())
     }
 
-    pub(in crate::provider) fn read_readiness(stdout: &[u8]) -> Readiness {
+    pub(in crate::provider) fn read_readiness(&self, instance: &InstanceId, stdout: &[u8]) -> Readiness {
+        tracing::debug!(%instance, pool = %self.name(), answer = %String::from_utf8_lossy(stdout), "readiness");
         let progress = match ready::parse(stdout) {
             Ok(progress) => progress,
             Err(error) => return Readiness::Failed { reason: error.to_string() },
@@ -45,7 +46,7 @@ impl Ec2 {
     }
 
     /// A processor that cannot run what the pool promises would kill builds with SIGILL.
-    pub(in crate::provider) fn objection(&self, facts: &BuilderFacts) -> Option<String> {
+    pub(in crate::provider) fn objection(&self, instance: &InstanceId, facts: &BuilderFacts) -> Option<String> {
         let offer = self.offer();
         let flags = facts.cpu_flags.iter().map(String::as_str).collect();
         for feature in offer.features.union(&offer.mandatory) {
@@ -53,8 +54,10 @@ impl Ec2 {
             if !missing.is_empty() {
                 let shown = missing.iter().take(SHOWN_FLAGS).copied().collect::<Vec<_>>().join(" ");
                 let more = if missing.len() > SHOWN_FLAGS { ", ..." } else { "" };
+                let class = self.class_of(instance);
+                let what = class.map_or_else(|| "its".to_owned(), |class| format!("{}'s", class.instance_type));
                 return Some(format!(
-                    "its processor cannot run code for `{feature}`: /proc/cpuinfo lacks {shown}{more}"
+                    "{what} processor cannot run code for `{feature}`: /proc/cpuinfo lacks {shown}{more}"
                 ));
             }
         }

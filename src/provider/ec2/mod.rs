@@ -21,7 +21,7 @@ pub mod cooling;
 mod estate;
 mod health;
 #[cfg(test)]
-pub(crate) mod fixtures;
+mod fixtures;
 pub mod ladder;
 mod launch;
 pub mod network;

@@ -19,6 +19,7 @@ use super::launch::{Attempt, AttemptError, disk};
 use super::records::{Record, Stage};
 use super::surroundings::{Place, Surroundings};
 use super::price;
+use super::retire::only;
 use crate::model::ec2::{IdleAction, Reach};
 use crate::model::{Ec2Spec, Instance, InstanceClass, InstanceId, Offer, PoolName, PoolSpec};
 use crate::provider::{
@@ -70,6 +71,11 @@ impl Ec2 {
             cooling: Mutex::default(),
             interrupted: Mutex::default(),
         })
+    }
+
+    /// Its name.
+    pub(super) fn name(&self) -> &PoolName {
+        &self.name
     }
 
     /// What the pool promises.
@@ -300,7 +306,7 @@ impl Ec2 {
             let id = record.instance()?.to_owned();
             (order.progress)(&format!("starts {id}, which was put aside"));
             let started = match self.estate.client_of(&record.site).await {
-                Ok(api) => api.start(&[id.clone()]).await,
+                Ok(api) => only(api.start(&[id.clone()]).await),
                 Err(error) => Err(error),
             };
             let reached = match started {

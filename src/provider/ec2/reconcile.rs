@@ -202,3 +202,6 @@ fn end_of(instance: &Observed) -> String {
         None => format!("EC2 says that it {state}"),
     }
 }
+
+#[cfg(test)]
+mod tests;

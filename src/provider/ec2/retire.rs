@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::api::{ApiError, InstanceState};
+use super::api::{ApiError, InstanceState, PerInstance};
 use super::estate::Estate;
 use super::records::{ClassRecord, Record, Stage};
 use crate::model::ec2::IdleAction;
@@ -45,7 +45,7 @@ impl Estate {
         self.disclaim(&record.intent);
         let refused = |source| RetireError::Refused { instance: instance.to_owned(), source };
         let api = self.client_of(&record.site).await.map_err(refused)?;
-        api.terminate(&[instance.to_owned()]).await.map_err(refused)?;
+        only(api.terminate(&[instance.to_owned()]).await).map_err(refused)?;
         self.confirm(instance, |estate| {
             let is_forgotten = estate.with_records(|records| records.of_instance(instance).is_none());
             is_forgotten || matches!(estate.state_of(instance), Some(InstanceState::ShuttingDown | InstanceState::Terminated))
@@ -76,7 +76,7 @@ impl Estate {
         self.advance(&intent, shelved(&class));
         self.disclaim(&intent);
         let stopped = match self.client_of(&site).await {
-            Ok(api) => api.stop(&[instance.to_owned()], hibernate).await,
+            Ok(api) => only(api.stop(&[instance.to_owned()], hibernate).await),
             Err(error) => Err(error),
         };
         if let Err(error) = stopped {
@@ -113,4 +113,9 @@ impl Estate {
             Err(_elapsed) => Err(RetireError::Unconfirmed { instance: instance.to_owned() }),
         }
     }
+}
+
+/// The answer to a request about one instance.
+pub(super) fn only(answers: PerInstance) -> Result<(), ApiError> {
+    answers.into_values().collect()
 }

@@ -5,12 +5,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
-use super::api::{Api, ApiError, ErrorClass};
+use super::api::{Api, ApiError, ErrorClass, Image};
 use super::boot::image::{self, ImageFact};
 use super::candidates::{self, Verified, VerifiedType};
 use super::estate::Estate;
@@ -140,7 +140,7 @@ impl Surroundings {
             offered(&mut region.offered, &api, wanted),
             image(&mut region.image, &api, spec, pool),
             network(&mut region.network, &api, spec),
-            spot_prices(&mut region.spot_prices, &api, spec, wanted),
+            spot_prices(&mut region.spot_prices, &api, spec, wanted, self.estate.now()),
         );
         let (image, network, offered) = (image?, network?, offered?);
         view.verified.types.extend(types?);
@@ -215,10 +215,11 @@ async fn image(
                 let reason = format!("image `{id}` is for {}, and pool `{}` needs {arch}", image.arch, pool.name);
                 return Err(config(reason));
             }
-            image
+            fact(image)
         }
         ImageSpec::Newest { owner, name } => {
             let images = api.images(owner, name, arch).await.map_err(|error| refused(&error))?;
+            let images: Vec<_> = images.into_iter().map(fact).collect();
             let newest = image::newest(&images, name, arch).cloned();
             newest.ok_or_else(|| {
                 config(format!(
@@ -231,6 +232,17 @@ async fn image(
         }
     };
     Ok(known.put(found, DAY))
+}
+
+fn fact(image: Image) -> ImageFact {
+    ImageFact {
+        id: image.id,
+        name: image.name,
+        creation_date: image.creation_date,
+        arch: image.arch,
+        state: if image.is_available { "available" } else { "unavailable" }.to_owned(),
+        root_device: image.root_device,
+    }
 }
 
 async fn network(
@@ -253,6 +265,7 @@ async fn spot_prices(
     api: &Api,
     spec: &Ec2Spec,
     wanted: &[String],
+    now: u64,
 ) -> BTreeMap<(String, String), HourlyRate> {
     match spec.market {
         Market::OnDemand => return BTreeMap::new(),
@@ -261,9 +274,9 @@ async fn spot_prices(
     if let Some(prices) = known.get() {
         return prices;
     }
-    match api.spot_prices(wanted).await {
-        Ok(prices) => {
-            let prices = prices.into_iter().map(|(zone, name, price)| ((zone, name), HourlyRate(price)));
+    match api.spot_prices(wanted, i64::try_from(now).unwrap_or(i64::MAX)).await {
+        Ok(offers) => {
+            let prices = offers.into_iter().map(|offer| ((offer.zone, offer.instance_type), offer.price));
             known.put(prices.collect(), MINUTES)
         }
         Err(error) => {

@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::api::{Api, ApiError, Observed};
 use super::estate::{BROKER_TAG, EXPIRES_TAG, Estate, Finds, expiry};
 use super::reconcile::{INTENT_TAG, Look, Step, reconcile};
+use super::retire::only;
 use super::records::{IntentId, Site, Stage};
 
 /// Between two looks while something is on its way up or down.
@@ -45,7 +46,7 @@ impl Estate {
             })
     }
 
-    async fn look_everywhere(&self, finds: Finds) {
+    pub(super) async fn look_everywhere(&self, finds: Finds) {
         self.resolve_regions().await;
         let sites = self.state().sites.clone();
         for site in sites {
@@ -140,7 +141,7 @@ impl Estate {
             Step::Terminate { instance, why } => {
                 tracing::warn!(instance, why, region = site.region, "terminate");
                 self.expect_end(&instance);
-                if let Err(error) = api.terminate(std::slice::from_ref(&instance)).await {
+                if let Err(error) = only(api.terminate(std::slice::from_ref(&instance)).await) {
                     tracing::warn!(instance, %error, "cannot terminate; trying again");
                 }
             }
@@ -192,7 +193,8 @@ impl Estate {
             due
         };
         for (site, ids) in due {
-            let tags = [(EXPIRES_TAG.to_owned(), expiry(now))];
+            let until = expiry(now);
+            let tags = [(EXPIRES_TAG, until.as_str())];
             let result = match self.client_of(&site).await {
                 Ok(api) => api.tag(&ids, &tags).await,
                 Err(error) => Err(error),
