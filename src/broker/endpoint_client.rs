@@ -150,10 +150,10 @@ impl Store for Machine {
     ) -> Result<Submitted, RemoteError> {
         let request = BuildRequest {
             drv,
-            requirement: Requirement {
-                system: System::new(derivation.system.as_str()),
-                features: derivation.required_system_features().into_iter().map(Feature::new).collect(),
-            },
+            requirement: Requirement::new(
+                System::new(derivation.system.as_str()),
+                derivation.required_system_features().into_iter().map(Feature::new).collect(),
+            ),
             am_willing: false,
             settings: BuildSettings {
                 timeout: options.timeout,
