@@ -122,7 +122,7 @@ impl Lineages {
             Patience::UntilKnown => {
                 let permit = Arc::clone(&self.long_walk).acquire_owned().await;
                 let read = tokio::task::spawn_blocking(move || {
-                    let lineage = reader.to_the_end();
+                    let lineage = reader.finish();
                     drop(permit);
                     lineage
                 });
@@ -147,7 +147,7 @@ impl Lineages {
             });
             drop(permit);
             if is_long && let Ok(_permit) = long_walk.try_acquire() {
-                let _remembered = reader.to_the_end();
+                let _remembered = reader.finish();
             }
         });
         answered.await.unwrap_or_else(|_| Ok(after_a_defect(&drv)))
@@ -174,7 +174,7 @@ impl Reader {
         Some(self.walk.advance(&memo, &mut self.files, budget))
     }
 
-    fn to_the_end(mut self) -> Lineage {
+    fn finish(mut self) -> Lineage {
         let mut left = WHOLE;
         loop {
             // Piece by piece, to see when the broker has ended.

@@ -140,5 +140,5 @@ fn a_walk_ends_with_the_broker() {
     let files = StoreFiles { dir: store.dir.path().to_owned() };
     let reader = Reader { walk: Walk::to(drv("link-1")), memo, files };
     drop(store.lineages);
-    assert_eq!(reader.to_the_end(), Lineage::default());
+    assert_eq!(reader.finish(), Lineage::default());
 }
