@@ -3,8 +3,12 @@
 //!
 //! Nix builds from the bottom up, so mostly one file is read per question: the derivation's own, for its inputs were asked
 //! about before. Not so where they were substituted, and after a start of the broker: then all that lies below has to be
-//! read once, some ten microseconds a file while it is in the page cache. Nix's loop stands still meanwhile, so it waits
-//! for [`MOMENT`] at most, which is a few milliseconds; what is more is read in the background while Nix asks again.
+//! read once, some ten microseconds a file while it is in the page cache. Nix's loop stands still meanwhile, so:
+//!
+//! - every question may read what [`MOMENT`] says, which is a few milliseconds;
+//! - one at a time may go on reading, in the background when it lasts longer than [`LIMIT`]; Nix is told "postpone" then,
+//!   and so are the others that need more than a moment. That is five seconds to Nix, hence the limit, which is less than
+//!   the stock hook takes for every build, and is met once for a derivation.
 //!
 //! This is done whatever the pools offer. One that names no processor is just the one on which a tuned program would die.
 
@@ -31,11 +35,13 @@ use crate::protocol::derivation::Ancestry;
 /// Derivations remembered: those of a few whole systems, in less than 30 MB.
 const MAX_REMEMBERED: usize = 1 << 17;
 
-/// What is read while Nix waits. By count: the same question has the same answer on a machine that is busy.
+/// What any question may read while Nix waits. By count: a machine that is busy answers as one that is not.
 const MOMENT: Budget = Budget { files: 500, bytes: 4 << 20 };
 
-/// The longest wait while Nix waits, for a disk that does not answer.
-const DISK_LIMIT: Duration = Duration::from_millis(50);
+/// How long Nix waits at most: some ten thousand files.
+const LIMIT: Duration = Duration::from_millis(100);
+/// The same while a long walk goes on, which may be because the disk is slow: every question would meet that.
+const LIMIT_DURING_LONG_WALK: Duration = Duration::from_millis(10);
 
 /// What is read for one derivation in all; what lies beyond counts as not tuned.
 const WHOLE: Budget = Budget { files: MAX_REMEMBERED, bytes: 1 << 30 };
@@ -117,7 +123,9 @@ impl Lineages {
         };
         match patience {
             Patience::Moment => {
-                timeout(DISK_LIMIT, self.in_a_moment(reader)).await.unwrap_or(Err(StillReading))
+                let is_free = self.long_walk.available_permits() > 0;
+                let limit = if is_free { LIMIT } else { LIMIT_DURING_LONG_WALK };
+                timeout(limit, self.in_a_moment(reader)).await.unwrap_or(Err(StillReading))
             }
             Patience::UntilKnown => {
                 let permit = Arc::clone(&self.long_walk).acquire_owned().await;
@@ -139,16 +147,17 @@ impl Lineages {
         let (answer, answered) = oneshot::channel();
         tokio::task::spawn_blocking(move || {
             let found = reader.advance(&mut MOMENT.clone());
-            let is_long = found == Some(Progress::Spent);
-            // Who asked may have lost patience; what was found is remembered.
-            let _unheard = answer.send(match found {
-                Some(Progress::Done(lineage)) => Ok(lineage),
-                Some(Progress::Spent) | None => Err(StillReading),
-            });
             drop(permit);
-            if is_long && let Ok(_permit) = long_walk.try_acquire() {
-                let _remembered = reader.finish();
-            }
+            let lineage = match found {
+                Some(Progress::Done(lineage)) => Ok(lineage),
+                Some(Progress::Spent) => match long_walk.try_acquire() {
+                    Ok(_permit) => Ok(reader.finish()),
+                    Err(_) => Err(StillReading),
+                },
+                None => Err(StillReading),
+            };
+            // Who asked may have lost patience; what was found is remembered.
+            let _unheard = answer.send(lineage);
         });
         answered.await.unwrap_or_else(|_| Ok(after_a_defect(&drv)))
     }

@@ -103,12 +103,14 @@ async fn what_is_no_derivation_inherits_nothing() {
 }
 
 #[tokio::test]
-async fn what_takes_longer_than_a_moment_is_read_in_the_background() {
+async fn what_takes_longer_than_a_moment_is_postponed_while_another_long_walk_goes_on() {
     let store = Store::new();
     let length = MOMENT.files * 3;
     store.add_chain(length);
     let top = format!("link-{}", length - 1);
+    let other_walk = store.lineages.long_walk.try_acquire().unwrap();
     assert_eq!(store.ask(&top, Patience::Moment).await, Err(StillReading));
+    drop(other_walk);
     // Nix asks again until it is known; nothing else drives the reading.
     let give_up = tokio::time::Instant::now() + Duration::from_secs(60);
     loop {
