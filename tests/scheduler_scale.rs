@@ -44,10 +44,10 @@ fn request(number: u64) -> BuildRequest {
     let Ok(drv) = DrvPath::parse(drv) else { panic!("{drv} is valid") };
     BuildRequest {
         drv,
-        requirement: Requirement {
-            system: System::new("x86_64-linux"),
-            features: features.iter().map(|&feature| Feature::new(feature)).collect(),
-        },
+        requirement: Requirement::new(
+            System::new("x86_64-linux"),
+            features.iter().map(|&feature| Feature::new(feature)).collect(),
+        ),
         am_willing: true,
         settings: BuildSettings::default(),
     }

@@ -315,10 +315,10 @@ fn request(system: &str, features: &[&str]) -> Parsed<BuildRequest> {
     let drv = DrvPath::parse("/nix/store/0c0kyvd9yy1j1xcpq5h3lqkzxmfv0y7i-hello.drv");
     Ok(BuildRequest {
         drv: drv.map_err(|error| error.to_string())?,
-        requirement: Requirement {
-            system: System::new(system),
-            features: features.iter().map(|&feature| Feature::new(feature)).collect(),
-        },
+        requirement: Requirement::new(
+            System::new(system),
+            features.iter().map(|&feature| Feature::new(feature)).collect(),
+        ),
         am_willing: true,
         settings: BuildSettings::default(),
     })

@@ -14,6 +14,7 @@ use tokio_util::task::TaskTracker;
 
 use super::build::Shelf;
 use super::guests::Guests;
+use super::lineage::Lineages;
 use crate::config::Config;
 use crate::ipc::Frame;
 use crate::model::{BuildId, DrvPath, PoolName, PoolSpec};
@@ -31,6 +32,7 @@ pub(crate) struct Shared {
     /// Where logs and outputs wait for their readers, in files without a name.
     pub(crate) spool_dir: PathBuf,
     pub(crate) local_store: Arc<LocalStore>,
+    pub(crate) lineages: Lineages,
     pub(crate) shelf: Shelf,
     /// Builder and build tasks: the shutdown waits for them.
     pub(crate) tasks: TaskTracker,
@@ -97,6 +99,7 @@ impl Shared {
             pools: pools?,
             spool_dir,
             local_store: Arc::default(),
+            lineages: Lineages::default(),
             shelf: Shelf::default(),
             tasks: TaskTracker::new(),
             clients: TaskTracker::new(),

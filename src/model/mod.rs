@@ -28,6 +28,6 @@ pub use money::{HourlyRate, Usd};
 pub use outcome::{Blame, Failure, FailureKind, Outcome};
 pub use pool::{HostSpec, LocalSpec, PoolSpec, ProviderSpec, Slots};
 pub use request::{BuildInputs, BuildRequest, BuildSettings, Verdict};
-pub use requirement::{Feature, Misfit, Offer, Requirement, System};
+pub use requirement::{Feature, Inherited, Misfit, Offer, Requirement, System};
 pub use status::{BuildPhase, BuildStatus, BuilderState, BuilderStatus, EndedCounts, PoolStatus, Status};
 pub use store_path::{DrvPath, OutputName, StorePath, StorePathError};

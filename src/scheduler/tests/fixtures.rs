@@ -78,7 +78,7 @@ pub(super) fn class(market: Market) -> InstanceClass {
 pub(super) fn request(system: &str, required: &[&str]) -> BuildRequest {
     BuildRequest {
         drv: DrvPath::parse("/nix/store/0c0kyvd9yy1j1xcpq5h3lqkzxmfv0y7i-hello.drv").unwrap(),
-        requirement: Requirement { system: System::new(system), features: features(required) },
+        requirement: Requirement::new(System::new(system), features(required)),
         am_willing: true,
         settings: BuildSettings::default(),
     }
