@@ -57,7 +57,7 @@ impl Ec2 {
     }
 
     pub(super) async fn tend(&self) {
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 
     pub(super) fn readiness(&self, _instance: &InstanceId) -> Option<String> {
