@@ -245,8 +245,11 @@ fn status_shows_what_runs_what_waits_and_what_ends() {
 
 #[test]
 fn a_builder_that_boots_says_what_it_is_doing() {
-    let booting =
-        BuilderView { progress: Some("imds closed".to_owned()), ..builder("b-1", "x86", "booting") };
+    let booting = BuilderView {
+        progress: Some("imds closed".to_owned()),
+        slots: 0,
+        ..builder("b-1", "x86", "booting")
+    };
     let view = StatusView { builders: vec![booting], ..idle() };
     let (run, _) = Desk::new().ask(&["builders"], vec![OperatorReply::Status(view)]);
     insta::assert_snapshot!(run.text(), @r"
@@ -295,6 +298,7 @@ fn status_in_json_is_the_document_as_the_broker_sent_it() {
       "in-state": 38.5,
       "instance": null,
       "pool": "arm64",
+      "progress": null,
       "slots": 0,
       "slots-used": 0,
       "state": "booting"

@@ -16,7 +16,7 @@ use nix_broker::model::{
     Requirement, Slots, System,
 };
 use nix_broker::scheduler::{
-    Action, Answer, AttemptEnd, BuilderFault, BuilderFaultKind, Event, Fleet, Note, Selection,
+    Action, Adoption, Answer, AttemptEnd, BuilderFault, BuilderFaultKind, Event, Fleet, Note, Selection,
 };
 
 #[test]
@@ -120,6 +120,18 @@ impl Script {
             let build = self.build(build)?;
             self.apply(Event::Accepted { build, request: request(system, features)? });
             self.apply(Event::InputsKnown(build));
+            return Ok(());
+        }
+        if let ["adopt", pool, ages @ ..] = &words[..] {
+            let mut found = vec![];
+            for age in ages {
+                let (builder, pool) = (self.fleet().reserve_builder(), PoolName::new(*pool));
+                self.places.insert(builder, pool.clone());
+                let id = InstanceId::new(format!("i-{}", builder.0));
+                let instance = Instance { id, pool, class: None };
+                found.push(Adoption { builder, instance, age: Duration::from_secs(number(age)?) });
+            }
+            self.apply(Event::Adopted(found));
             return Ok(());
         }
         let event = self.event(&words)?;

@@ -67,13 +67,42 @@ impl BuilderHandle {
     }
 }
 
-/// Starts the life of a builder.
+/// How the life of a builder begins.
+enum Beginning {
+    /// With a launch.
+    Launch(Demand),
+    /// An earlier broker launched it.
+    Adopted(Launched),
+}
+
+/// Starts the life of a builder with a launch.
 pub(crate) fn spawn(
     shared: &Arc<Shared>,
     driver: &DriverHandle,
     builder: BuilderId,
     pool: &PoolName,
     demand: Demand,
+) -> BuilderHandle {
+    begin(shared, driver, builder, pool, Beginning::Launch(demand))
+}
+
+/// Goes on with the life of an instance that an earlier broker launched.
+pub(crate) fn adopt(
+    shared: &Arc<Shared>,
+    driver: &DriverHandle,
+    builder: BuilderId,
+    launched: Launched,
+) -> BuilderHandle {
+    let pool = launched.instance.pool.clone();
+    begin(shared, driver, builder, &pool, Beginning::Adopted(launched))
+}
+
+fn begin(
+    shared: &Arc<Shared>,
+    driver: &DriverHandle,
+    builder: BuilderId,
+    pool: &PoolName,
+    beginning: Beginning,
 ) -> BuilderHandle {
     let handle = BuilderHandle { end: Arc::default(), remote: Arc::default() };
     let Some(runtime) = shared.runtime(pool) else {
@@ -90,7 +119,7 @@ pub(crate) fn spawn(
         end: Arc::clone(&handle.end),
         remote: Arc::clone(&handle.remote),
     };
-    shared.tasks.spawn(task.run(demand));
+    shared.tasks.spawn(task.run(beginning));
     handle
 }
 
@@ -104,23 +133,37 @@ struct Task {
 }
 
 impl Task {
-    async fn run(self, demand: Demand) {
+    async fn run(self, beginning: Beginning) {
+        let launched = match beginning {
+            Beginning::Launch(demand) => self.launch(demand).await,
+            Beginning::Adopted(launched) => Some(launched),
+        };
+        if let Some(launched) = launched {
+            self.live(&launched).await;
+            self.end(&launched.instance).await;
+        }
+        self.driver.event(Event::Gone(self.builder));
+    }
+
+    async fn launch(&self, demand: Demand) -> Option<Launched> {
         // Not raced against the wish to end: an instance that was asked for and not waited for might come to life unseen.
         let progress = |text: &str| self.progress(text.to_owned());
         let order =
             LaunchOrder { builder: self.builder, pool: &self.runtime.spec, demand, progress: &progress };
         match self.runtime.provider.launch(order).await {
             Ok(launched) => {
-                self.live(&launched).await;
-                self.end(&launched.instance).await;
+                let (builder, instance) = (self.builder, launched.instance.clone());
+                tracing::info!(%builder, instance = %instance.id, pool = %instance.pool, "launched");
+                self.driver.event(Event::Launched { builder, instance });
+                Some(launched)
             }
             Err(error) => {
                 let reason = chain(&anyhow::Error::new(error));
                 tracing::warn!(builder = %self.builder, pool = %self.runtime.spec.name, reason, "launch failed");
                 self.driver.event(Event::Lost { builder: self.builder, fault: launch_failed(reason) });
+                None
             }
         }
-        self.driver.event(Event::Gone(self.builder));
     }
 
     fn progress(&self, text: String) {
@@ -130,9 +173,7 @@ impl Task {
 
     /// From launched until it must end; reports every fault.
     async fn live(&self, launched: &Launched) {
-        let (builder, instance) = (self.builder, launched.instance.clone());
-        tracing::info!(%builder, instance = %instance.id, pool = %instance.pool, "launched");
-        self.driver.event(Event::Launched { builder, instance });
+        let builder = self.builder;
         let fault = tokio::select! {
             fault = self.boot_and_watch(launched) => fault,
             reason = self.runtime.provider.gone(&launched.instance.id) => fault(

@@ -28,6 +28,10 @@ pub(super) struct Builder {
     pub(super) id: BuilderId,
     pub(super) pool: PoolIx,
     pub(super) launched_at: Instant,
+    /// Since when we know of it: its launch, unless an earlier broker launched it.
+    pub(super) known_since: Instant,
+    /// Whether an earlier broker launched it.
+    pub(super) is_adopted: bool,
     /// What it was launched for.
     pub(super) demand: Demand,
     /// Whether it may be taken away; a guess until there is an instance.
@@ -101,6 +105,8 @@ pub(super) enum EndReason {
     Drained,
     /// An operator ended it.
     Stopped,
+    /// An earlier broker launched more than there may be.
+    Surplus,
     /// This many builds in a row failed on it.
     Unhealthy(usize),
     /// The broker ends.
@@ -116,6 +122,7 @@ impl fmt::Display for EndReason {
             Self::TooOld(lifetime) => write!(f, "older than {} s", lifetime.as_secs()),
             Self::Drained => f.write_str("drained by an operator"),
             Self::Stopped => f.write_str("stopped by an operator"),
+            Self::Surplus => f.write_str("an earlier broker launched more than `max-builders`"),
             Self::Unhealthy(streak) => write!(f, "{streak} builds in a row failed on it"),
             Self::Shutdown => f.write_str("the broker is shutting down"),
             Self::Fault(fault) => f.write_str(&fault.reason),
@@ -131,6 +138,7 @@ impl EndReason {
             Self::TooOld(_)
             | Self::Drained
             | Self::Stopped
+            | Self::Surplus
             | Self::Unhealthy(_)
             | Self::Shutdown
             | Self::Fault(_) => Ending::Final,
@@ -151,6 +159,8 @@ impl Builder {
             id,
             pool,
             launched_at: now,
+            known_since: now,
+            is_adopted: false,
             demand,
             is_loose,
             instance: None,
@@ -163,6 +173,24 @@ impl Builder {
             audience: Vec::new(),
             failing_builds: BTreeSet::new(),
         }
+    }
+
+    /// One that an earlier broker launched; it may well be ready, which its task finds out.
+    pub(super) fn adopted(
+        id: BuilderId,
+        pool: PoolIx,
+        now: Instant,
+        age: Duration,
+        timeout: Duration,
+        instance: Instance,
+    ) -> Self {
+        let demand = Demand { builds: 1, on_demand_only: false };
+        let mut builder = Self::launching(id, pool, now, timeout, demand, false);
+        // A clock that began after the launch cannot say when it was.
+        builder.launched_at = now.checked_sub(age).unwrap_or(now);
+        builder.is_adopted = true;
+        builder.boot(now, instance);
+        builder
     }
 
     fn enter(&mut self, now: Instant, life: Life) {

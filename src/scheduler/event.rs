@@ -1,5 +1,7 @@
 //! Every fact that can reach the scheduler.
 
+use std::time::Duration;
+
 use crate::model::{BuildId, BuildRequest, BuilderFacts, BuilderId, Failure, Instance, LeaseId, PoolName};
 
 /// A fact that arrived.
@@ -34,6 +36,8 @@ pub enum Event {
         /// How.
         end: AttemptEnd,
     },
+    /// Instances that an earlier broker launched were found alive.
+    Adopted(Vec<Adoption>),
     /// The provider has made the instance; its sshd is awaited.
     Launched {
         /// For which builder.
@@ -76,6 +80,17 @@ pub enum Event {
     ShutdownForced,
     /// A deadline of `next_deadline` has come.
     Tick,
+}
+
+/// An instance that an earlier broker launched, and the builder it becomes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Adoption {
+    /// Fresh, from [`Fleet::reserve_builder`](super::Fleet::reserve_builder).
+    pub builder: BuilderId,
+    /// What is there.
+    pub instance: Instance,
+    /// Since when it runs.
+    pub age: Duration,
 }
 
 /// Which builders an operator means.

@@ -48,7 +48,7 @@ pub struct Fleet {
     pub(super) hope_was_lost: bool,
     offers: Arc<Offers>,
     has_begun: bool,
-    last_builder: u64,
+    pub(super) last_builder: u64,
     last_lease: u64,
     pub(super) last_ticket: u64,
 }
@@ -106,6 +106,7 @@ impl Fleet {
             Event::ClientGone(build) => self.on_client_gone(build),
             Event::Progressed { build, lease, phase } => self.on_progressed(build, lease, phase),
             Event::AttemptEnded { build, lease, end } => self.on_attempt_ended(build, lease, end),
+            Event::Adopted(found) => self.on_adopted(found),
             Event::Launched { builder, instance } => self.on_launched(builder, instance),
             Event::Progress { builder, text } => self.on_progress(builder, &text),
             Event::Ready { builder, facts } => self.on_ready(builder, &facts),
@@ -137,6 +138,12 @@ impl Fleet {
     /// What the pools offer, for verdicts that need no loop. Cheap; a new one is made only when something changed.
     pub fn offers(&self) -> Arc<Offers> {
         Arc::clone(&self.offers)
+    }
+
+    /// An id for a builder that no event has named yet.
+    pub fn reserve_builder(&mut self) -> BuilderId {
+        self.last_builder += 1;
+        BuilderId(self.last_builder)
     }
 
     /// Whether new builds are accepted.
@@ -277,8 +284,7 @@ impl Fleet {
 
     /// Launches one builder. The caller has made sure that its pool has room.
     pub(super) fn launch(&mut self, ix: PoolIx, demand: Demand) -> BuilderId {
-        self.last_builder += 1;
-        let id = BuilderId(self.last_builder);
+        let id = self.reserve_builder();
         let pool = &self.pools[ix.0];
         let is_loose = pool.is_loose() && !demand.on_demand_only;
         self.actions.push(Action::Launch { builder: id, pool: pool.spec.name.clone(), demand });

@@ -34,7 +34,7 @@ impl Fleet {
         if text.is_empty() || builder.progress.as_ref() == Some(&text) {
             return;
         }
-        let after = self.now.saturating_duration_since(builder.launched_at);
+        let after = self.now.saturating_duration_since(builder.known_since);
         self.roster.change(id, |builder| builder.progress = Some(text.clone()));
         self.tell_audience(id, &Note::Progress { builder: id, text, after });
     }
@@ -46,7 +46,7 @@ impl Fleet {
             self.roster.change(id, super::builder::Builder::trust);
             return;
         }
-        let (ix, launched_at, demand) = (builder.pool, builder.launched_at, builder.demand);
+        let (ix, known_since, demand) = (builder.pool, builder.known_since, builder.demand);
         let pool = &mut self.pools[ix.0];
         if let Some(reason) = pool.unfitness(facts) {
             self.on_lost(id, BuilderFault { kind: BuilderFaultKind::Unfit, reason });
@@ -61,7 +61,7 @@ impl Fleet {
             builder.has_ca_derivations = has_ca_derivations;
             builder.become_ready(now, slots, idle, lifetime);
         });
-        let after = now.saturating_duration_since(launched_at);
+        let after = now.saturating_duration_since(known_since);
         self.tell_audience(id, &Note::BuilderReady { builder: id, after });
         // Builds go to any builder of a pool, so the pool has only what all of its builders have.
         let ready = &self.roster.census(ix).ready;
@@ -93,7 +93,8 @@ impl Fleet {
     fn note_fault(&mut self, id: BuilderId, fault: &BuilderFault) -> bool {
         let Some(builder) = self.roster.get(id) else { return false };
         let (ix, launched_at) = (builder.pool, builder.launched_at);
-        let is_news_of_launching = builder.is_starting() || fault.kind == BuilderFaultKind::Unfit;
+        let is_of_our_making = builder.is_starting() && !builder.is_adopted;
+        let is_news_of_launching = is_of_our_making || fault.kind == BuilderFaultKind::Unfit;
         if builder.is_terminating() {
             return false;
         }
@@ -172,7 +173,8 @@ impl Fleet {
                 self.on_lost(id, BuilderFault { kind: BuilderFaultKind::LaunchFailed, reason });
             }
             Life::Booting { .. } => {
-                let reason = format!("not ready {} s after its launch", spec.launch_timeout.as_secs());
+                let since = if builder.is_adopted { "it was found" } else { "its launch" };
+                let reason = format!("not ready {} s after {since}", spec.launch_timeout.as_secs());
                 self.on_lost(id, BuilderFault { kind: BuilderFaultKind::BootFailed, reason });
             }
             Life::Ready { lifetime_deadline, idle_deadline, .. } => {

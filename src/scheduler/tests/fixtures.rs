@@ -12,7 +12,8 @@ use crate::model::{
 };
 use crate::scheduler::build::{Build, Stage};
 use crate::scheduler::fleet::Mode;
-use crate::scheduler::{Action, AttemptEnd, BuilderFault, BuilderFaultKind, Event, Fleet};
+use crate::scheduler::pool::PoolIx;
+use crate::scheduler::{Action, Adoption, AttemptEnd, BuilderFault, BuilderFaultKind, Event, Fleet};
 
 pub(super) const X86: &str = "x86_64-linux";
 pub(super) const ARM: &str = "aarch64-linux";
@@ -205,6 +206,23 @@ impl World {
         self.apply(Event::InputsKnown(BuildId(id)));
     }
 
+    /// The broker finds these: pool and age of each. Answers their ids.
+    pub(super) fn adopt(&mut self, found: &[(&str, u64)]) -> Vec<u64> {
+        let adoptions: Vec<Adoption> = found
+            .iter()
+            .map(|&(pool, age)| {
+                let builder = self.fleet.reserve_builder();
+                let pool = PoolName::new(pool);
+                self.pools_of.insert(builder, pool.clone());
+                let id = InstanceId::new(format!("i-{}", builder.0));
+                Adoption { builder, instance: Instance { id, pool, class: None }, age: seconds(age) }
+            })
+            .collect();
+        let ids = adoptions.iter().map(|adoption| adoption.builder.0).collect();
+        self.apply(Event::Adopted(adoptions));
+        ids
+    }
+
     pub(super) fn launched(&mut self, builder: u64) -> Vec<Action> {
         let builder = BuilderId(builder);
         let id = InstanceId::new(format!("i-{}", builder.0));
@@ -232,7 +250,8 @@ impl World {
 
     pub(super) fn facts_of(&self, builder: u64) -> BuilderFacts {
         let name = &self.pools_of[&BuilderId(builder)];
-        facts(self.specs.iter().find(|spec| spec.name == *name).unwrap())
+        // Of a pool that is not configured any more nobody asks, but for random tests.
+        facts(self.specs.iter().find(|spec| spec.name == *name).unwrap_or(&self.specs[0]))
     }
 
     pub(super) fn ready(&mut self, builder: u64) -> Vec<Action> {
@@ -275,8 +294,13 @@ impl Fleet {
     pub(in crate::scheduler) fn check_invariants(&self) {
         assert!(self.roster.indexes_equal(&self.roster.recount()), "an index of the roster is stale");
         for (ix, pool) in self.pools.iter().enumerate() {
-            let alive = self.roster.iter().filter(|builder| builder.pool.0 == ix).count();
-            assert!(alive <= pool.spec.max_builders as usize, "{} builders in `{}`", alive, pool.spec.name);
+            let (name, most) = (&pool.spec.name, pool.spec.max_builders);
+            let of_pool = self.roster.iter().filter(|builder| builder.pool.0 == ix);
+            // What an earlier broker launched is there whether there is room or not, but is not kept.
+            let launched = of_pool.filter(|builder| !builder.is_adopted).count();
+            assert!(launched <= most as usize, "{launched} builders in `{name}`");
+            let staffed = self.roster.census(PoolIx(ix)).staffed();
+            assert!(staffed <= most, "{staffed} builders of use in `{name}`");
         }
         for builder in self.roster.iter() {
             assert!(builder.leases.len() <= builder.slots as usize, "{} has too many leases", builder.id);

@@ -2,8 +2,8 @@
 
 use super::fixtures::*;
 use crate::model::ec2::Market;
-use crate::model::{FailureKind, PoolSpec, Slots};
-use crate::scheduler::{BuilderFaultKind, Event};
+use crate::model::{BuilderId, BuilderState, FailureKind, Instance, InstanceId, PoolName, PoolSpec, Slots};
+use crate::scheduler::{Adoption, BuilderFaultKind, Event, Fleet};
 
 fn ec2(market: Market, max_builders: u32) -> World {
     World::new(vec![PoolSpec { max_builders, ..ec2_pool("ec2", market) }])
@@ -130,4 +130,68 @@ fn a_build_that_lost_a_spot_machine_takes_another_when_no_other_can_be_had() {
     world.end(1, failed(FailureKind::BuilderLost));
     // The lost one counts until it is gone, so nothing can be launched beside the other.
     assert_eq!(world.builder_of(1), Some(3 - there));
+}
+
+#[test]
+fn an_adopted_builder_is_used_and_nothing_is_launched_beside_it() {
+    let mut world = World::new(vec![pool("x86", X86, &[])]);
+    assert_eq!(world.adopt(&[("x86", 600)]), [1]);
+    world.accept(1, X86, &[]);
+    assert_eq!(world.launches(), 1, "only the adopted one");
+    world.ready(1);
+    assert_eq!(world.builder_of(1), Some(1));
+    // The next to be launched has another id.
+    for build in 2..=3 {
+        world.accept(build, X86, &[]);
+    }
+    assert!(world.pools_of.contains_key(&BuilderId(2)));
+}
+
+#[test]
+fn an_adopted_builder_is_as_old_as_its_instance() {
+    let mut world = World::new(vec![pool("x86", X86, &[])]);
+    world.adopt(&[("x86", 3000), ("x86", 3600)]);
+    assert_eq!(world.terminated, [BuilderId(2)], "older than an hour");
+    world.ready(1);
+    world.accept(1, X86, &[]);
+    world.wait(599);
+    assert_eq!(world.fleet.status(world.now).builders[0].state, BuilderState::Ready);
+    world.wait(1);
+    assert_eq!(world.fleet.status(world.now).builders[0].state, BuilderState::Draining);
+}
+
+#[test]
+fn of_more_builders_than_there_may_be_the_oldest_end() {
+    let mut world = World::new(vec![pool("x86", X86, &[])]);
+    world.adopt(&[("x86", 10), ("x86", 30), ("x86", 20), ("gone", 5)]);
+    assert_eq!(world.terminated, [BuilderId(4), BuilderId(2)]);
+}
+
+#[test]
+fn an_adopted_builder_that_does_not_answer_is_ended_and_is_no_reason_not_to_launch() {
+    let mut world = World::new(vec![PoolSpec { max_builders: 1, ..pool("x86", X86, &[]) }]);
+    world.adopt(&[("x86", 600)]);
+    world.accept(1, X86, &[]);
+    world.wait(300);
+    assert_eq!(world.terminated, [BuilderId(1)]);
+    world.gone(1);
+    world.wait(3);
+    assert_eq!(world.launches(), 2);
+    assert!(world.ended.is_empty());
+}
+
+#[test]
+fn a_pool_that_keeps_builders_counts_the_adopted_ones() {
+    let now = std::time::Instant::now();
+    let spec = PoolSpec { min_builders: 1, ..pool("x86", X86, &[]) };
+    let mut fleet = Fleet::new(vec![spec], now);
+    let builder = fleet.reserve_builder();
+    let instance = Instance { id: InstanceId::new("i-1"), pool: PoolName::new("x86"), class: None };
+    let adoption = Adoption { builder, instance: instance.clone(), age: seconds(1) };
+    assert_eq!(fleet.apply(now, Event::Adopted(vec![adoption.clone()])), []);
+    assert_eq!(fleet.apply(now, Event::Tick), []);
+    // Told twice, it is still one.
+    let again = Adoption { builder: fleet.reserve_builder(), ..adoption };
+    assert_eq!(fleet.apply(now, Event::Adopted(vec![again])), []);
+    assert!(fleet.knows(&instance.id));
 }

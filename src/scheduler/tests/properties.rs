@@ -31,6 +31,7 @@ enum Step {
     /// An end under a lease that never was, or is past.
     StaleEnd(u64, u64),
     Launched(Index),
+    Adopt(Vec<(usize, u64)>),
     Ready(Index, usize),
     Lost(Index, usize),
     Gone(Index),
@@ -57,6 +58,7 @@ fn step() -> impl Strategy<Value = Step> {
         8 => (index(), 0..ENDS).prop_map(|(at, end)| Step::EndAttempt(at, end)),
         1 => (0..40_u64, 0..60_u64).prop_map(|(build, lease)| Step::StaleEnd(build, lease)),
         5 => index().prop_map(Step::Launched),
+        1 => vec((0..4_usize, 0..8000_u64), 0..4).prop_map(Step::Adopt),
         8 => (index(), 0..12_usize).prop_map(|(at, facts)| Step::Ready(at, facts)),
         3 => (index(), 0..4_usize).prop_map(|(at, kind)| Step::Lost(at, kind)),
         5 => index().prop_map(Step::Gone),
@@ -207,6 +209,10 @@ impl Chaos {
                     [Some(class(Market::Spot)), Some(class(Market::OnDemand)), None][at.index(3)].clone();
                 let instance = Instance { id: InstanceId::new("i-0"), pool: PoolName::new("plain"), class };
                 self.world.apply(Event::Launched { builder, instance });
+            }
+            Step::Adopt(found) => {
+                let pool = |ix: usize| ["plain", "kvm", "arm", "no such pool"][ix];
+                world.adopt(&found.iter().map(|(ix, age)| (pool(*ix), *age)).collect::<Vec<_>>());
             }
             Step::Ready(at, variant) => {
                 let builder = self.builder(*at);
