@@ -38,6 +38,11 @@ const READINESS_INTERVAL: Duration = Duration::from_secs(1);
 /// A builder that does not answer for this long is no news to the person who waits.
 const UNREMARKABLE: Duration = Duration::from_secs(5);
 
+/// Before the scheduler gives a launch up, what went wrong is found out: this long at most.
+const POST_MORTEM: Duration = Duration::from_secs(20);
+/// Lines of the console in the reason; all of it is in the log.
+const CONSOLE_LINES: usize = 8;
+
 /// How the driver holds a builder.
 #[derive(Debug)]
 pub(crate) struct BuilderHandle {
@@ -118,6 +123,7 @@ fn begin(
         driver: driver.clone(),
         end: Arc::clone(&handle.end),
         remote: Arc::clone(&handle.remote),
+        began: Instant::now(),
     };
     shared.tasks.spawn(task.run(beginning));
     handle
@@ -130,6 +136,7 @@ struct Task {
     driver: DriverHandle,
     end: Arc<WantedEnd>,
     remote: Arc<OnceLock<Arc<Remote>>>,
+    began: Instant,
 }
 
 impl Task {
@@ -226,7 +233,7 @@ impl Task {
         }
     }
 
-    /// Dials until it answers and has set itself up; the scheduler's launch timeout ends the attempts.
+    /// Dials until it answers and has set itself up, or is late: then what its console says belongs to the fault.
     async fn first_contact(
         &self,
         sessions: &Sessions,
@@ -238,7 +245,13 @@ impl Task {
             .without_max_times()
             .build();
         let began = Instant::now();
+        let launch_timeout = self.runtime.spec.launch_timeout;
+        let patience = launch_timeout.saturating_sub(POST_MORTEM.min(launch_timeout / 4));
+        let mut last = "it does not answer".to_owned();
         loop {
+            if self.began.elapsed() > patience {
+                return Err(self.post_mortem(instance, &last).await);
+            }
             let error = match self.look(sessions, instance).await {
                 Ok(Look::Facts(facts)) => {
                     return match self.runtime.provider.objection(instance, &facts) {
@@ -247,6 +260,7 @@ impl Task {
                     };
                 }
                 Ok(Look::NotYet(phase)) => {
+                    last.clone_from(&phase);
                     self.progress(phase);
                     tokio::time::sleep(READINESS_INTERVAL).await;
                     continue;
@@ -257,12 +271,27 @@ impl Task {
             if error.downcast_ref::<RunOnceError>().is_some_and(RunOnceError::is_final) {
                 return Err(fault(BuilderFaultKind::Unfit, chain(&error)));
             }
-            tracing::debug!(builder = %self.builder, error = %chain(&error), "not answering yet");
+            last = chain(&error);
+            tracing::debug!(builder = %self.builder, error = last, "not answering yet");
             if began.elapsed() > UNREMARKABLE {
                 self.progress(format!("not answering yet: {error:#}"));
             }
             tokio::time::sleep(delays.next().unwrap_or(Duration::from_secs(2))).await;
         }
+    }
+
+    /// What is known of a builder that did not become ready in time, while its instance can still be asked.
+    async fn post_mortem(&self, instance: &InstanceId, last: &str) -> BuilderFault {
+        let waited = self.began.elapsed().as_secs();
+        let mut reason = format!("not ready {waited} s after its launch: {last}");
+        let console = self.runtime.provider.console(instance);
+        if let Ok(Some(console)) = tokio::time::timeout(POST_MORTEM / 2, console).await {
+            tracing::error!(builder = %self.builder, %instance, console, "the console of what did not become ready");
+            let lines: Vec<&str> = console.lines().filter(|line| !line.trim().is_empty()).collect();
+            let shown = &lines[lines.len().saturating_sub(CONSOLE_LINES)..];
+            reason.push_str(&format!("; its console says last: {}", shown.join(" / ")));
+        }
+        fault(BuilderFaultKind::BootFailed, reason)
     }
 
     /// Asks whether it has set itself up, and then what it offers.

@@ -64,7 +64,11 @@ pub struct HostKeyPair {
 
 impl ProviderContext {
     /// A context with the running program as the `broker` program.
-    pub fn new(state_dir: PathBuf, client_key: String, host_keys: fn() -> io::Result<HostKeyPair>) -> io::Result<Self> {
+    pub fn new(
+        state_dir: PathBuf,
+        client_key: String,
+        host_keys: fn() -> io::Result<HostKeyPair>,
+    ) -> io::Result<Self> {
         Ok(Self {
             state_dir,
             client_key,
@@ -348,6 +352,15 @@ impl Provider {
             Self::Local(_) | Self::Hosts(_) => std::future::pending().await,
             #[cfg(feature = "ec2")]
             Self::Ec2(ec2) => ec2.tend().await,
+        }
+    }
+
+    /// What the console of an instance says, for one that did not become ready; `None` where there is none to be read.
+    pub async fn console(&self, instance: &InstanceId) -> Option<String> {
+        match self {
+            Self::Local(_) | Self::Hosts(_) => None,
+            #[cfg(feature = "ec2")]
+            Self::Ec2(ec2) => ec2.console(instance).await,
         }
     }
 

@@ -36,6 +36,12 @@ pub(super) const EXPIRES_AFTER: Duration = Duration::from_secs(60 * 60);
 #[derive(Clone)]
 pub struct WallClock(Arc<dyn Fn() -> SystemTime + Send + Sync>);
 
+impl fmt::Debug for WallClock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "WallClock({})", self.unix())
+    }
+}
+
 impl WallClock {
     /// A clock that says this.
     pub fn new(now: impl Fn() -> SystemTime + Send + Sync + 'static) -> Self {
@@ -212,10 +218,7 @@ impl Estate {
             let Stage::Shelved { instance, until, .. } = &record.stage else { return false };
             let is_stopped =
                 state.shown.get(instance).is_some_and(|shown| shown.state == InstanceState::Stopped);
-            record.pool == pool
-                && is_stopped
-                && *until > now
-                && !state.in_flight.contains(&record.intent)
+            record.pool == pool && is_stopped && *until > now && !state.in_flight.contains(&record.intent)
         };
         let record = state.records.iter().find(is_ready).cloned()?;
         let Stage::Shelved { instance, class, .. } = record.stage.clone() else { return None };

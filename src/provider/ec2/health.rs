@@ -46,7 +46,11 @@ impl Ec2 {
     }
 
     /// A processor that cannot run what the pool promises would kill builds with SIGILL.
-    pub(in crate::provider) fn objection(&self, instance: &InstanceId, facts: &BuilderFacts) -> Option<String> {
+    pub(in crate::provider) fn objection(
+        &self,
+        instance: &InstanceId,
+        facts: &BuilderFacts,
+    ) -> Option<String> {
         let offer = self.offer();
         let flags = facts.cpu_flags.iter().map(String::as_str).collect();
         for feature in offer.features.union(&offer.mandatory) {
@@ -55,7 +59,8 @@ impl Ec2 {
                 let shown = missing.iter().take(SHOWN_FLAGS).copied().collect::<Vec<_>>().join(" ");
                 let more = if missing.len() > SHOWN_FLAGS { ", ..." } else { "" };
                 let class = self.class_of(instance);
-                let what = class.map_or_else(|| "its".to_owned(), |class| format!("{}'s", class.instance_type));
+                let what =
+                    class.map_or_else(|| "its".to_owned(), |class| format!("{}'s", class.instance_type));
                 return Some(format!(
                     "{what} processor cannot run code for `{feature}`: /proc/cpuinfo lacks {shown}{more}"
                 ));

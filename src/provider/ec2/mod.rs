@@ -19,9 +19,9 @@ pub mod boot;
 pub mod candidates;
 pub mod cooling;
 mod estate;
-mod health;
 #[cfg(test)]
 mod fixtures;
+mod health;
 pub mod ladder;
 mod launch;
 pub mod network;

@@ -16,10 +16,10 @@ use super::cooling::Cooling;
 use super::estate::Estate;
 use super::ladder::{Rung, Terms, ladder};
 use super::launch::{Attempt, AttemptError, disk};
-use super::records::{Record, Stage};
-use super::surroundings::{Place, Surroundings};
 use super::price;
+use super::records::{Record, Stage};
 use super::retire::only;
+use super::surroundings::{Place, Surroundings};
 use crate::model::ec2::{IdleAction, Reach};
 use crate::model::{Ec2Spec, Instance, InstanceClass, InstanceId, Offer, PoolName, PoolSpec};
 use crate::provider::{
@@ -97,7 +97,10 @@ impl Ec2 {
     }
 
     /// Gets an instance; returns when its address is known.
-    pub(in crate::provider) async fn launch(&self, order: LaunchOrder<'_>) -> Result<Launched, ProviderError> {
+    pub(in crate::provider) async fn launch(
+        &self,
+        order: LaunchOrder<'_>,
+    ) -> Result<Launched, ProviderError> {
         if let Some(launched) = self.wake(&order).await {
             return Ok(launched);
         }
@@ -167,7 +170,12 @@ impl Ec2 {
         Ok((rungs, view.places))
     }
 
-    async fn climb(&self, order: &LaunchOrder<'_>, rung: &Rung, place: &Place) -> Result<Observed, AttemptError> {
+    async fn climb(
+        &self,
+        order: &LaunchOrder<'_>,
+        rung: &Rung,
+        place: &Place,
+    ) -> Result<Observed, AttemptError> {
         let keys = (self.host_keys)().map_err(AttemptError::HostKey)?;
         let request = self.request(rung, place, &keys)?;
         let attempt = Attempt {
@@ -400,7 +408,10 @@ impl Ec2 {
                 }
             };
             if let Some(launched) = self.launched(&record, host) {
-                survivors.push(Survivor { launched, age: Duration::from_secs(now.saturating_sub(record.asked_at)) });
+                survivors.push(Survivor {
+                    launched,
+                    age: Duration::from_secs(now.saturating_sub(record.asked_at)),
+                });
             }
         }
         Ok(survivors)
@@ -441,24 +452,21 @@ fn fill_in(command: &str, instance: &str, host: &str) -> String {
     let plain = |text: &str| -> String {
         text.chars().filter(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | ':' | '-')).collect()
     };
-    command
-        .replace("%h", &plain(host))
-        .replace("%i", &plain(instance))
-        .replace("%p", &SSH_PORT.to_string())
+    command.replace("%h", &plain(host)).replace("%i", &plain(instance)).replace("%p", &SSH_PORT.to_string())
 }
 
 fn journal(error: AttemptError) -> ProviderError {
     match error {
         AttemptError::Journal(source) => ProviderError {
             kind: ProviderErrorKind::Config,
-            reason: "cannot write down a launch, so none is made: is the state directory full or read-only?".to_owned(),
+            reason: "cannot write down a launch, so none is made: is the state directory full or read-only?"
+                .to_owned(),
             source: Some(source),
         },
         AttemptError::UserData(_)
         | AttemptError::HostKey(_)
-        | AttemptError::Refused(_) | AttemptError::Unclear(_) => {
-            ProviderError::new(ProviderErrorKind::Config, error.to_string())
-        }
+        | AttemptError::Refused(_)
+        | AttemptError::Unclear(_) => ProviderError::new(ProviderErrorKind::Config, error.to_string()),
     }
 }
 

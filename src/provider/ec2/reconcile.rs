@@ -90,7 +90,9 @@ fn of_record(record: &Record, shown: &[&Observed], look: &Look<'_>, steps: &mut 
     let intent = || record.intent.clone();
     // One launch asks for one instance; a second one is nobody's.
     let expected = record.instance().or_else(|| shown.first().map(|first| first.id.as_str()));
-    for surplus in shown.iter().filter(|instance| Some(instance.id.as_str()) != expected && is_alive(instance)) {
+    for surplus in
+        shown.iter().filter(|instance| Some(instance.id.as_str()) != expected && is_alive(instance))
+    {
         let why = "a second instance came of one launch";
         steps.push(Step::Terminate { instance: surplus.id.clone(), why });
     }
@@ -171,7 +173,9 @@ fn of_record(record: &Record, shown: &[&Observed], look: &Look<'_>, steps: &mut 
 fn absent_for_good(record: &Record, look: &Look<'_>) -> bool {
     let since = match record.stage {
         Stage::Ending { since, .. } => since.max(record.asked_at),
-        Stage::Asked { .. } | Stage::Abandoned | Stage::Live { .. } | Stage::Shelved { .. } => record.asked_at,
+        Stage::Asked { .. } | Stage::Abandoned | Stage::Live { .. } | Stage::Shelved { .. } => {
+            record.asked_at
+        }
     };
     let misses = look.misses.get(&record.intent).copied().unwrap_or(0);
     misses >= MISSES && look.now >= since.saturating_add(BELIEVED_FOR)

@@ -320,3 +320,89 @@ fn write_whole(directory: &Path, name: &str, text: &[u8]) -> io::Result<()> {
     fs::rename(&temporary, directory.join(name))?;
     fs::File::open(directory)?.sync_all()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(intent: &IntentId, stage: Stage) -> Record {
+        Record {
+            intent: intent.clone(),
+            pool: "zen3".into(),
+            site: Site { profile: Some("work".into()), region: "eu-central-1".into() },
+            host_key: "ssh-ed25519 AAAA".into(),
+            asked_at: 7,
+            stage,
+        }
+    }
+
+    #[test]
+    fn what_was_put_is_there_after_a_restart_until_it_is_forgotten() {
+        let state = tempfile::tempdir().unwrap();
+        let (mut records, unreadable) = Records::open(state.path()).unwrap();
+        assert_eq!(unreadable, []);
+        let broker = records.broker().to_owned();
+        let intent = IntentId::fresh().unwrap();
+        records.put(record(&intent, Stage::Abandoned)).unwrap();
+        let ending = Stage::Ending { instance: "i-1".into(), since: 9 };
+        records.advance(&intent, ending.clone()).unwrap();
+
+        let (mut again, _) = Records::open(state.path()).unwrap();
+        assert_eq!(again.broker(), broker);
+        assert_eq!(again.iter().cloned().collect::<Vec<_>>(), [record(&intent, ending)]);
+        assert_eq!(again.of_instance("i-1").map(|record| &record.intent), Some(&intent));
+        again.forget(&intent).unwrap();
+        again.forget(&intent).unwrap();
+
+        let (last, _) = Records::open(state.path()).unwrap();
+        assert_eq!(last.iter().count(), 0);
+        // Where something was launched once is looked at for ever.
+        assert_eq!(last.sites().len(), 1);
+    }
+
+    #[test]
+    fn what_was_half_written_is_dropped_and_what_is_broken_is_reported_and_kept() {
+        let state = tempfile::tempdir().unwrap();
+        drop(Records::open(state.path()).unwrap());
+        let intents = state.path().join("ec2/intents");
+        fs::write(intents.join("a.json.new"), "{").unwrap();
+        fs::write(intents.join("b.json"), "{\"intent\":").unwrap();
+        fs::write(intents.join("c.json"), vec![b' '; MAX_RECORD as usize + 1]).unwrap();
+        let (records, mut unreadable) = Records::open(state.path()).unwrap();
+        assert_eq!(records.iter().count(), 0);
+        unreadable.sort_by(|left, right| left.path.cmp(&right.path));
+        let names: Vec<_> = unreadable.iter().map(|file| file.path.file_name().unwrap().to_owned()).collect();
+        assert_eq!(names, ["b.json", "c.json"]);
+        assert!(intents.join("b.json").exists() && !intents.join("a.json.new").exists());
+    }
+
+    #[test]
+    fn a_directory_that_cannot_be_written_refuses_the_launch() {
+        let state = tempfile::tempdir().unwrap();
+        let (mut records, _) = Records::open(state.path()).unwrap();
+        fs::remove_dir_all(state.path()).unwrap();
+        let intent = IntentId::fresh().unwrap();
+        assert!(records.put(record(&intent, Stage::Abandoned)).is_err());
+        assert!(records.get(&intent).is_none());
+    }
+
+    #[test]
+    fn records_are_for_the_broker_alone() {
+        use std::os::unix::fs::PermissionsExt;
+        let state = tempfile::tempdir().unwrap();
+        let (mut records, _) = Records::open(state.path()).unwrap();
+        let intent = IntentId::fresh().unwrap();
+        records.put(record(&intent, Stage::Abandoned)).unwrap();
+        let path = state.path().join("ec2/intents").join(file_name(&intent));
+        assert_eq!(fs::metadata(path).unwrap().permissions().mode() & 0o777, 0o600);
+    }
+
+    #[test]
+    fn an_id_that_is_none_is_refused() {
+        let state = tempfile::tempdir().unwrap();
+        drop(Records::open(state.path()).unwrap());
+        fs::write(state.path().join("ec2/broker-id"), "../../etc").unwrap();
+        let error = Records::open(state.path()).unwrap_err();
+        assert!(error.to_string().contains("does not hold an id of ours"), "{error}");
+    }
+}

@@ -48,7 +48,11 @@ impl Estate {
         only(api.terminate(&[instance.to_owned()]).await).map_err(refused)?;
         self.confirm(instance, |estate| {
             let is_forgotten = estate.with_records(|records| records.of_instance(instance).is_none());
-            is_forgotten || matches!(estate.state_of(instance), Some(InstanceState::ShuttingDown | InstanceState::Terminated))
+            is_forgotten
+                || matches!(
+                    estate.state_of(instance),
+                    Some(InstanceState::ShuttingDown | InstanceState::Terminated)
+                )
         })
         .await
     }
@@ -71,8 +75,12 @@ impl Estate {
         let flight = self.resume(&intent);
         let since = self.now();
         let until = since.saturating_add(max_stopped.as_secs());
-        let shelved =
-            |class: &ClassRecord| Stage::Shelved { instance: instance.to_owned(), class: class.clone(), since, until };
+        let shelved = |class: &ClassRecord| Stage::Shelved {
+            instance: instance.to_owned(),
+            class: class.clone(),
+            since,
+            until,
+        };
         self.advance(&intent, shelved(&class));
         self.disclaim(&intent);
         let stopped = match self.client_of(&site).await {

@@ -101,7 +101,8 @@ impl Surroundings {
 
     /// Looks at every region of the pool. One that cannot be seen is left out, unless none is left.
     pub(super) async fn look(&self, pool: &PoolSpec, spec: &Ec2Spec) -> Result<View, ProviderError> {
-        let mut regions: Vec<Option<&str>> = spec.regions.iter().map(|region| Some(region.as_str())).collect();
+        let mut regions: Vec<Option<&str>> =
+            spec.regions.iter().map(|region| Some(region.as_str())).collect();
         if regions.is_empty() {
             regions.push(None);
         }
@@ -207,12 +208,14 @@ async fn image(
     }
     let arch = pool.offer.systems.iter().find_map(|system| image::arch_of(system.as_str()));
     let config = |reason: String| ProviderError::new(ProviderErrorKind::Config, reason);
-    let arch = arch.ok_or_else(|| config(format!("EC2 has no machine for the systems of pool `{}`", pool.name)))?;
+    let arch =
+        arch.ok_or_else(|| config(format!("EC2 has no machine for the systems of pool `{}`", pool.name)))?;
     let found = match &spec.image {
         ImageSpec::Id(id) => {
             let image = api.image(id).await.map_err(|error| refused(&error))?;
             if image.arch != arch {
-                let reason = format!("image `{id}` is for {}, and pool `{}` needs {arch}", image.arch, pool.name);
+                let reason =
+                    format!("image `{id}` is for {}, and pool `{}` needs {arch}", image.arch, pool.name);
                 return Err(config(reason));
             }
             fact(image)
@@ -253,9 +256,9 @@ async fn network(
     if let Some(network) = known.get() {
         return Ok(network);
     }
-    let found = network::find(api, spec).await.map_err(|error| {
-        ProviderError::new(ProviderErrorKind::Config, crate::provider::chain(&error))
-    })?;
+    let found = network::find(api, spec)
+        .await
+        .map_err(|error| ProviderError::new(ProviderErrorKind::Config, crate::provider::chain(&error)))?;
     Ok(known.put(found, MINUTES))
 }
 

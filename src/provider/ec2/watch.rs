@@ -8,8 +8,8 @@ use std::time::Duration;
 use super::api::{Api, ApiError, Observed};
 use super::estate::{BROKER_TAG, EXPIRES_TAG, Estate, Finds, expiry};
 use super::reconcile::{INTENT_TAG, Look, Step, reconcile};
-use super::retire::only;
 use super::records::{IntentId, Site, Stage};
+use super::retire::only;
 
 /// Between two looks while something is on its way up or down.
 const BUSY_INTERVAL: Duration = Duration::from_secs(5);
@@ -103,9 +103,7 @@ impl Estate {
         for record in of_site() {
             let tag = record.intent.as_str();
             let is_shown = record.instance().is_some_and(|id| ids.contains(id))
-                || instances
-                    .iter()
-                    .any(|shown| shown.tags.get(INTENT_TAG).is_some_and(|it| it == tag));
+                || instances.iter().any(|shown| shown.tags.get(INTENT_TAG).is_some_and(|it| it == tag));
             let misses = state.misses.entry(record.intent.clone()).or_default();
             *misses = if is_shown { 0 } else { misses.saturating_add(1) };
         }
@@ -162,7 +160,11 @@ impl Estate {
     fn found(&self, intent: &IntentId, instance: &str, finds: Finds, instances: &[Observed]) {
         let Some(record) = self.with_records(|records| records.get(intent).cloned()) else { return };
         let Stage::Asked { class, .. } = record.stage else { return };
-        tracing::warn!(instance, ?finds, "found the instance of a launch that an earlier broker did not finish");
+        tracing::warn!(
+            instance,
+            ?finds,
+            "found the instance of a launch that an earlier broker did not finish"
+        );
         let id = instance.to_owned();
         match finds {
             Finds::Adopt if instances.iter().any(|shown| shown.id == instance) => {

@@ -153,9 +153,10 @@ pub(super) fn advice(class: ErrorClass, code: Option<&str>, asked: &Asked<'_>) -
             Some("AWS is still verifying this account; that takes up to four hours, then it works".into())
         }
         ErrorClass::Quota(quota) => {
-            let code = quota.code().map_or_else(|| "services/ec2/quotas".to_owned(), |code| {
-                format!("services/ec2/quotas/{code}")
-            });
+            let code = quota.code().map_or_else(
+                || "services/ec2/quotas".to_owned(),
+                |code| format!("services/ec2/quotas/{code}"),
+            );
             Some(format!(
                 "the quota is: {quota}; raise it at \
                  https://{region}.console.aws.amazon.com/servicequotas/home/{code}",
@@ -168,7 +169,9 @@ pub(super) fn advice(class: ErrorClass, code: Option<&str>, asked: &Asked<'_>) -
                 .into(),
         ),
         ErrorClass::Identity => Some(identity_advice(code, asked)),
-        ErrorClass::Subnet => Some("the subnet has no free address: use a larger one, or another zone".into()),
+        ErrorClass::Subnet => {
+            Some("the subnet has no free address: use a larger one, or another zone".into())
+        }
         ErrorClass::Config => match code {
             Some("InvalidUserData.Malformed") => Some("user data may have 16 KB".into()),
             Some("DefaultVpcDoesNotExist" | "VPCIdNotSpecified") => {
@@ -193,14 +196,18 @@ fn identity_advice(code: Option<&str>, asked: &Asked<'_>) -> String {
     let of_profile =
         asked.profile.map_or_else(|| "the credentials".to_owned(), |name| format!("profile `{name}`"));
     match code {
-        Some("UnauthorizedOperation" | "AccessDenied" | "AccessDeniedException" | "UnauthorizedException") => {
+        Some(
+            "UnauthorizedOperation" | "AccessDenied" | "AccessDeniedException" | "UnauthorizedException",
+        ) => {
             format!(
                 "{of_profile} may not do it: the missing permission is `ec2:{}`; `broker doctor --aws` shows all \
                  that the broker needs",
                 asked.action
             )
         }
-        Some("ExpiredToken" | "ExpiredTokenException" | "TokenRefreshRequired") => expired_advice(asked.profile),
+        Some("ExpiredToken" | "ExpiredTokenException" | "TokenRefreshRequired") => {
+            expired_advice(asked.profile)
+        }
         Some("RequestExpired" | "SignatureDoesNotMatch" | "IncompleteSignature") => {
             format!("the secret key of {of_profile} is wrong, or the clock of this machine is")
         }
@@ -222,4 +229,3 @@ pub(super) fn expired_advice(profile: Option<&str>) -> String {
         None => "the session has ended: `aws sso login`, or new temporary credentials".into(),
     }
 }
-

@@ -125,7 +125,11 @@ impl Api {
         }
         let late = |_| ApiError {
             class: ErrorClass::Transient,
-            ..ApiError::config(ACTION, region.unwrap_or_default(), "whatever gives them does not answer in time")
+            ..ApiError::config(
+                ACTION,
+                region.unwrap_or_default(),
+                "whatever gives them does not answer in time",
+            )
         };
         let config = timeout(CREDENTIALS_TIMEOUT, loader.load()).await.map_err(late)?;
         let named = profile.map(str::to_owned).or_else(|| std::env::var("AWS_PROFILE").ok());
@@ -270,7 +274,7 @@ impl Api {
 
     /// Until this action may be asked for again, if it was throttled.
     async fn wait_for_turn(&self, action: Action) {
-        let turn = lock(&self.shared.pace).get(action).copied();
+        let turn = lock(&self.shared.pace).get(&action).copied();
         if let Some(turn) = turn {
             sleep_until(turn).await;
         }

@@ -2,11 +2,11 @@
 //!
 //! Owns those lists as EC2 gives them. Ranking them is the business of the choice modules.
 
+use aws_sdk_ec2::primitives::DateTime;
 use aws_sdk_ec2::types::{
     ArchitectureType, Image as SdkImage, ImageState, ImdsSupportValues, InstanceType, InstanceTypeInfo,
     LocationType, SpotPrice, SupportedAdditionalProcessorFeature,
 };
-use aws_sdk_ec2::primitives::DateTime;
 
 use super::action::Action;
 use super::client::{Api, Call};

@@ -67,7 +67,8 @@ impl Api {
         let group = order.security_groups.first().map_or(NO_GROUP, String::as_str);
         let kind = InstanceType::from(order.instance_type.as_str());
         let range = IpRange::builder().cidr_ip(NO_CIDR).build();
-        let rule = IpPermission::builder().ip_protocol("tcp").from_port(22).to_port(22).ip_ranges(range).build();
+        let rule =
+            IpPermission::builder().ip_protocol("tcp").from_port(22).to_port(22).ip_ranges(range).build();
         let tag = Tag::builder().key("nix-broker:doctor").value("dry-run").build();
         match action {
             Action::AuthorizeSecurityGroupIngress => {
@@ -148,9 +149,7 @@ impl Api {
                 let request = request.http_endpoint(InstanceMetadataEndpointState::Disabled);
                 self.ask(action, || request.clone().dry_run(true).send()).await
             }
-            Action::RunInstances => {
-                self.ask(action, || self.run_request(order).dry_run(true).send()).await
-            }
+            Action::RunInstances => self.ask(action, || self.run_request(order).dry_run(true).send()).await,
             Action::StartInstances => {
                 let request = client.start_instances().instance_ids(instance);
                 self.ask(action, || request.clone().dry_run(true).send()).await

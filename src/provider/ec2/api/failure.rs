@@ -143,16 +143,16 @@ pub(super) fn about_credentials(error: &CredentialsError, profile: Option<&str>)
         CredentialsError::ProviderTimedOut(_) => {
             (ErrorClass::Transient, "whatever gives the credentials does not answer".to_owned(), None)
         }
-        _ if expired => {
-            (ErrorClass::Identity, readable(&words), Some(classify::expired_advice(profile)))
-        }
+        _ if expired => (ErrorClass::Identity, readable(&words), Some(classify::expired_advice(profile))),
         CredentialsError::CredentialsNotLoaded(_) => match profile {
             Some(profile) => (
                 ErrorClass::Identity,
                 format!("profile `{profile}` has no credentials"),
                 Some(provide.to_owned()),
             ),
-            None => (ErrorClass::Identity, "there are no AWS credentials".to_owned(), Some(provide.to_owned())),
+            None => {
+                (ErrorClass::Identity, "there are no AWS credentials".to_owned(), Some(provide.to_owned()))
+            }
         },
         CredentialsError::InvalidConfiguration(_)
         | CredentialsError::ProviderError(_)

@@ -8,8 +8,8 @@ use aws_sdk_ec2::types::{
     BlockDeviceMapping, CpuOptionsRequest, EbsBlockDevice, HibernationOptionsRequest, HttpTokensState,
     InstanceInterruptionBehavior, InstanceMarketOptionsRequest, InstanceMetadataEndpointState,
     InstanceMetadataOptionsRequest, InstanceNetworkInterfaceSpecification, InstanceType, MarketType,
-    NestedVirtualizationSpecification, ResourceType, ShutdownBehavior, SpotInstanceType, SpotMarketOptions, Tag,
-    TagSpecification, VolumeType,
+    NestedVirtualizationSpecification, ResourceType, ShutdownBehavior, SpotInstanceType, SpotMarketOptions,
+    Tag, TagSpecification, VolumeType,
 };
 
 use super::action::Action;
@@ -52,7 +52,8 @@ impl Api {
     /// Launches the instance of this order, or finds the one that an earlier request with the same order has launched.
     /// Sent again after an unclear answer: the token makes that safe.
     pub async fn run_instance(&self, order: &RunOrder) -> Result<Observed, ApiError> {
-        let call = Call::new(Action::RunInstances).of(order.summary()).instance(&order.instance_type, order.market);
+        let call =
+            Call::new(Action::RunInstances).of(order.summary()).instance(&order.instance_type, order.market);
         if order.region != self.region() {
             let message = format!("the order is for {}", order.region);
             return Err(ApiError::config(call.action.name(), self.region(), message));
@@ -97,7 +98,10 @@ impl Api {
                 .instance_interruption_behavior(InstanceInterruptionBehavior::Terminate)
                 .set_max_price(order.max_price.map(|rate| decimal(rate.0.micros())))
                 .build();
-            InstanceMarketOptionsRequest::builder().market_type(MarketType::Spot).spot_options(options).build()
+            InstanceMarketOptionsRequest::builder()
+                .market_type(MarketType::Spot)
+                .spot_options(options)
+                .build()
         });
         let mut tagged = vec![ResourceType::Instance, ResourceType::Volume, ResourceType::NetworkInterface];
         if spot {
@@ -190,7 +194,8 @@ impl Api {
                 self.call(&call, send).await.map(|_| ())
             }
             Change::Stop { hibernate } => {
-                let send = || client.stop_instances().set_instance_ids(ids.clone()).hibernate(hibernate).send();
+                let send =
+                    || client.stop_instances().set_instance_ids(ids.clone()).hibernate(hibernate).send();
                 self.call(&call, send).await.map(|_| ())
             }
             Change::Start => {

@@ -206,7 +206,8 @@ impl Api {
         description: &str,
         tags: &BTreeMap<String, String>,
     ) -> Result<String, ApiError> {
-        let call = Call::new(Action::CreateSecurityGroup).of(format!("{name} in {vpc}")).repeat(Repeat::Undone);
+        let call =
+            Call::new(Action::CreateSecurityGroup).of(format!("{name} in {vpc}")).repeat(Repeat::Undone);
         let send = || {
             let request = self.client().create_security_group().vpc_id(vpc).group_name(name);
             let request = request.description(description);
@@ -220,7 +221,8 @@ impl Api {
     pub async fn authorize_ingress(&self, group: &str, cidr: &str, note: &str) -> Result<(), ApiError> {
         let call = Call::new(Action::AuthorizeSecurityGroupIngress).of(format!("SSH from {cidr} to {group}"));
         let range = IpRange::builder().cidr_ip(cidr).description(note).build();
-        let rule = IpPermission::builder().ip_protocol("tcp").from_port(SSH).to_port(SSH).ip_ranges(range).build();
+        let rule =
+            IpPermission::builder().ip_protocol("tcp").from_port(SSH).to_port(SSH).ip_ranges(range).build();
         let send = || {
             let request = self.client().authorize_security_group_ingress().group_id(group);
             request.ip_permissions(rule.clone()).send()
@@ -235,7 +237,8 @@ impl Api {
     pub async fn revoke_ingress(&self, group: &str, cidr: &str) -> Result<(), ApiError> {
         let call = Call::new(Action::RevokeSecurityGroupIngress).of(format!("SSH from {cidr} to {group}"));
         let range = IpRange::builder().cidr_ip(cidr).build();
-        let rule = IpPermission::builder().ip_protocol("tcp").from_port(SSH).to_port(SSH).ip_ranges(range).build();
+        let rule =
+            IpPermission::builder().ip_protocol("tcp").from_port(SSH).to_port(SSH).ip_ranges(range).build();
         let send = || {
             let request = self.client().revoke_security_group_ingress().group_id(group);
             request.ip_permissions(rule.clone()).send()
@@ -257,7 +260,8 @@ impl Api {
         cidr: &str,
         tags: &BTreeMap<String, String>,
     ) -> Result<String, ApiError> {
-        let call = Call::new(Action::CreateSubnet).of(format!("{cidr} in {vpc} ({zone})")).repeat(Repeat::Undone);
+        let call =
+            Call::new(Action::CreateSubnet).of(format!("{cidr} in {vpc} ({zone})")).repeat(Repeat::Undone);
         let send = || {
             let request = self.client().create_subnet().vpc_id(vpc).availability_zone(zone).cidr_block(cidr);
             request.tag_specifications(tags_on(ResourceType::Subnet, tags)).send()

@@ -161,7 +161,11 @@ impl Api {
         }
         Err(ApiError {
             class: ErrorClass::Unknown,
-            ..ApiError::config(call.action.name(), self.region(), format!("there are more than {MAX_PAGES} pages"))
+            ..ApiError::config(
+                call.action.name(),
+                self.region(),
+                format!("there are more than {MAX_PAGES} pages"),
+            )
         })
     }
 }

@@ -11,11 +11,11 @@ use std::sync::Arc;
 use aws_sdk_ec2::config::RuntimeComponents;
 use aws_sdk_ec2::config::http::{HttpRequest, HttpResponse};
 use aws_sdk_ec2::error::ConnectorError;
-use aws_sdk_ec2::primitives::SdkBody;
 use aws_smithy_runtime_api::client::http::{
     HttpClient, HttpConnector, HttpConnectorFuture, HttpConnectorSettings, SharedHttpConnector,
 };
 use aws_smithy_runtime_api::http::StatusCode;
+use aws_smithy_types::body::SdkBody;
 
 /// The other end of a wire.
 pub trait Wire: Send + Sync + fmt::Debug {

@@ -54,10 +54,22 @@ fn quoted(names: &[String]) -> String {
 
 /// (until the branch lands)
 pub async fn find(api: &super::api::Api, spec: &crate::model::Ec2Spec) -> Result<Network, NetworkError> {
-    let subnets = api.subnets(&[("subnet-id", &spec.subnets)]).await.map_err(|error| NetworkError::Unknown(error.to_string()))?;
-    let subnets = subnets.into_iter().map(|subnet| Subnet {
-        id: subnet.id, vpc: subnet.vpc, zone: subnet.zone, cidr: subnet.cidr.parse().expect("cidr"),
-        free_addresses: subnet.free_addresses, is_default: subnet.is_default, is_public: subnet.public_ip, is_ours: false,
-    }).collect();
+    let subnets = api
+        .subnets(&[("subnet-id", &spec.subnets)])
+        .await
+        .map_err(|error| NetworkError::Unknown(error.to_string()))?;
+    let subnets = subnets
+        .into_iter()
+        .map(|subnet| Subnet {
+            id: subnet.id,
+            vpc: subnet.vpc,
+            zone: subnet.zone,
+            cidr: subnet.cidr.parse().expect("cidr"),
+            free_addresses: subnet.free_addresses,
+            is_default: subnet.is_default,
+            is_public: subnet.public_ip,
+            is_ours: false,
+        })
+        .collect();
     Ok(Network { vpc: String::new(), subnets, groups: spec.security_groups.clone() })
 }

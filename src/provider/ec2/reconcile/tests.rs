@@ -176,7 +176,10 @@ fn the_instance_of_an_unheard_answer_is_found() {
 fn what_comes_of_an_abandoned_launch_is_ended() {
     let abandoned = [record(1, Stage::Abandoned)];
     assert_eq!(terminated(&steps(&abandoned, &[shown(7, 1, Pending)], &[], 0, NOW)), [id(7)]);
-    assert_eq!(steps(&abandoned, &[shown(7, 1, Terminated)], &[], 0, NOW), [Step::Forget { intent: intent(1) }]);
+    assert_eq!(
+        steps(&abandoned, &[shown(7, 1, Terminated)], &[], 0, NOW),
+        [Step::Forget { intent: intent(1) }]
+    );
 }
 
 #[test]
@@ -211,7 +214,8 @@ fn an_end_is_asked_for_until_it_is_shown() {
 
 #[test]
 fn what_is_under_way_is_left_to_those_who_do_it() {
-    let records = [record(1, shelved(1, NOW + 9)), record(2, Stage::Asked { order: order(), class: class() })];
+    let records =
+        [record(1, shelved(1, NOW + 9)), record(2, Stage::Asked { order: order(), class: class() })];
     let instances = [shown(1, 1, Running), shown(2, 2, Running)];
     let in_flight = BTreeSet::from([intent(1), intent(2)]);
     let look = Look {
