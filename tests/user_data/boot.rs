@@ -20,7 +20,8 @@ fn effective_sshd(machine: &Machine) -> String {
     let mut command = Command::new("/usr/sbin/sshd");
     let output = command.arg("-T").arg("-f").arg(machine.path("etc/ssh/sshd_config")).output().unwrap();
     assert!(output.status.success(), "{}", printed(&output));
-    printed(&output)
+    // Newer releases write the names as the manual does.
+    printed(&output).to_lowercase()
 }
 
 /// As OpenSSH reads it from the private one.
