@@ -37,6 +37,7 @@
 //! broker    broker                          the only place that spawns, sleeps and reads the clock
 //! effects   provider, ssh, transfer ◀ endpoint
 //! pure      scheduler, protocol, ipc, config
+//! tables    catalog                         what EC2 sells
 //! nouns     model
 //! ```
 //!
@@ -49,6 +50,7 @@
 //! - Loss of a hook's socket is cancellation of its build.
 
 pub mod broker;
+pub mod catalog;
 pub mod cli;
 pub mod config;
 pub mod endpoint;

@@ -24,7 +24,7 @@ pub mod store_path;
 pub use ec2::Ec2Spec;
 pub use ids::{BuildId, BuilderId, InstanceId, LeaseId, PoolName};
 pub use instance::{BuilderFacts, Demand, Ending, Instance, InstanceClass};
-pub use money::{HourlyRate, Usd};
+pub use money::{Caps, HourlyRate, Usd};
 pub use outcome::{Blame, Failure, FailureKind, Outcome};
 pub use pool::{HostSpec, LocalSpec, PoolSpec, ProviderSpec, Slots};
 pub use request::{BuildInputs, BuildRequest, BuildSettings, Verdict};

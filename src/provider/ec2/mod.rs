@@ -4,6 +4,13 @@
 //! and what is ended when. Which type and where is decided in the pure modules beside this one; what the calls look like
 //! is known to `api` alone.
 
+pub mod candidates;
+pub mod cooling;
+#[cfg(test)]
+mod fixtures;
+pub mod ladder;
+pub mod price;
+
 use super::{
     Beat, BuilderNotice, Ending, LaunchOrder, Launched, ProviderContext, ProviderError, ProviderErrorKind,
     Readiness, Survivor,
