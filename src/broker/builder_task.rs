@@ -21,7 +21,7 @@ use super::driver::DriverHandle;
 use super::remote::Remote;
 use super::{PoolRuntime, Shared, chain};
 use crate::model::{BuilderFacts, BuilderId, Demand, Ending, Instance, InstanceId, PoolName};
-use crate::provider::{LaunchOrder, Launched, Readiness, probe};
+use crate::provider::{BuilderNotice, LaunchOrder, Launched, Readiness, probe};
 use crate::scheduler::{BuilderFault, BuilderFaultKind, Event};
 use crate::ssh::{RunOnceError, Sessions};
 
@@ -42,6 +42,8 @@ const UNREMARKABLE: Duration = Duration::from_secs(5);
 const POST_MORTEM: Duration = Duration::from_secs(20);
 /// Lines of the console in the reason; all of it is in the log.
 const CONSOLE_LINES: usize = 8;
+/// How long a heartbeat may take; the next one may follow at once.
+const BEAT_DEADLINE: Duration = Duration::from_secs(30);
 
 /// How the driver holds a builder.
 #[derive(Debug)]
@@ -211,6 +213,14 @@ impl Task {
         let remote = self.remote.get_or_init(|| remote);
         tracing::info!(builder = %self.builder, processors = facts.processors, nix = ?facts.nix_version, "ready");
         self.driver.event(Event::Ready { builder: self.builder, facts });
+        tokio::select! {
+            fault = self.watch(remote) => fault,
+            fault = self.beat(remote, &launched.instance.id) => fault,
+        }
+    }
+
+    /// Until it no longer answers.
+    async fn watch(&self, remote: &Remote) -> BuilderFault {
         let mut losses = remote.sessions().losses();
         let mut sweeps = tokio::time::interval(SWEEP_INTERVAL);
         loop {
@@ -231,6 +241,40 @@ impl Task {
                 }
             }
         }
+    }
+
+    /// Tells the builder that we are there, and listens to what it knows of its own end. One that does not answer is
+    /// not lost for that: whether its sessions live is watched beside this, and the next heartbeat may be heard.
+    async fn beat(&self, remote: &Remote, instance: &InstanceId) -> BuilderFault {
+        let (builder, provider) = (self.builder, &self.runtime.provider);
+        while let Some(beat) = provider.beat(instance, remote.is_in_use()) {
+            match remote.sessions().run(&beat.command, Instant::now() + BEAT_DEADLINE).await {
+                Ok(output) => {
+                    for notice in provider.read_beat(instance, &output.stdout) {
+                        tracing::warn!(%builder, ?notice, "notice");
+                        match notice {
+                            BuilderNotice::Interruption { within, why } => {
+                                self.driver.event(Event::Interrupted { builder, within, why });
+                            }
+                            BuilderNotice::Rebalance { why } => {
+                                self.driver.event(Event::Endangered { builder, why });
+                            }
+                            BuilderNotice::Ending { why } => {
+                                return fault(
+                                    BuilderFaultKind::ConnectionLost,
+                                    format!("it is ending: {why}"),
+                                );
+                            }
+                        }
+                    }
+                }
+                Err(error) => {
+                    tracing::debug!(%builder, error = %chain(&anyhow::Error::new(error)), "a heartbeat was lost");
+                }
+            }
+            tokio::time::sleep(beat.every).await;
+        }
+        std::future::pending().await
     }
 
     /// Dials until it answers and has set itself up, or is late: then what its console says belongs to the fault.

@@ -210,6 +210,8 @@ impl Driver {
             | Event::Progress { .. }
             | Event::Ready { .. }
             | Event::Lost { .. }
+            | Event::Interrupted { .. }
+            | Event::Endangered { .. }
             | Event::StartRequested(_)
             | Event::DrainRequested(_)
             | Event::StopRequested(_)

@@ -17,6 +17,7 @@ pub(crate) fn line(note: &Note) -> String {
         }
         Note::BuilderFailed { builder, reason } => format!("builder {builder} failed: {reason}"),
         Note::Started { builder } => format!("runs on builder {builder}"),
+        Note::Moved { builder, reason } => format!("moving away from builder {builder}: {reason}"),
         Note::Retrying { reason, attempts } => {
             format!("attempt {attempts} failed, trying again: {reason}")
         }

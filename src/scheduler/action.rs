@@ -111,6 +111,13 @@ pub enum Note {
         /// Which builder.
         builder: BuilderId,
     },
+    /// Its builder is taken away, and it is queued again.
+    Moved {
+        /// Which builder.
+        builder: BuilderId,
+        /// Why.
+        reason: String,
+    },
     /// An attempt failed, and it is queued again.
     Retrying {
         /// Why the attempt failed.

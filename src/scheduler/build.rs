@@ -63,6 +63,8 @@ pub(super) struct Run {
 /// Why a running attempt is stopped; a later cause that is stronger replaces an earlier one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum StopCause {
+    /// Its builder is taken away: moved.
+    Interrupted,
     /// Its builder is ended: tried elsewhere.
     BuilderStopped,
     /// The broker ends: fails.

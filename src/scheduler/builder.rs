@@ -107,6 +107,10 @@ pub(super) enum EndReason {
     Stopped,
     /// An earlier broker launched more than there may be.
     Surplus,
+    /// Its provider takes it back.
+    Interrupted(String),
+    /// Its provider may take it back.
+    Endangered(String),
     /// This many builds in a row failed on it.
     Unhealthy(usize),
     /// The broker ends.
@@ -123,6 +127,7 @@ impl fmt::Display for EndReason {
             Self::Drained => f.write_str("drained by an operator"),
             Self::Stopped => f.write_str("stopped by an operator"),
             Self::Surplus => f.write_str("an earlier broker launched more than `max-builders`"),
+            Self::Interrupted(reason) | Self::Endangered(reason) => f.write_str(reason),
             Self::Unhealthy(streak) => write!(f, "{streak} builds in a row failed on it"),
             Self::Shutdown => f.write_str("the broker is shutting down"),
             Self::Fault(fault) => f.write_str(&fault.reason),
@@ -139,6 +144,8 @@ impl EndReason {
             | Self::Drained
             | Self::Stopped
             | Self::Surplus
+            | Self::Interrupted(_)
+            | Self::Endangered(_)
             | Self::Unhealthy(_)
             | Self::Shutdown
             | Self::Fault(_) => Ending::Final,

@@ -66,6 +66,22 @@ pub enum Event {
         /// Why.
         fault: BuilderFault,
     },
+    /// The provider takes this builder back: its builds are moved to another one.
+    Interrupted {
+        /// Which.
+        builder: BuilderId,
+        /// How soon, where that is known.
+        within: Option<Duration>,
+        /// In words.
+        why: String,
+    },
+    /// The provider may take this builder back: no new builds there.
+    Endangered {
+        /// Which.
+        builder: BuilderId,
+        /// In words.
+        why: String,
+    },
     /// The provider agrees that nothing of it is left.
     Gone(BuilderId),
     /// An operator wants one builder more in this pool, for the idle window at least.

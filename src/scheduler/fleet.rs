@@ -111,6 +111,8 @@ impl Fleet {
             Event::Progress { builder, text } => self.on_progress(builder, &text),
             Event::Ready { builder, facts } => self.on_ready(builder, &facts),
             Event::Lost { builder, fault } => self.on_lost(builder, fault),
+            Event::Interrupted { builder, within, why } => self.on_interrupted(builder, within, &why),
+            Event::Endangered { builder, why } => self.on_endangered(builder, why),
             Event::Gone(builder) => self.on_gone(builder),
             Event::StartRequested(pool) => self.on_start_requested(&pool),
             Event::DrainRequested(selection) => self.on_drain_requested(selection),
@@ -269,7 +271,7 @@ impl Fleet {
             room: self.room(ix),
             short_of_minimum: if minimums_count { short } else { 0 },
             comes_in_sizes: pool.comes_in_sizes(),
-            is_loose: pool.is_loose(),
+            is_loose: pool.is_loose(self.now),
         }
     }
 
@@ -286,7 +288,10 @@ impl Fleet {
     pub(super) fn launch(&mut self, ix: PoolIx, demand: Demand) -> BuilderId {
         let id = self.reserve_builder();
         let pool = &self.pools[ix.0];
-        let is_loose = pool.is_loose() && !demand.on_demand_only;
+        let is_loose = pool.is_loose(self.now) && !demand.on_demand_only;
+        // While spot is off for a pool, every launch is for a machine that stays.
+        let demand =
+            Demand { on_demand_only: demand.on_demand_only || pool.avoids_loose(self.now), ..demand };
         self.actions.push(Action::Launch { builder: id, pool: pool.spec.name.clone(), demand });
         let timeout = pool.spec.launch_timeout;
         self.roster.insert(Builder::launching(id, ix, self.now, timeout, demand, is_loose));

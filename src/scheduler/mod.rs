@@ -49,6 +49,7 @@ mod history;
 mod on_adoption;
 mod on_build;
 mod on_builder;
+mod on_interruption;
 mod on_operator;
 mod placement;
 mod pool;

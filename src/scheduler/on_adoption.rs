@@ -5,13 +5,17 @@ use std::collections::BTreeSet;
 use super::action::Action;
 use super::builder::{Builder, EndReason};
 use super::event::Adoption;
-use super::fleet::Fleet;
+use super::fleet::{Fleet, Mode};
 use super::pool::PoolIx;
 use crate::model::{Ending, InstanceId};
 
 impl Fleet {
     /// All of them in one event, so that no builder is launched for what one of them can do.
     pub(super) fn on_adopted(&mut self, found: Vec<Adoption>) {
+        // Too late to do anything for them: the next broker finds them again.
+        if self.mode == Mode::Exited {
+            return;
+        }
         let mut pools = BTreeSet::new();
         for Adoption { builder: id, instance, age } in found {
             self.last_builder = self.last_builder.max(id.0);

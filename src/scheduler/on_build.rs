@@ -75,6 +75,10 @@ impl Fleet {
                 Some(outcome) => self.finish(id, outcome),
                 None => self.finish(id, Outcome::Failed(shutting_down())),
             },
+            Some(StopCause::Interrupted) => match final_end(end) {
+                Some(outcome) => self.finish(id, outcome),
+                None => self.move_on(id, run.builder),
+            },
             Some(StopCause::BuilderStopped) => match final_end(end) {
                 Some(outcome) => self.finish(id, outcome),
                 // The operator's wish is no fault of the build: the attempt does not count.
@@ -126,6 +130,14 @@ impl Fleet {
         match retry::next(&build.failed) {
             Next::Again => self.try_again(id, format!("on {builder}: {reason}")),
             Next::GiveUp(failure) => self.finish(id, Outcome::Failed(failure)),
+        }
+    }
+
+    /// Queues a build anew that lost its builder to the provider. Its ticket makes it the next in line.
+    fn move_on(&mut self, id: BuildId, builder: BuilderId) {
+        if self.enqueue(id, self.failure_counter) {
+            let reason = "the provider takes its machine back".to_owned();
+            self.actions.push(Action::Tell { build: id, note: Note::Moved { builder, reason } });
         }
     }
 

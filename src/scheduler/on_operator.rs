@@ -85,7 +85,7 @@ impl Fleet {
         }
     }
 
-    fn builds_on(&self, id: BuilderId) -> Vec<BuildId> {
+    pub(super) fn builds_on(&self, id: BuilderId) -> Vec<BuildId> {
         self.roster.get(id).map(|builder| builder.leases.values().copied().collect()).unwrap_or_default()
     }
 }

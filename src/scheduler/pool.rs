@@ -20,6 +20,11 @@ const QUIET: Duration = Duration::from_millis(300);
 /// But nobody waits longer than this for others.
 const LONGEST_GATHERING: Duration = Duration::from_secs(2);
 
+/// A second machine that is taken away within this time means that there is a shortage,
+const INTERRUPTION_WINDOW: Duration = Duration::from_secs(15 * 60);
+/// and for this time the pool launches none that may be taken away.
+const STEADY_TIME: Duration = Duration::from_secs(30 * 60);
+
 /// The place of a pool in the configuration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct PoolIx(pub(super) usize);
@@ -33,6 +38,10 @@ pub(super) struct Pool {
     pub(super) offer: Offer,
     learned: Learned,
     gathering: Option<Gathering>,
+    /// When a machine was last taken away.
+    interrupted_at: Option<Instant>,
+    /// Only machines that stay are launched until then.
+    steady_until: Option<Instant>,
     trouble: Trouble,
     /// The last thing that went wrong, and when.
     pub(super) last_fault: Option<(String, Instant)>,
@@ -78,6 +87,8 @@ impl Pool {
             offer,
             learned: Learned::default(),
             gathering: None,
+            interrupted_at: None,
+            steady_until: None,
             trouble: Trouble::default(),
             last_fault: None,
         }
@@ -88,11 +99,24 @@ impl Pool {
         matches!((&self.spec.provider, self.spec.slots), (ProviderSpec::Ec2(_), Slots::Auto { .. }))
     }
 
-    /// Whether its machines may be taken away.
-    pub(super) fn is_loose(&self) -> bool {
+    /// Whether the machines that it launches now may be taken away.
+    pub(super) fn is_loose(&self, now: Instant) -> bool {
         match &self.spec.provider {
-            ProviderSpec::Ec2(spec) => spec.market == Market::Spot,
+            ProviderSpec::Ec2(spec) => spec.market == Market::Spot && !self.avoids_loose(now),
             ProviderSpec::Local(_) | ProviderSpec::Hosts(_) => false,
+        }
+    }
+
+    /// Whether it launches no machines that may be taken away, because too many were.
+    pub(super) fn avoids_loose(&self, now: Instant) -> bool {
+        self.steady_until.is_some_and(|until| now < until)
+    }
+
+    /// One of its machines is taken away.
+    pub(super) fn was_interrupted(&mut self, now: Instant) {
+        let recent = |at: Instant| now.saturating_duration_since(at) <= INTERRUPTION_WINDOW;
+        if self.interrupted_at.replace(now).is_some_and(recent) {
+            self.steady_until = Some(now + STEADY_TIME);
         }
     }
 

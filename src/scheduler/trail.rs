@@ -39,6 +39,10 @@ pub(super) enum Why {
         builder: BuilderId,
         reason: String,
     },
+    Interrupted {
+        builder: BuilderId,
+        reason: String,
+    },
     MustMove {
         builder: BuilderId,
     },
@@ -67,6 +71,7 @@ impl Why {
                 format!("started on {builder} of pool `{pool}`, {company}")
             }
             Self::AttemptFailed { builder, reason } => format!("failed on {builder}: {reason}"),
+            Self::Interrupted { builder, reason } => format!("moved away from {builder}: {reason}"),
             Self::MustMove { builder } => format!("{builder} is stopped by an operator: tried elsewhere"),
             Self::ClientGone => "its client went away".to_owned(),
             Self::ShutdownForced => "the broker is shutting down".to_owned(),

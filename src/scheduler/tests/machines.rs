@@ -3,7 +3,7 @@
 use super::fixtures::*;
 use crate::model::ec2::Market;
 use crate::model::{BuilderId, BuilderState, FailureKind, Instance, InstanceId, PoolName, PoolSpec, Slots};
-use crate::scheduler::{Adoption, BuilderFaultKind, Event, Fleet};
+use crate::scheduler::{Adoption, AttemptEnd, BuilderFaultKind, Event, Fleet};
 
 fn ec2(market: Market, max_builders: u32) -> World {
     World::new(vec![PoolSpec { max_builders, ..ec2_pool("ec2", market) }])
@@ -194,4 +194,81 @@ fn a_pool_that_keeps_builders_counts_the_adopted_ones() {
     let again = Adoption { builder: fleet.reserve_builder(), ..adoption };
     assert_eq!(fleet.apply(now, Event::Adopted(vec![again])), []);
     assert!(fleet.knows(&instance.id));
+}
+
+fn interrupt(world: &mut World, builder: u64) {
+    let within = Some(seconds(120));
+    world.apply(Event::Interrupted { builder: BuilderId(builder), within, why: "as told".to_owned() });
+}
+
+#[test]
+fn an_interruption_is_no_attempt_of_the_build() {
+    let mut world = ec2(Market::Spot, 1);
+    world.accept(1, X86, &[]);
+    // A build gives up after five machines that were lost while it ran; this is not that.
+    for round in 1..=9 {
+        world.wait(1);
+        world.launched_as(round, class(Market::Spot));
+        world.ready_with(round, 4);
+        interrupt(&mut world, round);
+        world.end(1, AttemptEnd::Aborted);
+        world.wait(1);
+        world.gone(round);
+    }
+    assert!(world.ended.is_empty());
+}
+
+#[test]
+fn a_build_that_ends_by_itself_while_it_is_moved_has_ended() {
+    let mut world = ec2(Market::Spot, 1);
+    for build in [1, 2] {
+        world.accept(build, X86, &[]);
+    }
+    world.wait(1);
+    world.launched_as(1, class(Market::Spot));
+    world.ready_with(1, 4);
+    interrupt(&mut world, 1);
+    world.end(1, AttemptEnd::Succeeded);
+    world.end(2, failed(FailureKind::Derivation));
+    assert_eq!(world.ended.len(), 2);
+}
+
+#[test]
+fn an_attempt_that_does_not_stop_does_not_keep_an_interrupted_machine() {
+    let mut world = ec2(Market::Spot, 1);
+    world.accept(1, X86, &[]);
+    world.wait(1);
+    world.launched_as(1, class(Market::Spot));
+    world.ready_with(1, 4);
+    interrupt(&mut world, 1);
+    assert!(world.terminated.is_empty());
+    world.wait(10);
+    assert_eq!(world.terminated, [BuilderId(1)]);
+}
+
+#[test]
+fn after_two_interruptions_within_a_quarter_of_an_hour_spot_is_off_for_half_an_hour() {
+    let mut world = ec2(Market::Spot, 1);
+    let bought = |world: &mut World, build: u64| {
+        world.accept(build, X86, &[]);
+        world.wait(1);
+        let builder = world.launches() as u64;
+        let on_demand_only = world.demanded().last().unwrap().1;
+        let market = if on_demand_only { Market::OnDemand } else { Market::Spot };
+        world.launched_as(builder, class(market));
+        world.ready_with(builder, 4);
+        world.end(build, AttemptEnd::Succeeded);
+        interrupt(world, builder);
+        world.wait(1);
+        world.gone(builder);
+        market
+    };
+    assert_eq!(bought(&mut world, 1), Market::Spot);
+    world.wait(16 * 60);
+    assert_eq!(bought(&mut world, 2), Market::Spot, "long after the first");
+    world.wait(10 * 60);
+    assert_eq!(bought(&mut world, 3), Market::Spot);
+    assert_eq!(bought(&mut world, 4), Market::OnDemand);
+    world.wait(31 * 60);
+    assert_eq!(bought(&mut world, 5), Market::Spot);
 }

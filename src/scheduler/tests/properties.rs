@@ -35,6 +35,8 @@ enum Step {
     Ready(Index, usize),
     Lost(Index, usize),
     Gone(Index),
+    Interrupted(Index),
+    Endangered(Index),
     Start(usize),
     Drain(Index),
     DrainAll,
@@ -62,6 +64,8 @@ fn step() -> impl Strategy<Value = Step> {
         8 => (index(), 0..12_usize).prop_map(|(at, facts)| Step::Ready(at, facts)),
         3 => (index(), 0..4_usize).prop_map(|(at, kind)| Step::Lost(at, kind)),
         5 => index().prop_map(Step::Gone),
+        2 => index().prop_map(Step::Interrupted),
+        1 => index().prop_map(Step::Endangered),
         1 => (0..3_usize).prop_map(Step::Start),
         1 => index().prop_map(Step::Drain),
         1 => Just(Step::DrainAll),
@@ -229,6 +233,14 @@ impl Chaos {
                 let builder = self.builder(*at);
                 self.gone.push(builder);
                 self.world.apply(Event::Gone(builder));
+            }
+            Step::Interrupted(at) => {
+                let (builder, within) = (self.builder(*at), Some(seconds(at.index(120) as u64)));
+                self.world.apply(Event::Interrupted { builder, within, why: "as told".to_owned() });
+            }
+            Step::Endangered(at) => {
+                let builder = self.builder(*at);
+                self.world.apply(Event::Endangered { builder, why: "as told".to_owned() });
             }
             Step::Start(pool) => {
                 let name = PoolName::new(["plain", "kvm", "no such pool"][*pool]);
