@@ -31,11 +31,16 @@ const CONFINED: &[(&str, &[&str])] = &[
     ("russh", &["ssh"]),
     ("clap", &["cli"]),
     ("toml", &["config"]),
-    ("serde", &["ipc", "config", "cli"]),
-    ("serde_json", &["ipc", "cli", "protocol"]),
+    // The provider keeps a journal of what it is about to launch.
+    ("serde", &["ipc", "config", "cli", "provider"]),
+    ("serde_json", &["ipc", "cli", "protocol", "provider"]),
     ("backon", &["broker", "ssh", "provider"]),
     ("sd_notify", &["broker"]),
 ];
+
+/// The start of a crate's name, and the only directory below which such crates may be named.
+const CONFINED_TO_DIRECTORY: &[(&str, &str)] =
+    &[("aws_config::", "src/provider/ec2/api"), ("aws_", "src/provider/ec2/api")];
 
 /// Words that must not appear in a module.
 const FORBIDDEN: &[(&str, &[&str])] = &[
