@@ -204,11 +204,6 @@ impl Estate {
         }
     }
 
-    /// Whether there is, or may be, anything on EC2.
-    pub(super) fn is_of_use(&self) -> bool {
-        let state = self.state();
-        !state.sites.is_empty() || !state.profiles.is_empty()
-    }
 
     /// An instance of this pool that was put aside, and is nobody else's from here on: its record says that it is live.
     pub(super) fn take_shelved(&self, pool: &str) -> Option<(Record, Flight<'_>)> {

@@ -4,7 +4,7 @@
 //! pattern (`Invalid*`, `*LimitExceeded`) are matched by it, after the whole ones.
 
 use super::error::{ErrorClass, Quota, QuotaFamily};
-use crate::model::Market;
+use crate::model::ec2::Market;
 
 /// What was asked for, as far as a class or the advice depends on it.
 #[derive(Clone, Debug, Default)]
@@ -110,11 +110,10 @@ pub(super) fn class(code: Option<&str>, status: u16, asked: &Asked<'_>) -> Error
         | "DefaultVpcDoesNotExist" => ErrorClass::Config,
         _ if code.ends_with("LimitExceeded") => ErrorClass::Quota(Quota::Other),
         _ if code.starts_with("Invalid") => ErrorClass::Config,
-        _ => match class_of_status(status) {
-            // A code that we do not know is a considered answer, whatever the status says.
-            ErrorClass::Transient => ErrorClass::Unknown,
-            other => other,
-        },
+        // A code that we do not know is a considered answer, whatever the status says.
+        _ if status == 429 => ErrorClass::Throttle,
+        _ if status == 401 || status == 403 => ErrorClass::Identity,
+        _ => ErrorClass::Unknown,
     }
 }
 

@@ -171,17 +171,14 @@ impl Api {
         R: Future<Output = Result<T, SdkError<E, HttpResponse>>>,
         E: ProvideErrorMetadata + StdError + Send + Sync + 'static,
     {
-        let error = match self.call(&Call::new(action).repeat(Repeat::Undone), send).await {
-            Ok(_) => {
-                let reason = format!("the endpoint answered a dry run of {action} as if it had done it");
-                return Ok(Permission::Unclear { reason });
-            }
-            Err(error) => error,
+        let Err(error) = self.call(&Call::new(action).repeat(Repeat::Undone), send).await else {
+            let reason = format!("the endpoint answered a dry run of {action} as if it had done it");
+            return Ok(Permission::Unclear { reason });
         };
         match error.code.as_deref() {
             Some("DryRunOperation") => return Ok(Permission::Allowed),
             Some("UnauthorizedOperation" | "AccessDenied" | "AccessDeniedException") => {
-                return Ok(Permission::Denied { reason: error.message });
+                return Ok(Permission::Denied { reason: error.words.message });
             }
             Some(_) | None => {}
         }

@@ -281,8 +281,8 @@ impl Api {
         ApiError {
             class: ErrorClass::Unknown,
             may_have_acted: true,
-            subject: call.subject.clone(),
             ..ApiError::config(call.action.name(), self.region(), "the answer names nothing")
+                .of(&call.subject)
         }
     }
 }
