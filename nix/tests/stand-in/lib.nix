@@ -305,8 +305,10 @@ let
       evalModules
       filter
       filterAttrs
+      elemAt
       foldl'
       genAttrs
+      genList
       hasAttr
       hasPrefix
       head
