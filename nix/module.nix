@@ -436,7 +436,7 @@ in
             # Keys are in here.
             StateDirectory = "nix-broker";
             StateDirectoryMode = "0700";
-            UMask = "0022";
+            UMask = if hasLocalPool then "0022" else "0077";
             EnvironmentFile = optional (cfg.environmentFile != null) cfg.environmentFile;
             # What is put elsewhere must be there, and belong to the user.
             ReadWritePaths =
@@ -461,6 +461,7 @@ in
             ProtectSystem = "strict";
             ProtectHome = true;
             PrivateTmp = true;
+            PrivateMounts = true;
             KeyringMode = "private";
             ProtectKernelModules = true;
             ProtectControlGroups = true;

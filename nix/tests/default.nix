@@ -56,9 +56,6 @@ let
         module
       ];
     }).config;
-in
-{
-  inherit flake isReal;
 
   module = import ./module.nix {
     inherit lib package;
@@ -70,4 +67,126 @@ in
       name = "lix-2.94.0";
     };
   };
+
+  # The machine of tests/nixos.rs: what a person would write, and what NixOS makes of it.
+  tiger = nixos {
+    services.nix-broker = {
+      enable = true;
+      # The test writes the file itself, from the value.
+      checkConfig = false;
+      settings.pool = [
+        {
+          name = "local";
+          features = [
+            "big-parallel"
+            "gccarch-znver3"
+          ];
+          slots = 4;
+          max-builders = 2;
+          idle-timeout = "3s";
+          launch-timeout = "60s";
+          local = { };
+        }
+      ];
+    };
+    nix.settings = {
+      experimental-features = [
+        "nix-command"
+        "flakes"
+      ];
+      # There is no network.
+      substituters = lib.mkForce [ ];
+    };
+  };
+  # Every file of the repository that Nix is to read.
+  files =
+    directory:
+    lib.concatLists (
+      lib.mapAttrsToList (
+        name: kind:
+        let
+          path = directory + "/${name}";
+        in
+        if kind == "directory" && !(lib.elem name [ ".git" "target" ]) then
+          files path
+        else
+          lib.optional (kind == "regular" && builtins.match ".*\\.nix" name != null) path
+      ) (builtins.readDir directory)
+    );
+
+  # What `nix flake lock` would find to do: an input that is not locked, or one that is locked from elsewhere.
+  lockFits =
+    let
+      flake = import ../../flake.nix;
+      lock = builtins.fromJSON (builtins.readFile ../../flake.lock);
+      url = original: "${original.type}:${original.owner}/${original.repo}/${original.ref}";
+      isLocked =
+        name:
+        let
+          node = lock.nodes.${lock.nodes.${lock.root}.inputs.${name}};
+        in
+        url node.original == flake.inputs.${name}.url && node.locked ? rev && node.locked ? narHash;
+    in
+    lock.version == 7
+    && lib.attrNames flake.inputs == lib.attrNames lock.nodes.${lock.root}.inputs
+    && lib.all isLocked (lib.attrNames flake.inputs);
+in
+{
+  inherit flake isReal module;
+
+  # The files that do not parse; an import of one that does comes to a value, of which nothing is asked.
+  syntax = lib.concatMapStringsSep " " toString (
+    lib.filter (file: !(builtins.tryEval (builtins.seq (import file) true)).success) (files ../..)
+  );
+
+  # Everything that should not be as it is.
+  wrong =
+    module.wrong
+    ++ lib.optional (!lockFits) "flake.lock is not the lock of flake.nix"
+    ++ lib.optional (
+      builtins.readFile ./module.snapshot != module.snapshot
+    ) "nix/tests/module.snapshot is not what the module is now: tests/lab/evaluate.sh --raw module.snapshot";
+
+  tiger = {
+    isReal = isReal;
+    nixConf = tiger.environment.etc."nix/nix.conf".source.text;
+    files = lib.mapAttrs (name: file: { inherit (file) text mode; }) (
+      lib.filterAttrs (name: _: name == "xdg/nix/nix.conf") tiger.environment.etc
+    );
+    broker = builtins.fromJSON tiger.environment.etc."nix-broker/config.toml".source.value;
+    daemonEnvironment = lib.mapAttrs (_: toString) (
+      removeAttrs tiger.systemd.services.nix-daemon.environment [
+        "PATH"
+        "LOCALE_ARCHIVE"
+        "TZDIR"
+      ]
+    );
+  };
+
+  # The text of our units, for systemd-analyze.
+  units =
+    lib.mapAttrs
+      (_: pool: (nixos {
+        services.nix-broker = {
+          enable = true;
+          checkConfig = false;
+          settings.pool = [ pool ];
+        };
+      }).systemd.units."nix-broker.service".text)
+      {
+        hosts = {
+          name = "rack";
+          hosts = [
+            {
+              address = "rack.example.org";
+              user = "nix";
+              host-keys = [ "ssh-ed25519 AAAA" ];
+            }
+          ];
+        };
+        local = {
+          name = "here";
+          local = { };
+        };
+      };
 }

@@ -71,7 +71,7 @@ in
     assertions = option (types.listOf types.anything) [ ];
     warnings = option strings [ ];
     boot = any;
-    documentation = any;
+
     environment.etc = any;
     environment.systemPackages = option (types.listOf types.anything) [ ];
     ec2 = any;

@@ -85,7 +85,10 @@ let
             };
         in
         lib.types.attrsOf value;
-      generate = name: value: self.writeText name (lib.concatMapStringsSep "\n" (key: "${key} = ${inline value.${key}}") (builtins.attrNames value) + "\n");
+      generate = name: value: package name {
+        value = builtins.toJSON value;
+        text = lib.concatMapStringsSep "\n" (key: "${key} = ${inline value.${key}}") (builtins.attrNames value) + "\n";
+      };
     };
     runCommand = name: _: script: package name { inherit script; };
     testers.runNixOSTest = test: package (lib.head (map (part: part.name) test.imports)) { inherit test; };
