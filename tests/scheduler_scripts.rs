@@ -212,7 +212,12 @@ impl Script {
         let spec = self.pools.iter().find(|spec| spec.name == *name).ok_or("has no pool")?;
         let mut offer = spec.offer.clone();
         offer.features.insert(Feature::new(CA_DERIVATIONS));
-        Ok(BuilderFacts { offer, processors: 4, nix_version: None })
+        Ok(BuilderFacts {
+            offer,
+            processors: 4,
+            nix_version: None,
+            cpu_flags: std::collections::BTreeSet::new(),
+        })
     }
 }
 

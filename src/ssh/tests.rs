@@ -518,6 +518,21 @@ async fn a_new_channel_avoids_a_connection_that_is_held_up() {
 }
 
 #[test]
+fn a_fresh_host_key_is_one_that_openssh_takes_and_its_secret_is_not_shown() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("key");
+    let pair = HostKeyPair::generate().unwrap();
+    std::fs::write(&file, &pair.private_openssh_pem).unwrap();
+    std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    let output = Command::new("ssh-keygen").arg("-y").arg("-f").arg(&file).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(String::from_utf8_lossy(&output.stdout).trim_end(), pair.public_openssh);
+    assert!(HostKey::parse(&pair.public_openssh).is_ok());
+    assert_ne!(pair, HostKeyPair::generate().unwrap());
+    assert!(!format!("{pair:?}").contains("PRIVATE"));
+}
+
+#[test]
 fn a_client_key_is_made_once_and_kept_private() {
     use std::os::unix::fs::PermissionsExt;
     let directory = tempfile::tempdir().unwrap();

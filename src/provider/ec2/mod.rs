@@ -4,6 +4,8 @@
 //! and what is ended when. Which type and where is decided in the pure modules beside this one; what the calls look like
 //! is known to `api` alone.
 
+pub mod boot;
+
 use super::{Ending, LaunchOrder, Launched, ProviderContext, ProviderError, ProviderErrorKind};
 use crate::model::{Ec2Spec, Instance, InstanceId, PoolSpec};
 

@@ -55,7 +55,7 @@ pub(super) fn request(system: &str, required: &[&str]) -> BuildRequest {
 pub(super) fn facts(spec: &PoolSpec) -> BuilderFacts {
     let mut offer = spec.offer.clone();
     offer.features.insert(Feature::new(CA_DERIVATIONS));
-    BuilderFacts { offer, processors: 4, nix_version: None }
+    BuilderFacts { offer, processors: 4, nix_version: None, cpu_flags: std::collections::BTreeSet::new() }
 }
 
 pub(super) fn fault(kind: BuilderFaultKind) -> BuilderFault {
