@@ -3,6 +3,7 @@
 #   nix-instantiate --eval --strict --json nix/tests -A wrong      with the stand-in for nixpkgs, anywhere
 #   NIXPKGS=/path/to/nixpkgs ... the same ...                      with the real NixOS, from a tree of nixpkgs
 {
+  # A tree, nothing, or what a flake has as its input.
   nixpkgs ? builtins.getEnv "NIXPKGS",
   system ? "x86_64-linux",
 }:
@@ -12,13 +13,15 @@ let
   tree = /. + nixpkgs;
   # `nixpkgs` as a flake sees it, without a copy of the whole tree to the store.
   input =
-    if isReal then
+    if builtins.isAttrs nixpkgs then
+      nixpkgs
+    else if isReal then
       {
         outPath = toString tree;
         lib = import (tree + "/lib") // {
           nixosSystem = arguments: import (tree + "/nixos/lib/eval-config.nix") ({ system = null; } // arguments);
         };
-        legacyPackages.${system} = import tree { inherit system; };
+        legacyPackages = lib.genAttrs [ "x86_64-linux" "aarch64-linux" ] (system: import tree { inherit system; });
       }
     else
       import ./stand-in;
@@ -58,7 +61,7 @@ let
     }).config;
 
   module = import ./module.nix {
-    inherit lib package;
+    inherit lib system package;
     evaluate = nixos;
     # Only its name and version are looked at; the rest is a Nix, so that NixOS can evaluate everything else.
     lix = pkgs.nix // {
@@ -130,6 +133,61 @@ let
     lock.version == 7
     && lib.attrNames flake.inputs == lib.attrNames lock.nodes.${lock.root}.inputs
     && lib.all isLocked (lib.attrNames flake.inputs);
+  # Each output of the flake comes to a derivation (or whatever it is), on both systems.
+  drv = value: builtins.seq value.drvPath (lib.isString value.drvPath);
+  outputs =
+    let
+      each = kind: names: lib.all (system: lib.attrNames flake.${kind}.${system} == names) [ "x86_64-linux" "aarch64-linux" ];
+      every =
+        kind: lib.all (system: lib.all drv (lib.attrValues flake.${kind}.${system})) [ "x86_64-linux" "aarch64-linux" ];
+      image = flake.nixosConfigurations.builder-aarch64-linux.config;
+      unit = name: image.systemd.services.${name};
+    in
+    {
+      "packages" = each "packages" [ "builder-image" "default" "demo" "nix-broker" "static" ] && every "packages";
+      "apps" =
+        each "apps" [ "broker" "default" "demo" ]
+        && lib.all (app: app.type == "app" && lib.hasPrefix builtins.storeDir app.program) (
+          lib.attrValues flake.apps.x86_64-linux
+        );
+      "devShells" = every "devShells";
+      "checks" =
+        every "checks"
+        && lib.all (name: flake.checks.x86_64-linux ? ${name}) [
+          "format"
+          "lint"
+          "module"
+          "package"
+          "vm-builder"
+          "vm-local"
+        ]
+        && lib.any (lib.hasPrefix "vm-build-") (lib.attrNames flake.checks.x86_64-linux);
+      "formatter" = drv flake.formatter.x86_64-linux;
+      "modules" = lib.attrNames flake.nixosModules == [ "broker" "builder" "default" ];
+      "overlay" = (flake.overlays.default pkgs pkgs) ? nix-broker;
+      "images" = lib.attrNames flake.nixosConfigurations == [ "builder-aarch64-linux" "builder-x86_64-linux" ];
+
+      "an image has no complaint" = lib.all (a: a.assertion) image.assertions;
+      "an image's dead-man waits for nothing" =
+        lib.all (
+          name:
+          image.systemd.timers.${name}.wantedBy == [ "sysinit.target" ]
+          && image.systemd.timers.${name}.unitConfig.DefaultDependencies == false
+          && (unit name).unitConfig.DefaultDependencies == false
+          && (unit name).after or [ ] == [ ]
+        ) [ "nix-broker-dead-man" "nix-broker-hard-limit" ]
+        && image.systemd.timers.nix-broker-hard-limit.timerConfig.OnBootSec == "90120s";
+      "an image knows its limits" =
+        image.environment.etc."nix-broker/limits".text == "hard=90000\nidle=1200\nlease=900\nlease-busy=3600\n";
+      "an image listens for SSH alone" =
+        image.networking.firewall.allowedTCPPorts == [ 22 ]
+        && image.services.openssh.settings.MaxSessions == 1000
+        && image.services.openssh.settings.PasswordAuthentication == false
+        && !(image.services.amazon-ssm-agent.enable)
+        && !(image.virtualisation.amazon-init.enable);
+      "an image claims no feature by itself" = image.nix.settings.system-features == [ ];
+      "an image builds for root alone" = image.nix.settings.trusted-users == [ "root" ] && !image.nix.distributedBuilds;
+    };
 in
 {
   inherit flake isReal module;
@@ -142,6 +200,7 @@ in
   # Everything that should not be as it is.
   wrong =
     module.wrong
+    ++ lib.attrNames (lib.filterAttrs (_: holds: !holds) outputs)
     ++ lib.optional (!lockFits) "flake.lock is not the lock of flake.nix"
     ++ lib.optional (
       builtins.readFile ./module.snapshot != module.snapshot

@@ -4,6 +4,8 @@
 # module: with the stand-ins of ./stand-in in a second, with the real NixOS where there is a nixpkgs (see ./default.nix).
 {
   lib,
+  # Of the machines.
+  system,
   evaluate,
   # What `evaluate` gives as the package.
   package,
@@ -184,8 +186,8 @@ let
       && !(config.nix.settings ? build-hook)
       && !(config.environment.etc ? "xdg/nix/nix.conf")
       && config.environment.etc."nix/machines".text == ''
-        ssh-ng://localhost?remote-program=${hook} x86_64-linux - 12 1 big-parallel - -
-        ssh-ng://localhost?remote-program=${hook} x86_64-linux - 64 1 - - -
+        ssh-ng://localhost?remote-program=${hook} ${system} - 12 1 big-parallel - -
+        ssh-ng://localhost?remote-program=${hook} ${system} - 64 1 - - -
       '';
     "on Nix nothing is added to the machines" = !(hosts.environment.etc ? "nix/machines");
 

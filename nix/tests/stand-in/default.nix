@@ -5,25 +5,35 @@ let
     "x86_64-linux"
     "aarch64-linux"
     "aarch64-darwin"
-  ] (system: import ./pkgs.nix { inherit lib system; });
+  ] (system: import ./pkgs.nix { inherit lib system nixosSystem; });
+  nixosSystem =
+    {
+      modules,
+      system ? null,
+      specialArgs ? { },
+    }:
+    let
+      platform = lib.head (
+        lib.optional (system != null) system
+        ++ map (module: module.nixpkgs.hostPlatform) (
+          lib.filter (module: lib.isAttrs module && module ? nixpkgs.hostPlatform) modules
+        )
+        ++ [ "x86_64-linux" ]
+      );
+    in
+    lib.evalModules {
+      modules = [ ./nixos.nix ] ++ modules;
+      specialArgs = {
+        pkgs = packages.${platform};
+        modulesPath = toString ./modules;
+      }
+      // specialArgs;
+    };
 in
 {
-  outPath = "/nixpkgs";
+  outPath = toString ./.;
   legacyPackages = packages;
   lib = lib // {
-    nixosSystem =
-      {
-        modules,
-        system ? "x86_64-linux",
-        specialArgs ? { },
-      }:
-      lib.evalModules {
-        modules = [ ./nixos.nix ] ++ modules;
-        specialArgs = {
-          pkgs = packages.${system};
-          modulesPath = ./.;
-        }
-        // specialArgs;
-      };
+    inherit nixosSystem;
   };
 }

@@ -377,7 +377,7 @@ let
       toSource = { root, ... }: root;
       unions = list: list;
     };
-    modules.importApply = file: argument: import file argument;
+    setDefaultModuleLocation = _: module: module;
     licenses = {
       mit = { };
       asl20 = { };

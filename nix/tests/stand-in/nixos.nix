@@ -70,7 +70,9 @@ in
   options = {
     assertions = option (types.listOf types.anything) [ ];
     warnings = option strings [ ];
+    amazonImage = any;
     boot = any;
+    documentation = any;
 
     environment.etc = any;
     environment.systemPackages = option (types.listOf types.anything) [ ];
@@ -80,6 +82,7 @@ in
     nix.buildMachines = option (types.listOf types.anything) [ ];
     nix.distributedBuilds = option types.bool false;
     nix.enable = option types.bool true;
+    nix.extraOptions = option types.lines "";
     nix.gc = any;
     nix.package = option types.package pkgs.nix;
     nix.nrBuildUsers = option types.int 32;
@@ -105,7 +108,10 @@ in
     security.allowUserNamespaces = option types.bool true;
     services.amazon-ssm-agent = any;
     services.openssh = any;
-    system = any;
+    system.build = any;
+    system.extraDependencies = option (types.listOf types.anything) [ ];
+    system.nixos.release = option types.str "26.05";
+    system.stateVersion = option types.str "26.05";
     systemd.services = mkOption {
       type = types.attrsOf (
         types.submodule {
@@ -130,7 +136,7 @@ in
       (lib.mkIf (!config.nix.distributedBuilds) { builders = null; })
     ];
     environment.etc."nix/nix.conf".source = pkgs.writeText "nix.conf" (
-      lib.concatMapStringsSep "" (line: line + "\n") (confLines false ++ confLines true)
+      lib.concatMapStringsSep "" (line: line + "\n") (confLines false ++ confLines true ++ [ config.nix.extraOptions ])
     );
     environment.etc."nix/machines" = lib.mkIf (config.nix.buildMachines != [ ]) {
       text = lib.concatMapStringsSep "" (

@@ -1,6 +1,11 @@
 # The part of nixpkgs' package set that our own Nix files use: values of the right shape, of which nothing can be built
 # but a plain text file.
-{ lib, system }:
+{
+  lib,
+  system,
+  # How a machine of a VM test is evaluated.
+  nixosSystem,
+}:
 
 let
   package =
@@ -58,7 +63,7 @@ let
         );
       cargoSetupHook = package "cargo-setup-hook" { };
     };
-    pkgsStatic = self // { isStatic = true; };
+    pkgsStatic = self;
     mkShell = attrs: package "shell" { shell = attrs; };
     # As an attribute of the package, so that a test can look at what is written.
     writeText = name: text: package name { inherit text; };
@@ -91,12 +96,23 @@ let
       };
     };
     runCommand = name: _: script: package name { inherit script; };
-    testers.runNixOSTest = test: package (lib.head (map (part: part.name) test.imports)) { inherit test; };
+    # Every machine of the test is evaluated, and must have no complaint.
+    testers.runNixOSTest =
+      test:
+      let
+        opened = (lib.head test.imports) { hostPkgs = self; };
+        machine = module: (nixosSystem { modules = [ module ]; inherit system; }).config;
+        complaints = lib.concatMap (module: lib.filter (a: !a.assertion) (machine module).assertions) (lib.attrValues opened.nodes);
+        whole = builtins.deepSeq (map (module: (machine module).systemd.units) (lib.attrValues opened.nodes)) (
+          if complaints == [ ] then builtins.stringLength opened.testScript > 0 else throw (lib.head complaints).message
+        );
+      in
+      package opened.name { } // { drvPath = assert whole; "${builtins.storeDir}/${opened.name}.drv"; };
     nixVersions = lib.genAttrs [ "nix_2_28" "nix_2_31" "nix_2_34" "latest" ] (
       version: package "nix" { version = builtins.replaceStrings [ "nix_" "_" "latest" ] [ "" "." "2.35" ] version; }
     );
     nix = package "nix" { version = "2.31.2"; };
-    path = "/nixpkgs";
+    path = toString ./.;
   }
   // lib.genAttrs [
     "bash"
@@ -119,6 +135,18 @@ let
     "rustfmt"
     "systemd"
     "util-linux"
+    "stdenvNoCC"
+    "cacert"
+    "iproute2"
+    "shadow"
+    "which"
+    "unzip"
+    "python3"
+    "pkg-config"
+    "perl"
+    "patchelf"
+    "git"
+    "gnumake"
   ] (name: package name { });
 in
 self
