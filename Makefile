@@ -35,7 +35,8 @@ real:
 	$(LAB)/roots.sh $(RELEASES)
 	$(LAB)/check.sh $(RELEASES)
 	$(LAB)/nix-files.sh
-	cargo test --locked --test worker_live --test user_data_live --test end_to_end --test operations --test faults -- --test-threads=2
+	cargo test --locked --test worker_live --test user_data_live --test end_to_end --test operations --test faults \
+		--test nixos -- --test-threads=2
 
 bench:
 	$(LAB)/packages.sh

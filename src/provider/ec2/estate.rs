@@ -204,7 +204,6 @@ impl Estate {
         }
     }
 
-
     /// An instance of this pool that was put aside, and is nobody else's from here on: its record says that it is live.
     pub(super) fn take_shelved(&self, pool: &str) -> Option<(Record, Flight<'_>)> {
         let now = self.now();
