@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use super::driver::DriverHandle;
 use super::remote::Remote;
 use super::{PoolRuntime, Shared, chain};
-use crate::model::{BuilderFacts, BuilderId, Demand, Ending, Instance, InstanceId, PoolName};
+use crate::model::{BuilderFacts, BuilderId, Demand, Ending, Instance, InstanceId, PoolName, Slots};
 use crate::provider::{BuilderNotice, LaunchOrder, Launched, Readiness, probe};
 use crate::scheduler::{BuilderFault, BuilderFaultKind, Event};
 use crate::ssh::{RunOnceError, Sessions};
@@ -212,6 +212,11 @@ impl Task {
         let remote = Arc::new(Remote::new(self.builder, sessions, local, tasks));
         let remote = self.remote.get_or_init(|| remote);
         tracing::info!(builder = %self.builder, processors = facts.processors, nix = ?facts.nix_version, "ready");
+        // A builder comes up because builds wait for it: one daemon for each that it takes at once.
+        remote.warm(match self.runtime.spec.slots {
+            Slots::Fixed(slots) => slots as usize,
+            Slots::Auto { .. } => facts.processors as usize,
+        });
         self.driver.event(Event::Ready { builder: self.builder, facts });
         tokio::select! {
             fault = self.watch(remote) => fault,
@@ -220,7 +225,7 @@ impl Task {
     }
 
     /// Until it no longer answers.
-    async fn watch(&self, remote: &Remote) -> BuilderFault {
+    async fn watch(&self, remote: &Arc<Remote>) -> BuilderFault {
         let mut losses = remote.sessions().losses();
         let mut sweeps = tokio::time::interval(SWEEP_INTERVAL);
         loop {

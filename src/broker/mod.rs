@@ -23,6 +23,7 @@ mod log_spool;
 mod notes;
 mod operator_client;
 mod remote;
+mod roots;
 mod serve;
 mod shared;
 mod signals;
