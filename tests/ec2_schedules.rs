@@ -151,7 +151,18 @@ fn pool(market: Market, idle_action: IdleAction) -> PoolSpec {
         profile: None,
         regions: vec![REGION.to_owned()],
         market,
-        types: Vec::new(),
+        // As many as need several pages, and no more: most of a schedule's time would go into lists of types.
+        types: [
+            "c6a.2xlarge",
+            "c7a.2xlarge",
+            "c8a.2xlarge",
+            "m6a.2xlarge",
+            "m7a.2xlarge",
+            "r6a.2xlarge",
+            "c6a.4xlarge",
+        ]
+        .map(str::to_owned)
+        .to_vec(),
         exact: false,
         max_price: None,
         image: ImageSpec::Newest { owner: "427812963091".into(), name: "nixos/26.05*".into() },
@@ -437,6 +448,13 @@ async fn schedule(seed: u64) {
         sleep(Duration::from_secs(3 * 3600)).await;
     }
     dead_men.abort();
+    if std::env::var_os("NIX_BROKER_SCHEDULES").is_some() {
+        let mut counts = BTreeMap::<String, u32>::new();
+        for seen in world.ec2.seen() {
+            *counts.entry(seen.action).or_default() += 1;
+        }
+        eprintln!("schedule {seed}: {} instances, {counts:?}", world.ec2.bills().len());
+    }
     world.ec2.tick();
     look_at_the_bill(&world, &foreign, comes_back);
 }
