@@ -38,9 +38,8 @@ const CONFINED: &[(&str, &[&str])] = &[
     ("sd_notify", &["broker"]),
 ];
 
-/// The start of a crate's name, and the only directory below which such crates may be named.
-const CONFINED_TO_DIRECTORY: &[(&str, &str)] =
-    &[("aws_config::", "src/provider/ec2/api"), ("aws_", "src/provider/ec2/api")];
+/// How names of crates start that only one directory may know, and that directory.
+const CONFINED_TO_DIRECTORY: &[(&str, &str)] = &[("aws_", "src/provider/ec2/api/")];
 
 /// Words that must not appear in a module.
 const FORBIDDEN: &[(&str, &[&str])] = &[
@@ -144,6 +143,17 @@ fn confined_crates_stay_where_they_belong() {
             if named && !modules.contains(&source.module.as_str()) {
                 problems
                     .push(format!("{} names `{name}`, which belongs to {modules:?}", source.path.display()));
+            }
+        }
+        for (prefix, directory) in CONFINED_TO_DIRECTORY {
+            let is_crate = |word: &str| word.starts_with(prefix) && word.contains("::");
+            let names =
+                |line: &str| line.split(|c: char| c.is_whitespace() || "(<&{".contains(c)).any(is_crate);
+            if code_lines(&source).any(names) && !source.path.to_string_lossy().contains(directory) {
+                problems.push(format!(
+                    "{} names `{prefix}...`, which belongs to {directory}",
+                    source.path.display()
+                ));
             }
         }
         for (module, words) in FORBIDDEN {
