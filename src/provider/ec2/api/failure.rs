@@ -28,7 +28,7 @@ where
         action: asked.action,
         code: None,
         status,
-        request_id: error.request_id().map(str::to_owned),
+        request_id: error.request_id().map(str::to_owned).or_else(|| request_id(body)),
         may_have_acted: false,
         words: Box::new(Words {
             subject: subject.to_owned(),
@@ -62,6 +62,14 @@ where
         }
     }
     answer
+}
+
+/// The id of a request as the body of a refusal has it; it is not always in a header.
+fn request_id(body: &[u8]) -> Option<String> {
+    let text = std::str::from_utf8(body).ok()?;
+    let id = text.split_once("<RequestID>")?.1.split_once("</RequestID>")?.0;
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
+    (id.len() <= 64 && id.bytes().all(is_plain)).then(|| id.to_owned())
 }
 
 /// An answer that is none of EC2's.
@@ -196,5 +204,28 @@ fn readable(words: &str) -> String {
     match line.char_indices().nth(MAX_MESSAGE) {
         Some((at, _)) => format!("{}...", &line[..at]),
         None => line,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn somebody_elses_words_fit_on_one_line_and_cannot_move_the_cursor() {
+        assert_eq!(readable("one\n\ttwo \u{1b}[2Jthree\r\n"), "one two [2Jthree");
+        let long = readable(&"\u{2603} ".repeat(1000));
+        assert!(long.ends_with("...") && long.chars().count() == MAX_MESSAGE + 3);
+        assert_eq!(readable("no. Encoded authorization failure message: abc"), "no.");
+    }
+
+    #[test]
+    fn only_what_looks_like_the_id_of_a_request_is_one() {
+        let id = |text: &str| request_id(text.as_bytes());
+        assert_eq!(id("<Response><RequestID>a-1</RequestID></Response>").as_deref(), Some("a-1"));
+        for odd in ["", "<RequestID>", "<RequestID>\u{1b}</RequestID>", "<RequestID><b></RequestID>"] {
+            assert_eq!(id(odd), None, "{odd}");
+        }
+        assert_eq!(id(&format!("<RequestID>{}</RequestID>", "a".repeat(65))), None);
     }
 }
