@@ -15,7 +15,7 @@ use super::{
     Beat, BuilderNotice, Ending, LaunchOrder, Launched, ProviderContext, ProviderError, ProviderErrorKind,
     Readiness, Survivor,
 };
-use crate::model::{BuilderFacts, Ec2Spec, Instance, InstanceId, PoolSpec};
+use crate::model::{BuilderFacts, Ec2Spec, HourlyRate, Instance, InstanceId, PoolSpec};
 
 /// The instances of one pool.
 #[derive(Debug)]
@@ -61,6 +61,10 @@ impl Ec2 {
     pub(super) async fn survivors(&self) -> Result<Vec<Survivor>, ProviderError> {
         std::future::ready(()).await;
         Ok(Vec::new())
+    }
+
+    pub(super) fn put_aside(&self) -> HourlyRate {
+        HourlyRate::default()
     }
 
     pub(super) async fn tend(&self) {
