@@ -272,8 +272,13 @@ impl Fleet {
         let per_builder = pool.expected_slots();
         let short = pool.spec.min_builders.saturating_sub(census.staffed());
         let mut slots = census.free;
-        for builder in census.starting.iter().filter_map(|id| self.roster.get(*id)) {
-            *slots.of(builder.is_loose) += u64::from(pool.expected_slots_for(builder.demand));
+        if pool.is_paid_for() {
+            for builder in census.starting.iter().filter_map(|id| self.roster.get(*id)) {
+                *slots.of(builder.is_loose) += u64::from(pool.expected_slots_for(builder.demand));
+            }
+        } else {
+            // Where all machines are alike they need only be counted.
+            slots.steady += census.starting.len() as u64 * u64::from(per_builder);
         }
         Supply {
             slots,
