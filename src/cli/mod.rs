@@ -8,9 +8,11 @@ mod builders;
 mod builds;
 mod check;
 mod client;
+mod cost;
 mod daemon;
 mod doctor;
 mod drain;
+mod history;
 mod output;
 mod picture;
 mod report;
@@ -38,6 +40,7 @@ const EXAMPLES: &str = "\
 Examples:
   broker status             What runs, what waits for what, and when each machine ends
   broker status --watch     The same, kept up to date
+  broker cost               What was spent, day by day
   broker why hello          Why a derivation is built where it is
   broker doctor             What keeps Nix from asking the broker, and what to do about it
   broker check              Whether the configuration is right
@@ -61,6 +64,8 @@ enum Command {
     Builders(builders::Args),
     Builds(builds::Args),
     Why(why::Args),
+    Cost(cost::Args),
+    History(history::Args),
     Start(start::Args),
     Drain(drain::Args),
     Stop(stop::Args),
@@ -167,6 +172,8 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Complaint> {
         Command::Builders(args) => builders::run(&args, &context),
         Command::Builds(args) => builds::run(&args, &context),
         Command::Why(args) => why::run(args, &context),
+        Command::Cost(args) => cost::run(&args, &context),
+        Command::History(args) => history::run(&args, &context),
         Command::Start(args) => start::run(args, &context),
         Command::Drain(args) => drain::run(&args, &context),
         Command::Stop(args) => stop::run(&args, &context),
