@@ -23,9 +23,11 @@
 //! | Nix and the hook talk | [`protocol::hook`], [`hook`] |
 //! | hook and broker talk | [`ipc`], `broker::hook_client` |
 //! | accept or decline | [`scheduler::Offers::answer`] |
+//! | a processor that only the inputs name | `broker::lineage` |
 //! | queue, placement, launches, retries | [`scheduler`] |
 //! | a machine's life | `broker::builder_task`, [`provider`], [`ssh`] |
 //! | one attempt | `broker::build_task`: [`transfer`], [`protocol::worker`] |
+//! | what happened, and what it cost | [`scheduler`] says it, [`history`] keeps it |
 //! | outputs into the local store | `hook::importer`, `broker::endpoint_client`, [`endpoint`] |
 //!
 //! # Layers
@@ -35,23 +37,27 @@
 //! ```text
 //! face      hook, cli                       what Nix and people see
 //! broker    broker                          the only place that spawns, sleeps and reads the clock
-//! effects   provider, ssh, transfer ◀ endpoint
+//! effects   provider, ssh, history, transfer ◀ endpoint
 //! pure      scheduler, protocol, ipc, config
+//! tables    catalog                         what EC2 sells
 //! nouns     model
 //! ```
 //!
 //! # Invariants
 //!
-//! - The verdict comes from memory: nothing slow happens between Nix's question and our answer.
+//! - The verdict comes from memory, and from derivations that were never read before: nothing slow happens between Nix's
+//!   question and our answer.
 //! - The scheduler is pure. What it wants is an [`scheduler::Action`]; what happens to it is an [`scheduler::Event`].
 //! - A connection whose operation did not end cleanly is never reused.
 //! - Every instance that was launched is terminated: by its builder task, or by the next start of the broker.
 //! - Loss of a hook's socket is cancellation of its build.
 
 pub mod broker;
+pub mod catalog;
 pub mod cli;
 pub mod config;
 pub mod endpoint;
+pub mod history;
 pub mod hook;
 pub mod ipc;
 pub mod model;

@@ -1,5 +1,7 @@
 //! An instance as a provider reports it, and what a builder was found to be once it answered.
 
+use std::collections::BTreeSet;
+
 use super::ec2::Market;
 use super::{HourlyRate, InstanceId, Offer, PoolName};
 
@@ -38,6 +40,15 @@ pub struct Demand {
     pub on_demand_only: bool,
 }
 
+/// Why an instance ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// Nothing is wrong with it, there is just no work: it may be put aside for the next time.
+    Idle,
+    /// It must be gone.
+    Final,
+}
+
 /// What the checks found on a running builder; only after them it is ready.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BuilderFacts {
@@ -47,4 +58,6 @@ pub struct BuilderFacts {
     pub processors: u32,
     /// Its daemon's version, when it says.
     pub nix_version: Option<String>,
+    /// What its CPU can do, in the kernel's words (`avx2`); empty where the kernel does not say.
+    pub cpu_flags: BTreeSet<String>,
 }

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use crate::model::{BuildId, BuilderId, InstanceId, LeaseId, Outcome, PoolName};
+use crate::model::{
+    BuildId, BuilderId, Demand, Ending, HourlyRate, InstanceId, LeaseId, Outcome, PoolName, Record,
+};
 
 /// An effect that is wanted.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -13,11 +15,17 @@ pub enum Action {
         builder: BuilderId,
         /// In which pool.
         pool: PoolName,
+        /// What for: a provider with machines of several sizes chooses by it.
+        demand: Demand,
+        /// An instance that costs more is one too many: what is left of the cap per hour.
+        at_most: Option<HourlyRate>,
     },
     /// End this builder's instance (or the launch under way), until the provider agrees that it is gone.
     Terminate {
         /// Which.
         builder: BuilderId,
+        /// Whether it may be put aside instead, for the next time.
+        ending: Ending,
         /// Why, for the log.
         reason: String,
     },
@@ -51,6 +59,8 @@ pub enum Action {
         /// How it ended.
         outcome: Outcome,
     },
+    /// Worth remembering.
+    Record(Record),
     /// The shutdown is complete: no build and no builder is left.
     Exit,
 }
@@ -65,6 +75,13 @@ pub enum Note {
         /// Builds ahead of it.
         ahead: u32,
     },
+    /// Nothing is launched for it for now.
+    Held {
+        /// In which pool.
+        pool: PoolName,
+        /// Why.
+        reason: String,
+    },
     /// A builder is launched for its pool.
     Launching {
         /// Which pool.
@@ -78,6 +95,15 @@ pub enum Note {
         builder: BuilderId,
         /// The provider's name for it.
         instance: InstanceId,
+    },
+    /// What a builder on its way to ready is doing.
+    Progress {
+        /// Which builder.
+        builder: BuilderId,
+        /// What is going on.
+        text: String,
+        /// Since the launch.
+        after: Duration,
     },
     /// A builder of its pool became ready.
     BuilderReady {
@@ -97,6 +123,13 @@ pub enum Note {
     Started {
         /// Which builder.
         builder: BuilderId,
+    },
+    /// Its builder is taken away, and it is queued again.
+    Moved {
+        /// Which builder.
+        builder: BuilderId,
+        /// Why.
+        reason: String,
     },
     /// An attempt failed, and it is queued again.
     Retrying {

@@ -9,7 +9,7 @@ use super::pool::PoolIx;
 use super::queue::{LaneIx, Ticket};
 use super::retry::Attempt;
 use super::trail::{Trail, Why};
-use crate::model::{BuildId, BuildPhase, BuildRequest, BuilderId, LeaseId};
+use crate::model::{BuildId, BuildPhase, BuildRequest, BuilderId, LeaseId, Phases, Usd};
 
 /// An accepted build that has not ended.
 #[derive(Clone, Debug)]
@@ -22,10 +22,16 @@ pub(super) struct Build {
     pub(super) stage: Stage,
     /// Since when it is in that stage, or its phase.
     pub(super) since: Instant,
+    /// How long it was where, but for where it is.
+    pub(super) phases: Phases,
+    /// What its attempts that have ended cost.
+    pub(super) cost: Usd,
     /// Attempts that were started.
     pub(super) starts: u32,
     /// Attempts that failed, and count.
     pub(super) failed: Vec<Attempt>,
+    /// It has lost a machine that could be taken away, and shall not lose another.
+    pub(super) shuns_loose: bool,
     pub(super) trail: Trail,
     /// The builder whose start it was told of.
     pub(super) herald: Option<BuilderId>,
@@ -61,6 +67,8 @@ pub(super) struct Run {
 /// Why a running attempt is stopped; a later cause that is stronger replaces an earlier one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum StopCause {
+    /// Its builder is taken away: moved.
+    Interrupted,
     /// Its builder is ended: tried elsewhere.
     BuilderStopped,
     /// The broker ends: fails.
@@ -73,6 +81,10 @@ impl Build {
     pub(super) fn accepted(id: BuildId, request: BuildRequest, ticket: Ticket, now: Instant) -> Self {
         let mut trail = Trail::default();
         trail.push(now, Why::Accepted);
+        let inherited = &request.requirement.inherited;
+        if !inherited.is_empty() {
+            trail.push(now, Why::Inherits(inherited.clone()));
+        }
         Self {
             id,
             request,
@@ -80,15 +92,33 @@ impl Build {
             accepted_at: now,
             stage: Stage::Accepted,
             since: now,
+            phases: Phases::default(),
+            cost: Usd::ZERO,
             starts: 0,
             failed: Vec::new(),
+            shuns_loose: false,
             trail,
             herald: None,
         }
     }
 
     pub(super) fn enter(&mut self, now: Instant, stage: Stage) {
+        self.leave(now);
         self.stage = stage;
+    }
+
+    /// Its phase ends, another begins.
+    pub(super) fn leave(&mut self, now: Instant) {
+        let spent = now.saturating_duration_since(self.since);
+        let phases = &mut self.phases;
+        *match &self.stage {
+            Stage::Accepted | Stage::Queued { .. } => &mut phases.waiting,
+            Stage::Running(run) => match run.phase {
+                RunPhase::Uploading => &mut phases.uploading,
+                RunPhase::Building => &mut phases.building,
+                RunPhase::Downloading => &mut phases.downloading,
+            },
+        } += spent;
         self.since = now;
     }
 

@@ -7,8 +7,10 @@ use std::fmt;
 use std::time::{Duration, Instant};
 
 use super::event::BuilderFault;
+use super::money::{Tab, cost_of};
 use super::pool::PoolIx;
-use crate::model::{BuildId, BuilderId, BuilderState, Instance, LeaseId};
+use crate::model::ec2::Market;
+use crate::model::{BuildId, BuilderId, BuilderState, Demand, Ending, HourlyRate, Instance, LeaseId, Usd};
 
 /// A termination the provider has not confirmed in this time is asked for again.
 pub(super) const TERMINATE_AGAIN_AFTER: Duration = Duration::from_secs(60);
@@ -27,6 +29,14 @@ pub(super) struct Builder {
     pub(super) id: BuilderId,
     pub(super) pool: PoolIx,
     pub(super) launched_at: Instant,
+    /// Since when we know of it: its launch, unless an earlier broker launched it.
+    pub(super) known_since: Instant,
+    /// Whether an earlier broker launched it.
+    pub(super) is_adopted: bool,
+    /// What it was launched for.
+    pub(super) demand: Demand,
+    /// Whether it may be taken away; a guess until there is an instance.
+    pub(super) is_loose: bool,
     /// The provider's thing behind it, as observed.
     pub(super) instance: Option<Instance>,
     /// Slots in use. Invariant: never more than the slots it was ready with.
@@ -36,6 +46,13 @@ pub(super) struct Builder {
     /// Whether its Nix builds content-addressed derivations; only a ready one has been asked.
     pub(super) has_ca_derivations: bool,
     pub(super) life: Life,
+    /// What a launch may cost, under a cap.
+    pub(super) at_most: Option<HourlyRate>,
+    /// What of its cost is in the ledger.
+    pub(super) booked: Usd,
+    tab: Tab,
+    /// What it does on its way to ready.
+    pub(super) progress: Option<String>,
     /// Since when it is in that state.
     pub(super) since: Instant,
     /// Builds that were told of its start, and hear how it goes on.
@@ -94,6 +111,16 @@ pub(super) enum EndReason {
     Drained,
     /// An operator ended it.
     Stopped,
+    /// An earlier broker launched more than there may be.
+    Surplus,
+    /// Its provider takes it back.
+    Interrupted(String),
+    /// Its provider may take it back.
+    Endangered(String),
+    /// It has no work, and what it costs is needed for another.
+    Yields,
+    /// Nothing is started any more on what is paid for.
+    Capped(String),
     /// This many builds in a row failed on it.
     Unhealthy(usize),
     /// The broker ends.
@@ -109,6 +136,11 @@ impl fmt::Display for EndReason {
             Self::TooOld(lifetime) => write!(f, "older than {} s", lifetime.as_secs()),
             Self::Drained => f.write_str("drained by an operator"),
             Self::Stopped => f.write_str("stopped by an operator"),
+            Self::Yields => f.write_str("it is idle, and the cap per hour leaves nothing for what waits"),
+            Self::Surplus => f.write_str("an earlier broker launched more than `max-builders`"),
+            Self::Interrupted(reason) | Self::Endangered(reason) | Self::Capped(reason) => {
+                f.write_str(reason)
+            }
             Self::Unhealthy(streak) => write!(f, "{streak} builds in a row failed on it"),
             Self::Shutdown => f.write_str("the broker is shutting down"),
             Self::Fault(fault) => f.write_str(&fault.reason),
@@ -116,21 +148,75 @@ impl fmt::Display for EndReason {
     }
 }
 
+impl EndReason {
+    /// Whether the instance may be put aside for the next time: only when nothing but work is missing.
+    pub(super) fn ending(&self) -> Ending {
+        match self {
+            Self::Idle(_) | Self::Yields => Ending::Idle,
+            Self::TooOld(_)
+            | Self::Drained
+            | Self::Stopped
+            | Self::Surplus
+            | Self::Interrupted(_)
+            | Self::Endangered(_)
+            | Self::Capped(_)
+            | Self::Unhealthy(_)
+            | Self::Shutdown
+            | Self::Fault(_) => Ending::Final,
+        }
+    }
+}
+
 impl Builder {
-    pub(super) fn launching(id: BuilderId, pool: PoolIx, now: Instant, timeout: Duration) -> Self {
+    pub(super) fn launching(
+        id: BuilderId,
+        pool: PoolIx,
+        now: Instant,
+        timeout: Duration,
+        demand: Demand,
+        is_loose: bool,
+    ) -> Self {
         Self {
             id,
             pool,
             launched_at: now,
+            known_since: now,
+            is_adopted: false,
+            demand,
+            is_loose,
             instance: None,
             leases: BTreeMap::new(),
             slots: 0,
             has_ca_derivations: false,
             life: Life::Launching { deadline: now + timeout },
+            at_most: None,
+            booked: Usd::ZERO,
+            tab: Tab::default(),
+            progress: None,
             since: now,
             audience: Vec::new(),
             failing_builds: BTreeSet::new(),
         }
+    }
+
+    /// One that an earlier broker launched; it may well be ready, which its task finds out.
+    pub(super) fn adopted(
+        id: BuilderId,
+        pool: PoolIx,
+        now: Instant,
+        age: Duration,
+        timeout: Duration,
+        instance: Instance,
+    ) -> Self {
+        let demand = Demand { builds: 1, on_demand_only: false };
+        let mut builder = Self::launching(id, pool, now, timeout, demand, false);
+        // A clock that began after the launch cannot say when it was.
+        builder.launched_at = now.checked_sub(age).unwrap_or(now);
+        builder.is_adopted = true;
+        builder.boot(now, instance);
+        // What it has cost so far was read from the history, where it is split by days.
+        builder.booked = builder.cost(now);
+        builder
     }
 
     fn enter(&mut self, now: Instant, life: Life) {
@@ -148,6 +234,10 @@ impl Builder {
 
     pub(super) fn is_terminating(&self) -> bool {
         matches!(self.life, Life::Terminating { .. })
+    }
+
+    pub(super) fn is_yielding(&self) -> bool {
+        matches!(self.life, Life::Terminating { why: EndReason::Yields, .. })
     }
 
     /// Slots in use.
@@ -179,6 +269,9 @@ impl Builder {
 
     /// The provider has made the instance.
     pub(super) fn boot(&mut self, now: Instant, instance: Instance) {
+        if let Some(class) = &instance.class {
+            self.is_loose = class.market == Market::Spot;
+        }
         self.instance = Some(instance);
         if let Life::Launching { deadline } = self.life {
             self.enter(now, Life::Booting { deadline });
@@ -198,16 +291,44 @@ impl Builder {
         );
     }
 
+    /// What it costs, as long as there is an instance that somebody sends a bill for.
+    pub(super) fn rate(&self) -> HourlyRate {
+        let class = self.instance.as_ref().and_then(|instance| instance.class.as_ref());
+        class.map(|class| class.rate).unwrap_or_default()
+    }
+
+    /// What it may cost, as long as the provider has not said what it does cost.
+    pub(super) fn unknown_price(&self) -> Option<HourlyRate> {
+        if self.instance.is_some() || self.is_ready() { None } else { self.at_most }
+    }
+
+    /// What it has cost.
+    pub(super) fn cost(&self, now: Instant) -> Usd {
+        let has_instance = self.instance.is_some();
+        if has_instance {
+            cost_of(self.rate(), now.saturating_duration_since(self.launched_at))
+        } else {
+            Usd::ZERO
+        }
+    }
+
+    /// What the build under this lease has cost.
+    pub(super) fn cost_under(&self, now: Instant, lease: LeaseId) -> Usd {
+        self.tab.so_far(now, self.rate(), lease)
+    }
+
     /// One slot more in use.
-    pub(super) fn grant(&mut self, lease: LeaseId, build: BuildId) {
+    pub(super) fn grant(&mut self, now: Instant, lease: LeaseId, build: BuildId) {
+        self.tab.open(now, self.rate(), lease);
         self.leases.insert(lease, build);
         if let Life::Ready { idle_deadline, .. } = &mut self.life {
             *idle_deadline = None;
         }
     }
 
-    /// One slot less in use.
-    pub(super) fn release(&mut self, now: Instant, lease: LeaseId, idle: Duration) {
+    /// One slot less in use. Answers what its build has cost.
+    pub(super) fn release(&mut self, now: Instant, lease: LeaseId, idle: Duration) -> Usd {
+        let cost = self.tab.close(now, self.rate(), lease);
         let was_leased = self.leases.remove(&lease).is_some();
         if let Life::Ready { idle_deadline, .. } = &mut self.life
             && was_leased
@@ -215,6 +336,7 @@ impl Builder {
         {
             *idle_deadline = Some(now + idle);
         }
+        cost
     }
 
     /// It is idle, but its pool needs it: looked at again after another idle window.

@@ -1,6 +1,10 @@
 //! Every fact that can reach the scheduler.
 
-use crate::model::{BuildId, BuildRequest, BuilderFacts, BuilderId, Failure, Instance, LeaseId, PoolName};
+use std::time::Duration;
+
+use crate::model::{
+    BuildId, BuildRequest, BuilderFacts, BuilderId, Failure, HourlyRate, Instance, LeaseId, PoolName, UtcDay,
+};
 
 /// A fact that arrived.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,12 +38,21 @@ pub enum Event {
         /// How.
         end: AttemptEnd,
     },
+    /// Instances that an earlier broker launched were found alive.
+    Adopted(Vec<Adoption>),
     /// The provider has made the instance; its sshd is awaited.
     Launched {
         /// For which builder.
         builder: BuilderId,
         /// What was made.
         instance: Instance,
+    },
+    /// A builder on its way to ready has come a step further, in words for the person who waits.
+    Progress {
+        /// Which.
+        builder: BuilderId,
+        /// What is going on.
+        text: String,
     },
     /// All checks passed.
     Ready {
@@ -55,8 +68,32 @@ pub enum Event {
         /// Why.
         fault: BuilderFault,
     },
+    /// The provider takes this builder back: its builds are moved to another one.
+    Interrupted {
+        /// Which.
+        builder: BuilderId,
+        /// How soon, where that is known.
+        within: Option<Duration>,
+        /// In words.
+        why: String,
+    },
+    /// The provider may take this builder back: no new builds there.
+    Endangered {
+        /// Which.
+        builder: BuilderId,
+        /// In words.
+        why: String,
+    },
     /// The provider agrees that nothing of it is left.
     Gone(BuilderId),
+    /// What time it is, told every minute or so: bills are split by days, and a clock that stood still with its machine
+    /// is put right.
+    Clock {
+        /// Today, in UTC.
+        day: UtcDay,
+        /// What instances cost that are stopped, by pool.
+        aside: Vec<(PoolName, HourlyRate)>,
+    },
     /// An operator wants one builder more in this pool, for the idle window at least.
     StartRequested(PoolName),
     /// An operator wants these to take no new builds and end when they are idle.
@@ -69,6 +106,17 @@ pub enum Event {
     ShutdownForced,
     /// A deadline of `next_deadline` has come.
     Tick,
+}
+
+/// An instance that an earlier broker launched, and the builder it becomes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Adoption {
+    /// Fresh, from [`Fleet::reserve_builder`](super::Fleet::reserve_builder).
+    pub builder: BuilderId,
+    /// What is there.
+    pub instance: Instance,
+    /// Since when it runs.
+    pub age: Duration,
 }
 
 /// Which builders an operator means.
@@ -116,6 +164,8 @@ pub struct BuilderFault {
 pub enum BuilderFaultKind {
     /// The provider refused or failed to launch.
     LaunchFailed,
+    /// Nothing that would do costs as little as what is left of a cap.
+    OverBudget,
     /// It never answered, or not in time.
     BootFailed,
     /// It answered, but is not what its pool promises (features, system, host key, Nix).

@@ -29,6 +29,7 @@ impl Fleet {
             builds: live.chain(ended).collect(),
             ended: self.history.counts(),
             accepting: self.accepting(),
+            money: self.money_status(now),
         }
     }
 
@@ -74,6 +75,8 @@ impl Fleet {
                 .rests_until()
                 .map(|until| until.saturating_duration_since(now))
                 .filter(|rest| !rest.is_zero()),
+            capped: self.held(ix),
+            money: self.pool_money(now, ix),
         };
         for builder in self.roster.iter().filter(|builder| builder.pool == ix) {
             match builder.state() {
@@ -95,11 +98,14 @@ impl Fleet {
             pool: self.pool_name(builder.pool),
             instance: builder.instance.as_ref().map(|instance| instance.id.clone()),
             state: builder.state(),
+            progress: builder.progress.clone().filter(|_| builder.is_starting()),
             in_state: now.saturating_duration_since(builder.since),
             age: now.saturating_duration_since(builder.launched_at),
             slots_used: builder.used(),
             slots: builder.slots,
             ends_in: self.ends_in(now, builder),
+            class: builder.instance.as_ref().and_then(|instance| instance.class.clone()),
+            cost: builder.cost(now),
         }
     }
 
@@ -132,6 +138,7 @@ impl Fleet {
             pool,
             builder,
             attempts: build.starts,
+            cost: build.cost + self.cost_under_way(now, build),
             why: build.trail.lines(),
         }
     }
