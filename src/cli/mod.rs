@@ -1,6 +1,6 @@
 //! The command line: what people type, and what they get to read.
 //!
-//! One file per command. Every command but `serve` and `check` is a client of the broker's socket (`client`); what
+//! One file per command. Every command but `serve`, `run` and `check` is a client of the broker's socket (`client`); what
 //! goes to standard output is laid out by `output` alone, and every complaint by `report`. Exit status: 0 done,
 //! 1 failed, 2 wrong usage, 3 the broker is not running, 70 a defect of ours.
 
@@ -11,9 +11,11 @@ mod client;
 mod daemon;
 mod doctor;
 mod drain;
+mod generate;
 mod output;
 mod picture;
 mod report;
+mod run;
 mod start;
 mod status;
 mod stop;
@@ -41,6 +43,7 @@ Examples:
   broker why hello          Why a derivation is built where it is
   broker doctor             What keeps Nix from asking the broker, and what to do about it
   broker check              Whether the configuration is right
+  broker run -- nix build   A broker for one command, such as in CI
 
 Exit status: 0 done, 1 failed, 2 wrong usage, 3 the broker is not running, 70 internal error";
 
@@ -66,7 +69,12 @@ enum Command {
     Stop(stop::Args),
     Check(check::Args),
     Doctor(doctor::Args),
+    Run(run::Args),
     Serve(ServeArgs),
+    #[command(hide = true)]
+    Completions(generate::CompletionsArgs),
+    #[command(hide = true)]
+    Man(generate::ManArgs),
     /// One machine of a `local` pool; started by the broker.
     #[command(hide = true, disable_help_flag = true)]
     LocalMachine {
@@ -90,6 +98,9 @@ struct ServeArgs {
     /// The state directory [default: the configuration's, or $STATE_DIRECTORY, or /var/lib/nix-broker]
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
+    /// End at once when standard input ends: `broker run` starts it so
+    #[arg(long, hide = true)]
+    until_eof: bool,
     /// The socket to listen on: the global option, put here before `serve` is called.
     #[arg(skip)]
     socket: Option<PathBuf>,
@@ -172,6 +183,9 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Complaint> {
         Command::Stop(args) => stop::run(&args, &context),
         Command::Check(args) => check::run(&args),
         Command::Doctor(args) => doctor::run(&args, &context),
+        Command::Run(args) => run::run(args),
+        Command::Completions(args) => generate::completions(&args),
+        Command::Man(args) => generate::man(&args),
         Command::Serve(args) => Ok(daemon::serve(ServeArgs { socket: context.socket, ..args })?),
         Command::LocalMachine { args } => Ok(provider::local::machine::main(&args)),
     }
