@@ -9,20 +9,32 @@ use std::path::{Path, PathBuf};
 /// Module, and the modules of ours it may import (besides itself).
 const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("model", &[]),
+    ("catalog", &["model"]),
     ("scheduler", &["model"]),
     ("protocol", &["model"]),
     ("ipc", &["model"]),
-    ("config", &["model"]),
-    ("provider", &["model"]),
+    ("config", &["model", "catalog"]),
+    ("provider", &["model", "catalog"]),
     ("ssh", &["model"]),
     ("transfer", &["model", "protocol"]),
     ("endpoint", &["model", "protocol", "transfer"]),
     (
         "broker",
-        &["model", "scheduler", "protocol", "ipc", "config", "provider", "ssh", "transfer", "endpoint"],
+        &[
+            "model",
+            "catalog",
+            "scheduler",
+            "protocol",
+            "ipc",
+            "config",
+            "provider",
+            "ssh",
+            "transfer",
+            "endpoint",
+        ],
     ),
     ("hook", &["model", "protocol", "ipc"]),
-    ("cli", &["model", "ipc", "config", "broker", "provider"]),
+    ("cli", &["model", "catalog", "ipc", "config", "broker", "provider"]),
     ("bin", &["cli", "hook"]),
 ];
 
@@ -31,10 +43,18 @@ const CONFINED: &[(&str, &[&str])] = &[
     ("russh", &["ssh"]),
     ("clap", &["cli"]),
     ("toml", &["config"]),
-    ("serde", &["ipc", "config", "cli"]),
-    ("serde_json", &["ipc", "cli", "protocol"]),
+    // The provider keeps a journal of what it is about to launch.
+    ("serde", &["ipc", "config", "cli", "provider"]),
+    ("serde_json", &["ipc", "cli", "protocol", "provider"]),
     ("backon", &["broker", "ssh", "provider"]),
     ("sd_notify", &["broker"]),
+];
+
+/// The start of crates' names, and the only directory below which such crates may be named.
+const CONFINED_TO_DIRECTORY: &[(&str, &str)] = &[
+    ("aws_config", "provider/ec2/api"),
+    ("aws_sdk", "provider/ec2/api"),
+    ("aws_smithy", "provider/ec2/api"),
 ];
 
 /// Words that must not appear in a module.
@@ -44,6 +64,7 @@ const FORBIDDEN: &[(&str, &[&str])] = &[
         &["Instant::now", "SystemTime", "HashMap", "HashSet", "async fn", "tokio::", "std::fs", "rand"],
     ),
     ("model", &["Instant::now", "SystemTime", "async fn", "tokio::", "serde"]),
+    ("catalog", &["Instant", "SystemTime", "async fn", "tokio::", "std::fs"]),
     ("hook", &["tokio::", "async fn"]),
 ];
 
@@ -139,6 +160,15 @@ fn confined_crates_stay_where_they_belong() {
             if named && !modules.contains(&source.module.as_str()) {
                 problems
                     .push(format!("{} names `{name}`, which belongs to {modules:?}", source.path.display()));
+            }
+        }
+        for (name, directory) in CONFINED_TO_DIRECTORY {
+            let is_there = source.path.to_string_lossy().contains(directory);
+            if !is_there && code_lines(&source).any(|line| line.contains(name)) {
+                problems.push(format!(
+                    "{} names `{name}...`, which belongs to {directory}",
+                    source.path.display()
+                ));
             }
         }
         for (module, words) in FORBIDDEN {

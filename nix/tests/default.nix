@@ -149,6 +149,11 @@ let
         };
       };
 
+  # What the README tells a NixOS user to write is a configuration without a complaint.
+  readmeFits =
+    lib.hasInfix (builtins.readFile ./example.nix) (builtins.readFile ../../README.md)
+    && lib.all (a: a.assertion || !lib.hasPrefix "services.nix-broker" a.message) (nixos ./example.nix).assertions;
+
   # Every file of the repository that Nix is to read.
   files =
     directory:
@@ -250,6 +255,7 @@ in
     module.wrong
     ++ lib.attrNames (lib.filterAttrs (_: holds: !holds) outputs)
     ++ lib.optional (!contribFits) "contrib/systemd/nix-broker.service is not what the module writes"
+    ++ lib.optional (!readmeFits) "the README's example for NixOS is not nix/tests/example.nix, or is refused"
     ++ lib.optional (!lockFits) "flake.lock is not the lock of flake.nix"
     ++ lib.optional (
       builtins.readFile ./module.snapshot != module.snapshot

@@ -1,17 +1,23 @@
 //! The command line: what people type, and what they get to read.
 //!
-//! One file per command. Every command but `serve`, `run` and `check` is a client of the broker's socket (`client`); what
-//! goes to standard output is laid out by `output` alone, and every complaint by `report`. Exit status: 0 done,
-//! 1 failed, 2 wrong usage, 3 the broker is not running, 70 a defect of ours.
+//! One file per command. Every command but `serve`, `run`, `check` and those about AWS (`init`, `sweep`) is a client of
+//! the broker's socket (`client`); what goes to standard output is laid out by `output` alone, and every complaint by
+//! `report`. Exit status: 0 done, 1 failed, 2 wrong usage, 3 the broker is not running, 70 a defect of ours.
 
+#[cfg(feature = "ec2")]
+mod aws;
 mod builders;
 mod builds;
 mod check;
 mod client;
+#[cfg(feature = "ec2")]
+mod confirm;
 mod daemon;
 mod doctor;
 mod drain;
 mod generate;
+#[cfg(feature = "ec2")]
+mod init;
 mod output;
 mod picture;
 mod report;
@@ -19,6 +25,8 @@ mod run;
 mod start;
 mod status;
 mod stop;
+#[cfg(feature = "ec2")]
+mod sweep;
 mod text;
 mod why;
 
@@ -70,6 +78,10 @@ enum Command {
     Check(check::Args),
     Doctor(doctor::Args),
     Run(run::Args),
+    #[cfg(feature = "ec2")]
+    Init(init::Args),
+    #[cfg(feature = "ec2")]
+    Sweep(sweep::Args),
     Serve(ServeArgs),
     #[command(hide = true)]
     Completions(generate::CompletionsArgs),
@@ -186,6 +198,10 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Complaint> {
         Command::Run(args) => run::run(args),
         Command::Completions(args) => generate::completions(&args),
         Command::Man(args) => generate::man(&args),
+        #[cfg(feature = "ec2")]
+        Command::Init(args) => init::run(&args),
+        #[cfg(feature = "ec2")]
+        Command::Sweep(args) => sweep::run(&args),
         Command::Serve(args) => Ok(daemon::serve(ServeArgs { socket: context.socket, ..args })?),
         Command::LocalMachine { args } => Ok(provider::local::machine::main(&args)),
     }

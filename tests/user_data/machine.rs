@@ -95,6 +95,7 @@ impl Machine {
         machine.write("proc/loadavg", "1.25 0.5 0.1 1/100 12345\n");
         machine.process(1, 0, 0);
         machine.activate("sshd.service");
+        machine.activate("nix-daemon.service");
         machine.set_uptime(20);
         machine
     }
@@ -167,6 +168,7 @@ impl Machine {
             let _absent = fs::remove_file(self.path(name));
         }
         self.activate("sshd.service");
+        self.activate("nix-daemon.service");
         self.set_uptime(20);
     }
 

@@ -194,7 +194,9 @@ configure_nix() {
 system-features = @FEATURES@
 # nix-broker end
 NIX_CONF
-  replace "$file" 644 && systemctl try-restart nix-daemon.service
+  replace "$file" 644 || return 1
+  # Started by its socket later, it reads the new file anyway.
+  ! systemctl is-active --quiet nix-daemon.service || systemctl restart nix-daemon.service
 }
 step "nix configured" "Nix cannot be configured" configure_nix
 
