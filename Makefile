@@ -29,7 +29,8 @@ licences:
 unit:
 	$(LAB)/packages.sh
 	cargo test --locked --lib --bins --test layers --test cli --test hook_conversation --test scheduler_scripts \
-		--test worker_golden --test scheduler_scale --test provider_local --test user_data
+		--test worker_golden --test scheduler_scale --test provider_local --test user_data --test iam_policy \
+		--test ec2_cli
 
 real:
 	$(LAB)/roots.sh $(RELEASES)
