@@ -402,7 +402,7 @@ impl Account {
 
 /// The types of the product's own table: the fake offers those.
 fn types() -> Vec<Type> {
-    let table = include_str!("../../../src/provider/ec2/types.csv");
+    let table = include_str!("../../../src/catalog/ec2-types.csv");
     let line = |line: &str| {
         let field: Vec<&str> = line.split(',').collect();
         let number = |index: usize| field[index].parse::<u64>().unwrap_or(0);
@@ -423,5 +423,5 @@ fn types() -> Vec<Type> {
             price: (price * 1e6).round() as u64,
         }
     };
-    table.lines().skip(1).map(line).collect()
+    table.lines().filter(|line| !line.starts_with('#')).skip(1).map(line).collect()
 }
