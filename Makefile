@@ -28,9 +28,10 @@ licences:
 
 unit:
 	$(LAB)/packages.sh
+	$(LAB)/moto.sh >/dev/null
 	cargo test --locked --lib --bins --test layers --test cli --test hook_conversation --test scheduler_scripts \
-		--test worker_golden --test scheduler_scale --test provider_local --test user_data --test iam_policy \
-		--test ec2_cli
+		--test worker_golden --test scheduler_scale --test provider_local --test user_data \
+		--test ec2_api --test ec2_cli --test iam_policy
 
 real:
 	$(LAB)/roots.sh $(RELEASES)

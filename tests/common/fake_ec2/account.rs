@@ -431,5 +431,5 @@ fn types() -> Vec<Type> {
             price: (price * 1e6).round() as u64,
         }
     };
-    table.lines().skip(2).map(line).collect()
+    table.lines().filter(|line| !line.starts_with('#')).skip(1).map(line).collect()
 }
