@@ -12,6 +12,8 @@ mod bad_input;
 mod doctor;
 #[path = "ec2_cli/init.rs"]
 mod init;
+#[path = "ec2_cli/network.rs"]
+mod network;
 #[path = "ec2_cli/sweep.rs"]
 mod sweep;
 
