@@ -127,6 +127,11 @@ async fn start(pool: &str, shared: &Arc<Shared>, driver: &DriverHandle) -> Opera
             "raise `max-builders` or stop one",
         );
     }
+    let capped =
+        status.pools.iter().find(|known| known.name == spec.name).and_then(|pool| pool.capped.clone());
+    if let Some(cap) = capped {
+        return failed(format!("pool `{pool}` launches nothing: {cap}"), "see `[cost]` in the configuration");
+    }
     driver.event(Event::StartRequested(spec.name.clone()));
     OperatorReply::Done { text: format!("Launching a builder in pool `{pool}`.") }
 }

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, bail};
 use rustix::fs::{FlockOperation, flock};
@@ -17,8 +17,9 @@ use super::shared::{PoolRuntime, Shared};
 use super::signals::{StopSignals, notify};
 use super::{chain, listener};
 use crate::config::Config;
+use crate::model::{Spent, UtcDay};
 use crate::provider::Survivor;
-use crate::scheduler::Fleet;
+use crate::scheduler::{Event, Fleet};
 
 /// How long importers may take after the last build: a large output on a slow disk.
 const IMPORT_DEADLINE: Duration = Duration::from_secs(120);
@@ -28,6 +29,9 @@ const TASKS_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Between two questions for what an earlier broker left, while the provider cannot say it.
 const SURVIVORS_INTERVAL: Duration = Duration::from_secs(15);
+
+/// How often the scheduler is told the day: the precision with which days are told apart, and caps are kept to.
+const CLOCK_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Runs a broker until it was told to stop and everything it started has ended.
 pub async fn serve(config: Config, socket: &Path) -> anyhow::Result<()> {
@@ -48,11 +52,13 @@ pub async fn serve(config: Config, socket: &Path) -> anyhow::Result<()> {
         }
     }
     let listener = listener::bind(socket).await?;
-    let fleet = Fleet::new(config.pools.clone(), Instant::now().into_std());
+    let fleet = Fleet::new(config.pools.clone(), Instant::now().into_std())
+        .with_money(config.caps, &Spent::default());
     let (mut driver, handle) = Driver::new(fleet, Arc::clone(&shared));
     // Dropped last of all: what a provider does by itself goes on until no instance is left.
     let mut background = JoinSet::new();
     driver.begin_with(survivors(&shared, &handle, &mut background).await);
+    background.spawn(tell_the_time(Arc::clone(&shared), handle.clone()));
     for pool in shared.pools().iter().map(Arc::clone) {
         background.spawn(async move { pool.provider.tend().await });
     }
@@ -120,6 +126,23 @@ async fn find_later(pool: Arc<PoolRuntime>, handle: DriverHandle) {
             return;
         }
     }
+}
+
+/// Says what day it is, and what stopped instances cost.
+async fn tell_the_time(shared: Arc<Shared>, handle: DriverHandle) {
+    let mut interval = tokio::time::interval(CLOCK_INTERVAL);
+    loop {
+        interval.tick().await;
+        let aside = shared.pools().iter().map(|pool| (pool.spec.name.clone(), pool.provider.put_aside()));
+        handle.event(Event::Clock { day: today(), aside: aside.collect() });
+    }
+}
+
+/// What the clock on the wall says.
+fn today() -> UtcDay {
+    let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    // A clock that stands before 1970 is no clock; nothing was spent then.
+    UtcDay::at(since_1970.unwrap_or_default())
 }
 
 /// The instances that the providers still have.

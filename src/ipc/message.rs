@@ -108,6 +108,9 @@ pub struct Ask {
     pub features: Vec<String>,
     /// Whether Nix could start it locally right now.
     pub am_willing: bool,
+    /// Whether this machine's Nix surely cannot build it.
+    #[serde(default)]
+    pub only_remote: bool,
     /// Seconds; 0 is none.
     pub timeout: u64,
     /// Seconds; 0 is none.
@@ -131,6 +134,7 @@ impl Ask {
             system: request.requirement.system.to_string(),
             features: request.requirement.features.iter().map(ToString::to_string).collect(),
             am_willing: request.am_willing,
+            only_remote: request.settings.only_remote,
             timeout: seconds(request.settings.timeout),
             max_silent_time: seconds(request.settings.max_silent_time),
             cores: request.settings.cores,
@@ -154,6 +158,7 @@ impl TryFrom<Ask> for BuildRequest {
             ),
             am_willing: ask.am_willing,
             settings: BuildSettings {
+                only_remote: ask.only_remote,
                 timeout: seconds(ask.timeout),
                 max_silent_time: seconds(ask.max_silent_time),
                 cores: ask.cores,

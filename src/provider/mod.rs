@@ -20,7 +20,9 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 pub use crate::model::Ending;
-use crate::model::{BuilderFacts, BuilderId, Demand, Instance, InstanceId, PoolSpec, ProviderSpec};
+use crate::model::{
+    BuilderFacts, BuilderId, Demand, HourlyRate, Instance, InstanceId, PoolSpec, ProviderSpec,
+};
 
 use self::hosts::Hosts;
 use self::local::Local;
@@ -89,6 +91,9 @@ pub struct LaunchOrder<'a> {
     pub pool: &'a PoolSpec,
     /// What for.
     pub demand: Demand,
+    /// An instance that costs more is one too many: what is left of the cap per hour. When nothing that would do costs as
+    /// little, the launch fails with [`ProviderErrorKind::OverBudget`].
+    pub at_most: Option<HourlyRate>,
     /// Hears, in words for the person who waits, what is going on.
     pub progress: &'a (dyn Fn(&str) + Send + Sync),
 }
@@ -209,6 +214,8 @@ pub struct ProviderError {
 pub enum ProviderErrorKind {
     /// Nothing is free right now; later there may be.
     Capacity,
+    /// Nothing that would do costs as little as it may.
+    OverBudget,
     /// It will not do this for us.
     Refused,
     /// It was asked for something that cannot be: a person has to change the configuration or this host.
@@ -244,6 +251,7 @@ impl fmt::Display for ProviderErrorKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Capacity => "no capacity",
+            Self::OverBudget => "over budget",
             Self::Refused => "refused",
             Self::Config => "configuration",
             Self::Unknown => "failure",
@@ -342,6 +350,15 @@ impl Provider {
             Self::Local(_) | Self::Hosts(_) => Ok(Vec::new()),
             #[cfg(feature = "ec2")]
             Self::Ec2(ec2) => ec2.survivors().await,
+        }
+    }
+
+    /// What the instances cost that are put aside for the next time.
+    pub fn put_aside(&self) -> HourlyRate {
+        match self {
+            Self::Local(_) | Self::Hosts(_) => HourlyRate::default(),
+            #[cfg(feature = "ec2")]
+            Self::Ec2(ec2) => ec2.put_aside(),
         }
     }
 

@@ -313,6 +313,11 @@ impl Estate {
         self.state().shown.get(instance).cloned()
     }
 
+    /// What an answer said of an instance that a look may not show for a while.
+    pub(super) fn show(&self, instance: &Observed) {
+        self.state().shown.insert(instance.id.clone(), instance.clone());
+    }
+
     /// Why an instance that somebody looks after ended, if it has.
     pub(super) fn end_of(&self, instance: &str) -> Option<String> {
         self.state().ended.get(instance).cloned()

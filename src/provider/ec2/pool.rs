@@ -21,7 +21,7 @@ use super::records::{Record, Stage};
 use super::retire::only;
 use super::surroundings::{Place, Surroundings};
 use crate::model::ec2::{IdleAction, Reach};
-use crate::model::{Ec2Spec, Instance, InstanceClass, InstanceId, Offer, PoolName, PoolSpec};
+use crate::model::{Ec2Spec, HourlyRate, Instance, InstanceClass, InstanceId, Offer, PoolName, PoolSpec};
 use crate::provider::{
     Address, Ending, HostKeyPair, LaunchOrder, Launched, ProviderContext, ProviderError, ProviderErrorKind,
     Survivor,
@@ -167,6 +167,17 @@ impl Ec2 {
             };
             ProviderError::new(kind, error.to_string())
         })?;
+        let Some(at_most) = order.at_most else { return Ok((rungs, view.places)) };
+        let cheapest = rungs.iter().map(|rung| price::running(rung.rate, spec)).min();
+        let rungs: Vec<_> =
+            rungs.into_iter().filter(|rung| price::running(rung.rate, spec) <= at_most).collect();
+        if rungs.is_empty() {
+            let reason = format!(
+                "the cheapest machine that would do costs {}, and {at_most} is left of the cap per hour",
+                cheapest.unwrap_or_default()
+            );
+            return Err(ProviderError::new(ProviderErrorKind::OverBudget, reason));
+        }
         Ok((rungs, view.places))
     }
 
@@ -377,6 +388,21 @@ impl Ec2 {
                     Some(Instance { id, pool: self.name.clone(), class })
                 })
                 .collect()
+        })
+    }
+
+    /// What the instances cost that are put aside.
+    pub(in crate::provider) fn put_aside(&self) -> HourlyRate {
+        self.estate.with_records(|records| {
+            let of_pool = records.iter().filter(|record| record.pool == self.name.as_str());
+            of_pool
+                .map(|record| match &record.stage {
+                    Stage::Shelved { class, .. } => InstanceClass::from(class).stopped_rate,
+                    Stage::Asked { .. } | Stage::Abandoned | Stage::Live { .. } | Stage::Ending { .. } => {
+                        HourlyRate::default()
+                    }
+                })
+                .sum()
         })
     }
 

@@ -8,7 +8,7 @@
 //! | requests in, answers and faults out | here, `faults` |
 //! | forms, filters, documents | `form`, `xml` |
 //! | what exists and how it changes with time | `account`, `instance` |
-//! | actions | `launch`, `lifecycle`, `describe`, `network` |
+//! | actions | `launch`, `lifecycle`, `describe`, `network`, `vpc` |
 //! | who ran from when to when | `ledger` |
 //! | sockets | `http` |
 
@@ -25,6 +25,7 @@ mod launch;
 mod ledger;
 mod lifecycle;
 mod network;
+mod vpc;
 mod xml;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -378,6 +379,12 @@ impl Account {
             "DeleteSecurityGroup" => self.delete_group(asked),
             "CreateSubnet" => self.create_subnet(asked),
             "DeleteSubnet" => self.delete_subnet(asked),
+            "DescribeRegions" => self.describe_regions(),
+            "CreateDefaultVpc" => self.create_default_vpc(asked),
+            "DeleteVpc" => self.delete_vpc(asked),
+            "DescribeInternetGateways" => self.describe_gateways(asked),
+            "DetachInternetGateway" => self.detach_gateway(asked),
+            "DeleteInternetGateway" => self.delete_gateway(asked),
             other => {
                 let words = format!("The action {other} is not valid for this web service.");
                 Err(Refusal::new(400, "InvalidAction", words))
