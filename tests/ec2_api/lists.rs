@@ -165,10 +165,6 @@ async fn a_default_vpc_is_taken_apart_in_order_and_made_again() {
     for (_, subnet) in subnets {
         api.delete_subnet(&subnet).await.unwrap();
     }
-    let gateways = api.internet_gateways(&vpc).await.unwrap();
-    assert_eq!(gateways.len(), 1);
-    api.delete_internet_gateway(&gateways[0], &vpc).await.unwrap();
-    api.delete_internet_gateway(&gateways[0], &vpc).await.unwrap();
     api.delete_vpc(&vpc).await.unwrap();
     api.delete_vpc(&vpc).await.unwrap();
     assert!(api.vpcs(&[]).await.unwrap().is_empty());
@@ -176,7 +172,11 @@ async fn a_default_vpc_is_taken_apart_in_order_and_made_again() {
 
     let vpc = api.create_default_vpc().await.unwrap();
     assert_eq!(api.subnets(&[("vpc-id", &strings([&vpc]))]).await.unwrap().len(), 3);
-    assert_eq!(api.internet_gateways(&vpc).await.unwrap().len(), 1);
+    let gateways = api.internet_gateways(&vpc).await.unwrap();
+    assert_eq!(gateways.len(), 1);
+    api.delete_internet_gateway(&gateways[0], &vpc).await.unwrap();
+    api.delete_internet_gateway(&gateways[0], &vpc).await.unwrap();
+    assert!(api.internet_gateways(&vpc).await.unwrap().is_empty());
 }
 
 #[tokio::test(start_paused = true)]
