@@ -29,13 +29,14 @@ licences:
 unit:
 	$(LAB)/packages.sh
 	cargo test --locked --lib --bins --test layers --test cli --test hook_conversation --test scheduler_scripts \
-		--test worker_golden --test scheduler_scale --test provider_local
+		--test worker_golden --test scheduler_scale --test provider_local --test user_data
 
 real:
 	$(LAB)/roots.sh $(RELEASES)
 	$(LAB)/check.sh $(RELEASES)
 	$(LAB)/nix-files.sh
-	cargo test --locked --test worker_live --test end_to_end --test operations --test faults -- --test-threads=2
+	cargo test --locked --test worker_live --test user_data_live --test end_to_end --test operations --test faults \
+		--test nixos -- --test-threads=2
 
 bench:
 	$(LAB)/packages.sh

@@ -44,10 +44,10 @@ fn request(number: u64) -> BuildRequest {
     let Ok(drv) = DrvPath::parse(drv) else { panic!("{drv} is valid") };
     BuildRequest {
         drv,
-        requirement: Requirement {
-            system: System::new("x86_64-linux"),
-            features: features.iter().map(|&feature| Feature::new(feature)).collect(),
-        },
+        requirement: Requirement::new(
+            System::new("x86_64-linux"),
+            features.iter().map(|&feature| Feature::new(feature)).collect(),
+        ),
         am_willing: true,
         settings: BuildSettings::default(),
     }
@@ -95,7 +95,12 @@ fn ten_thousand_builds_on_two_hundred_builders_all_end() {
     assert_eq!(starting.len(), 4 * BUILDERS_PER_POOL as usize);
     for (builder, pool) in std::mem::take(&mut starting) {
         let offer = specs.iter().find(|spec| spec.name == pool).unwrap().offer.clone();
-        let facts = BuilderFacts { offer, processors: 8, nix_version: None };
+        let facts = BuilderFacts {
+            offer,
+            processors: 8,
+            nix_version: None,
+            cpu_flags: std::collections::BTreeSet::new(),
+        };
         apply(&mut fleet, Event::Ready { builder, facts }, &mut running, &mut starting);
     }
     let status_took = Instant::now();

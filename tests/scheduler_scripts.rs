@@ -277,7 +277,12 @@ impl Script {
         let spec = self.pools.iter().find(|spec| spec.name == *name).ok_or("has no pool")?;
         let mut offer = spec.offer.clone();
         offer.features.insert(Feature::new(CA_DERIVATIONS));
-        Ok(BuilderFacts { offer, processors: 4, nix_version: None })
+        Ok(BuilderFacts {
+            offer,
+            processors: 4,
+            nix_version: None,
+            cpu_flags: std::collections::BTreeSet::new(),
+        })
     }
 }
 
@@ -378,10 +383,10 @@ fn request(system: &str, features: &[&str]) -> Parsed<BuildRequest> {
     let drv = DrvPath::parse("/nix/store/0c0kyvd9yy1j1xcpq5h3lqkzxmfv0y7i-hello.drv");
     Ok(BuildRequest {
         drv: drv.map_err(|error| error.to_string())?,
-        requirement: Requirement {
-            system: System::new(system),
-            features: features.iter().map(|&feature| Feature::new(feature)).collect(),
-        },
+        requirement: Requirement::new(
+            System::new(system),
+            features.iter().map(|&feature| Feature::new(feature)).collect(),
+        ),
         am_willing: true,
         settings: BuildSettings::default(),
     })

@@ -20,7 +20,9 @@ use tokio_util::sync::CancellationToken;
 use super::driver::DriverHandle;
 use super::remote::Remote;
 use super::{PoolRuntime, Shared, chain};
-use crate::model::{BuilderFacts, BuilderId, Demand, Ending, HourlyRate, Instance, InstanceId, PoolName};
+use crate::model::{
+    BuilderFacts, BuilderId, Demand, Ending, HourlyRate, Instance, InstanceId, PoolName, Slots,
+};
 use crate::provider::{BuilderNotice, LaunchOrder, Launched, ProviderErrorKind, Readiness, probe};
 use crate::scheduler::{BuilderFault, BuilderFaultKind, Event};
 use crate::ssh::{RunOnceError, Sessions};
@@ -38,6 +40,10 @@ const READINESS_INTERVAL: Duration = Duration::from_secs(1);
 /// A builder that does not answer for this long is no news to the person who waits.
 const UNREMARKABLE: Duration = Duration::from_secs(5);
 
+/// Before the scheduler gives a launch up, what went wrong is found out: this long at most.
+const POST_MORTEM: Duration = Duration::from_secs(20);
+/// Lines of the console in the reason; all of it is in the log.
+const CONSOLE_LINES: usize = 8;
 /// How long a heartbeat may take; the next one may follow at once.
 const BEAT_DEADLINE: Duration = Duration::from_secs(30);
 
@@ -75,7 +81,7 @@ enum Beginning {
     /// With a launch.
     Launch(Demand, Option<HourlyRate>),
     /// An earlier broker launched it.
-    Adopted(Launched),
+    Adopted(Box<Launched>),
 }
 
 /// Starts the life of a builder with a launch.
@@ -98,7 +104,7 @@ pub(crate) fn adopt(
     launched: Launched,
 ) -> BuilderHandle {
     let pool = launched.instance.pool.clone();
-    begin(shared, driver, builder, &pool, Beginning::Adopted(launched))
+    begin(shared, driver, builder, &pool, Beginning::Adopted(Box::new(launched)))
 }
 
 fn begin(
@@ -125,6 +131,7 @@ fn begin(
         driver: driver.clone(),
         end: Arc::clone(&handle.end),
         remote: Arc::clone(&handle.remote),
+        began: Instant::now(),
     };
     shared.tasks.spawn(task.run(beginning));
     handle
@@ -137,13 +144,14 @@ struct Task {
     driver: DriverHandle,
     end: Arc<WantedEnd>,
     remote: Arc<OnceLock<Arc<Remote>>>,
+    began: Instant,
 }
 
 impl Task {
     async fn run(self, beginning: Beginning) {
         let launched = match beginning {
             Beginning::Launch(demand, at_most) => self.launch(demand, at_most).await,
-            Beginning::Adopted(launched) => Some(launched),
+            Beginning::Adopted(launched) => Some(*launched),
         };
         if let Some(launched) = launched {
             self.live(&launched).await;
@@ -222,6 +230,11 @@ impl Task {
         let remote = Arc::new(Remote::new(self.builder, sessions, local, tasks));
         let remote = self.remote.get_or_init(|| remote);
         tracing::info!(builder = %self.builder, processors = facts.processors, nix = ?facts.nix_version, "ready");
+        // A builder comes up because builds wait for it: one daemon for each that it takes at once.
+        remote.warm(match self.runtime.spec.slots {
+            Slots::Fixed(slots) => slots as usize,
+            Slots::Auto { .. } => facts.processors as usize,
+        });
         self.driver.event(Event::Ready { builder: self.builder, facts });
         tokio::select! {
             fault = self.watch(remote) => fault,
@@ -230,7 +243,7 @@ impl Task {
     }
 
     /// Until it no longer answers.
-    async fn watch(&self, remote: &Remote) -> BuilderFault {
+    async fn watch(&self, remote: &Arc<Remote>) -> BuilderFault {
         let mut losses = remote.sessions().losses();
         let mut sweeps = tokio::time::interval(SWEEP_INTERVAL);
         loop {
@@ -287,7 +300,7 @@ impl Task {
         std::future::pending().await
     }
 
-    /// Dials until it answers and has set itself up; the scheduler's launch timeout ends the attempts.
+    /// Dials until it answers and has set itself up, or is late: then what its console says belongs to the fault.
     async fn first_contact(
         &self,
         sessions: &Sessions,
@@ -299,7 +312,13 @@ impl Task {
             .without_max_times()
             .build();
         let began = Instant::now();
+        let launch_timeout = self.runtime.spec.launch_timeout;
+        let patience = launch_timeout.saturating_sub(POST_MORTEM.min(launch_timeout / 4));
+        let mut last = "it does not answer".to_owned();
         loop {
+            if self.began.elapsed() > patience {
+                return Err(self.post_mortem(instance, &last).await);
+            }
             let error = match self.look(sessions, instance).await {
                 Ok(Look::Facts(facts)) => {
                     return match self.runtime.provider.objection(instance, &facts) {
@@ -308,6 +327,7 @@ impl Task {
                     };
                 }
                 Ok(Look::NotYet(phase)) => {
+                    last.clone_from(&phase);
                     self.progress(phase);
                     tokio::time::sleep(READINESS_INTERVAL).await;
                     continue;
@@ -318,12 +338,27 @@ impl Task {
             if error.downcast_ref::<RunOnceError>().is_some_and(RunOnceError::is_final) {
                 return Err(fault(BuilderFaultKind::Unfit, chain(&error)));
             }
-            tracing::debug!(builder = %self.builder, error = %chain(&error), "not answering yet");
+            last = chain(&error);
+            tracing::debug!(builder = %self.builder, error = last, "not answering yet");
             if began.elapsed() > UNREMARKABLE {
                 self.progress(format!("not answering yet: {error:#}"));
             }
             tokio::time::sleep(delays.next().unwrap_or(Duration::from_secs(2))).await;
         }
+    }
+
+    /// What is known of a builder that did not become ready in time, while its instance can still be asked.
+    async fn post_mortem(&self, instance: &InstanceId, last: &str) -> BuilderFault {
+        let waited = self.began.elapsed().as_secs();
+        let mut reason = format!("not ready {waited} s after its launch: {last}");
+        let console = self.runtime.provider.console(instance);
+        if let Ok(Some(console)) = tokio::time::timeout(POST_MORTEM / 2, console).await {
+            tracing::error!(builder = %self.builder, %instance, console, "the console of what did not become ready");
+            let lines: Vec<&str> = console.lines().filter(|line| !line.trim().is_empty()).collect();
+            let shown = &lines[lines.len().saturating_sub(CONSOLE_LINES)..];
+            reason.push_str(&format!("; its console says last: {}", shown.join(" / ")));
+        }
+        fault(BuilderFaultKind::BootFailed, reason)
     }
 
     /// Asks whether it has set itself up, and then what it offers.

@@ -1,24 +1,32 @@
 //! The command line: what people type, and what they get to read.
 //!
-//! One file per command. Every command but `serve` and `check` is a client of the broker's socket (`client`); what
+//! One file per command. Every command but `serve`, `check` and those about AWS (`init`, `sweep`) is a client of the broker's socket (`client`); what
 //! goes to standard output is laid out by `output` alone, and every complaint by `report`. Exit status: 0 done,
 //! 1 failed, 2 wrong usage, 3 the broker is not running, 70 a defect of ours.
 
+#[cfg(feature = "ec2")]
+mod aws;
 mod builders;
 mod builds;
 mod check;
 mod client;
+#[cfg(feature = "ec2")]
+mod confirm;
 mod cost;
 mod daemon;
 mod doctor;
 mod drain;
 mod history;
+#[cfg(feature = "ec2")]
+mod init;
 mod output;
 mod picture;
 mod report;
 mod start;
 mod status;
 mod stop;
+#[cfg(feature = "ec2")]
+mod sweep;
 mod text;
 mod why;
 
@@ -71,6 +79,10 @@ enum Command {
     Stop(stop::Args),
     Check(check::Args),
     Doctor(doctor::Args),
+    #[cfg(feature = "ec2")]
+    Init(init::Args),
+    #[cfg(feature = "ec2")]
+    Sweep(sweep::Args),
     Serve(ServeArgs),
     /// One machine of a `local` pool; started by the broker.
     #[command(hide = true, disable_help_flag = true)]
@@ -179,6 +191,10 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Complaint> {
         Command::Stop(args) => stop::run(&args, &context),
         Command::Check(args) => check::run(&args),
         Command::Doctor(args) => doctor::run(&args, &context),
+        #[cfg(feature = "ec2")]
+        Command::Init(args) => init::run(&args),
+        #[cfg(feature = "ec2")]
+        Command::Sweep(args) => sweep::run(&args),
         Command::Serve(args) => Ok(daemon::serve(ServeArgs { socket: context.socket, ..args })?),
         Command::LocalMachine { args } => Ok(provider::local::machine::main(&args)),
     }

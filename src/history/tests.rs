@@ -49,10 +49,10 @@ fn build(id: u64, name: &str, outcome: Outcome, cost: Usd) -> Record {
     Record::Build(Box::new(BuildRecord {
         build: BuildId(id),
         drv,
-        requirement: Requirement {
-            system: System::new("x86_64-linux"),
-            features: [Feature::new("kvm"), Feature::new("gccarch-znver3")].into(),
-        },
+        requirement: Requirement::new(
+            System::new("x86_64-linux"),
+            [Feature::new("kvm"), Feature::new("gccarch-znver3")].into(),
+        ),
         place: Some(Place {
             pool: PoolName::new("x86"),
             builder: BuilderId(7),

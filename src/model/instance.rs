@@ -1,5 +1,7 @@
 //! An instance as a provider reports it, and what a builder was found to be once it answered.
 
+use std::collections::BTreeSet;
+
 use super::ec2::Market;
 use super::{HourlyRate, InstanceId, Offer, PoolName};
 
@@ -56,4 +58,6 @@ pub struct BuilderFacts {
     pub processors: u32,
     /// Its daemon's version, when it says.
     pub nix_version: Option<String>,
+    /// What its CPU can do, in the kernel's words (`avx2`); empty where the kernel does not say.
+    pub cpu_flags: BTreeSet<String>,
 }

@@ -24,7 +24,7 @@ pub mod status;
 pub mod store_path;
 
 pub use day::UtcDay;
-pub use ec2::Ec2Spec;
+pub use ec2::{Ec2Spec, Market};
 pub use ids::{BuildId, BuilderId, InstanceId, LeaseId, PoolName};
 pub use instance::{BuilderFacts, Demand, Ending, Instance, InstanceClass};
 pub use money::{Caps, HourlyRate, Spent, Usd};
@@ -32,7 +32,7 @@ pub use outcome::{Blame, Failure, FailureKind, Outcome};
 pub use pool::{HostSpec, LocalSpec, PoolSpec, ProviderSpec, Slots};
 pub use record::{BuildRecord, InstanceRecord, Phases, Place, Record};
 pub use request::{BuildInputs, BuildRequest, BuildSettings, Verdict};
-pub use requirement::{Feature, Misfit, Offer, Requirement, System};
+pub use requirement::{Feature, Inherited, Misfit, Offer, Requirement, System};
 pub use status::{
     BuildPhase, BuildStatus, BuilderState, BuilderStatus, EndedCounts, MoneyStatus, PoolStatus, Status,
 };

@@ -15,6 +15,8 @@ pub mod probe;
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
+#[cfg(feature = "ec2")]
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 pub use crate::model::Ending;
@@ -46,12 +48,37 @@ pub struct ProviderContext {
     pub client_key: String,
     /// The `broker` program, which the local provider starts to watch over each machine.
     pub broker_program: PathBuf,
+    /// Makes a host key for a machine that has none of its own yet.
+    pub host_keys: fn() -> io::Result<HostKeyPair>,
+    /// What all pools on EC2 share, once there is one.
+    #[cfg(feature = "ec2")]
+    pub estate: Arc<OnceLock<Arc<ec2::Estate>>>,
+}
+
+/// A host key, both halves in OpenSSH's form. The private one is a secret: it is never shown.
+#[derive(Clone)]
+pub struct HostKeyPair {
+    /// `-----BEGIN OPENSSH PRIVATE KEY-----`...
+    pub private: String,
+    /// `ssh-ed25519 AAAA...`
+    pub public: String,
 }
 
 impl ProviderContext {
     /// A context with the running program as the `broker` program.
-    pub fn new(state_dir: PathBuf, client_key: String) -> io::Result<Self> {
-        Ok(Self { state_dir, client_key, broker_program: std::env::current_exe()? })
+    pub fn new(
+        state_dir: PathBuf,
+        client_key: String,
+        host_keys: fn() -> io::Result<HostKeyPair>,
+    ) -> io::Result<Self> {
+        Ok(Self {
+            state_dir,
+            client_key,
+            broker_program: std::env::current_exe()?,
+            host_keys,
+            #[cfg(feature = "ec2")]
+            estate: Arc::default(),
+        })
     }
 }
 
@@ -69,6 +96,12 @@ pub struct LaunchOrder<'a> {
     pub at_most: Option<HourlyRate>,
     /// Hears, in words for the person who waits, what is going on.
     pub progress: &'a (dyn Fn(&str) + Send + Sync),
+}
+
+impl fmt::Debug for HostKeyPair {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HostKeyPair").field("public", &self.public).finish_non_exhaustive()
+    }
 }
 
 impl fmt::Debug for LaunchOrder<'_> {
@@ -160,6 +193,8 @@ pub struct Address {
     pub host_keys: Vec<String>,
     /// A private key to log in with; `None` is the broker's own.
     pub identity_file: Option<PathBuf>,
+    /// A command, for a shell, whose standard input and output are the connection; `None` is TCP.
+    pub proxy_command: Option<String>,
 }
 
 /// Why a provider could not do what it was asked for.
@@ -198,6 +233,18 @@ impl ProviderError {
     pub(crate) fn io(reason: impl Into<String>, source: io::Error) -> Self {
         Self { kind: ProviderErrorKind::Unknown, reason: reason.into(), source: Some(source) }
     }
+}
+
+/// An error with its causes, on one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
 }
 
 impl fmt::Display for ProviderErrorKind {
@@ -259,7 +306,8 @@ impl Provider {
             Self::Local(_) => {}
             Self::Hosts(hosts) => hosts.distrust(instance),
             #[cfg(feature = "ec2")]
-            Self::Ec2(ec2) => ec2.distrust(instance),
+            // Each is made anew; an offering that only makes bad ones would be a matter for its price list.
+            Self::Ec2(_) => {}
         }
     }
 
@@ -321,6 +369,15 @@ impl Provider {
             Self::Local(_) | Self::Hosts(_) => std::future::pending().await,
             #[cfg(feature = "ec2")]
             Self::Ec2(ec2) => ec2.tend().await,
+        }
+    }
+
+    /// What the console of an instance says, for one that did not become ready; `None` where there is none to be read.
+    pub async fn console(&self, instance: &InstanceId) -> Option<String> {
+        match self {
+            Self::Local(_) | Self::Hosts(_) => None,
+            #[cfg(feature = "ec2")]
+            Self::Ec2(ec2) => ec2.console(instance).await,
         }
     }
 

@@ -9,13 +9,19 @@ use crate::model::{BuilderFacts, Feature, Offer, System};
 
 /// Prints the facts, one `name = value` to a line. `sh -c` because a login shell may be anything.
 ///
-/// Nix up to 2.19 has `show-config` only, later ones have `config show`.
+/// Nix up to 2.19 has `show-config` only, later ones have `config show`. Linux on x86 calls what the CPU can do `flags`, on
+/// ARM `Features`.
 pub const COMMAND: &str = "sh -c '\
     echo \"processors = $(nproc)\"; \
+    echo \"cpu-flags = $(grep -m 1 -E \"^(flags|Features)[[:space:]]*:\" /proc/cpuinfo 2>/dev/null | cut -d: -f2-)\"; \
     echo \"version = $(nix-daemon --version)\"; \
     n=\"nix --extra-experimental-features nix-command\"; \
     { $n config show 2>/dev/null || $n show-config; } | \
     grep -E \"^(system|extra-platforms|system-features|experimental-features) = \"'";
+
+/// A CPU has a few hundred flags, and their names are short.
+const MAX_CPU_FLAGS: usize = 1000;
+const MAX_CPU_FLAG: usize = 40;
 
 /// Why an answer is none.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -52,7 +58,13 @@ pub fn parse(stdout: &[u8]) -> Result<BuilderFacts, ProbeError> {
     let offer = Offer { systems, features, mandatory: BTreeSet::new() };
     // `nix-daemon (Nix) 2.26.3`: the number is the last word, whatever the fork calls itself.
     let nix_version = value("version").and_then(|version| version.split_whitespace().next_back());
-    Ok(BuilderFacts { offer, processors, nix_version: nix_version.map(str::to_owned) })
+    let flags = words("cpu-flags").filter(|flag| flag.len() <= MAX_CPU_FLAG).take(MAX_CPU_FLAGS);
+    Ok(BuilderFacts {
+        offer,
+        processors,
+        nix_version: nix_version.map(str::to_owned),
+        cpu_flags: flags.map(str::to_owned).collect(),
+    })
 }
 
 #[cfg(test)]
@@ -103,6 +115,20 @@ mod tests {
     }
 
     #[test]
+    fn the_flags_of_the_cpu_are_read_within_bounds() {
+        let flags = |line: &str| {
+            let facts = parse(format!("{NIX_2_8}{line}").as_bytes()).unwrap();
+            facts.cpu_flags.into_iter().collect::<Vec<_>>()
+        };
+        assert_eq!(flags("cpu-flags =  fpu vme avx2 fpu\n"), ["avx2", "fpu", "vme"]);
+        assert_eq!(flags("cpu-flags = fp asimd sve\n"), ["asimd", "fp", "sve"]);
+        assert!(flags("").is_empty() && flags("cpu-flags = \n").is_empty());
+        assert!(flags(&format!("cpu-flags = {}\n", "x".repeat(100))).is_empty());
+        let many = (0..5000).map(|number| format!("f{number} ")).collect::<String>();
+        assert_eq!(flags(&format!("cpu-flags = {many}\n")).len(), MAX_CPU_FLAGS);
+    }
+
+    #[test]
     fn a_builder_without_nix_or_without_sense_is_none() {
         assert_eq!(parse(b""), Err(ProbeError::Missing("processors")));
         assert_eq!(parse(b"processors = 4\nversion = \n"), Err(ProbeError::Missing("system")));
@@ -121,5 +147,8 @@ mod tests {
         let output = output.unwrap();
         let said = String::from_utf8_lossy(&output.stdout);
         assert!(said.starts_with("processors = "), "{said}{}", String::from_utf8_lossy(&output.stderr));
+        // Every CPU that this is built for has some.
+        let flags = said.lines().find_map(|line| line.strip_prefix("cpu-flags = ")).unwrap();
+        assert!(flags.split_whitespace().count() > 5, "{said}");
     }
 }

@@ -81,6 +81,10 @@ impl Build {
     pub(super) fn accepted(id: BuildId, request: BuildRequest, ticket: Ticket, now: Instant) -> Self {
         let mut trail = Trail::default();
         trail.push(now, Why::Accepted);
+        let inherited = &request.requirement.inherited;
+        if !inherited.is_empty() {
+            trail.push(now, Why::Inherits(inherited.clone()));
+        }
         Self {
             id,
             request,

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::time::Instant;
 
-use crate::model::{BuilderId, PoolName};
+use crate::model::{BuilderId, Inherited, PoolName};
 
 /// The first decisions, which are always kept.
 const KEPT_FIRST: usize = 6;
@@ -14,6 +14,8 @@ const KEPT_LAST: usize = 18;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Why {
     Accepted,
+    /// It needs more than it names.
+    Inherits(Inherited),
     /// No slot was free, or none has been looked for.
     Waits {
         pools: Vec<PoolName>,
@@ -54,6 +56,7 @@ impl Why {
     fn text(&self) -> String {
         match self {
             Self::Accepted => "accepted".to_owned(),
+            Self::Inherits(inherited) => inherited.to_string(),
             Self::Waits { pools, ahead } => {
                 let pools = pools.iter().map(|pool| format!("`{pool}`")).collect::<Vec<_>>().join(", then ");
                 format!("waits for a slot in {pools}, {ahead} ahead of it")

@@ -112,6 +112,33 @@ impl fmt::Debug for ClientKey {
     }
 }
 
+/// Both halves of a fresh Ed25519 key for a host that is yet to be made, as text.
+#[derive(Clone, PartialEq, Eq)]
+pub struct HostKeyPair {
+    /// What OpenSSH keeps in `/etc/ssh/ssh_host_ed25519_key`. Secret.
+    pub private_openssh_pem: String,
+    /// `ssh-ed25519 AAAA...`.
+    pub public_openssh: String,
+}
+
+impl HostKeyPair {
+    /// Fails only when the system has no random numbers.
+    pub fn generate() -> Result<Self, KeyError> {
+        let key = ClientKey::generate();
+        let pem = key
+            .0
+            .to_openssh(LineEnding::LF)
+            .map_err(|error| KeyError::HostKey { text: "a fresh key".into(), reason: error.to_string() })?;
+        Ok(Self { private_openssh_pem: pem.to_string(), public_openssh: key.public_openssh() })
+    }
+}
+
+impl fmt::Debug for HostKeyPair {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "HostKeyPair({})", self.public_openssh)
+    }
+}
+
 /// A public key that proves a host.
 #[derive(Clone, PartialEq, Eq)]
 pub struct HostKey(PublicKey);

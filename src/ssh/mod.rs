@@ -10,6 +10,7 @@
 mod channel;
 mod dial;
 mod key;
+mod proxy;
 mod session;
 mod sessions;
 mod severable;
@@ -18,6 +19,6 @@ mod tests;
 
 pub use channel::{Channel, Exit, Remote, Stdin, Stdout};
 pub use dial::{DialError, Phase, Target};
-pub use key::{ClientKey, HostKey, KeyError};
+pub use key::{ClientKey, HostKey, HostKeyPair, KeyError};
 pub use session::{ExecError, Output, RunError, Session};
 pub use sessions::{Losses, OpenError, RunOnceError, Sessions};

@@ -17,13 +17,23 @@ const RELEASES: [&str; 3] = ["bookworm", "trixie", "forky"];
 
 /// Runs a test on every release, on a fresh machine each. `NIX_BROKER_RELEASES=forky` narrows it for one's own use.
 pub(crate) fn on_every_release(config: &str, test: impl Fn(&mut Lab)) {
-    let wanted = std::env::var("NIX_BROKER_RELEASES").unwrap_or_else(|_| RELEASES.join(" "));
-    let releases: Vec<_> = RELEASES.into_iter().filter(|release| wanted.contains(release)).collect();
-    assert!(!releases.is_empty(), "NIX_BROKER_RELEASES=`{wanted}` names none of {RELEASES:?}");
-    for release in releases {
-        eprintln!("--- {release}");
-        test(&mut Lab::start(release, config));
+    on_each_of(&RELEASES, |release| test(&mut Lab::start(release, config)));
+}
+
+/// Runs a test for each of these releases, narrowed in the same way; the test makes its own machine.
+pub(crate) fn on_each_of(releases: &[&'static str], test: impl Fn(&'static str)) {
+    let wanted = std::env::var("NIX_BROKER_RELEASES").unwrap_or_else(|_| releases.join(" "));
+    let chosen: Vec<_> = releases.iter().copied().filter(|release| wanted.contains(release)).collect();
+    assert!(!chosen.is_empty(), "NIX_BROKER_RELEASES=`{wanted}` names none of {releases:?}");
+    for release in chosen {
+        note(release);
+        test(release);
     }
+}
+
+/// A line for whoever reads the test's output.
+pub(crate) fn note(text: &str) {
+    eprintln!("--- {text}");
 }
 
 /// Runs a test on this release alone, for what takes long and depends little on the version of Nix: every release has a
@@ -83,7 +93,8 @@ impl Lab {
         lab.put(Path::new(env!("CARGO_BIN_EXE_broker")), "/usr/local/bin/broker");
         lab.put(Path::new(env!("CARGO_BIN_EXE_broker-hook")), HOOK);
         lab.write(CONFIG_PATH, config);
-        for file in ["lib.nix", "graph.nix", "wide.nix", "kinds.nix", "shapes.nix", "phases.nix"] {
+        for file in ["lib.nix", "graph.nix", "wide.nix", "kinds.nix", "shapes.nix", "phases.nix", "tuned.nix"]
+        {
             lab.put(&root.join("tests/nix").join(file), &format!("/t/{file}"));
         }
         lab.sh("mkdir -p /t/bin && cp /bin/busybox /t/bin/ && mkdir -p /run/nix-broker && chown nix-broker /run/nix-broker && chmod 755 /run/nix-broker /t");
@@ -97,7 +108,14 @@ impl Lab {
             cat >> /etc/nix/nix.conf <<'E'\n# test\nbuild-hook = {HOOK}\nmax-jobs = 0\n{extra}\nE
             mkdir -p /etc/xdg/nix && echo 'build-hook = {HOOK}' > /etc/xdg/nix/nix.conf && chmod 400 /etc/xdg/nix/nix.conf"
         ));
-        let daemon = self.host(&["daemon", &self.name]);
+        self.start_daemon(&[]);
+    }
+
+    /// Starts or restarts nix-daemon with these variables (`NAME=VALUE`) in its environment.
+    pub(crate) fn start_daemon(&self, environment: &[String]) {
+        let mut words = vec!["daemon", &self.name];
+        words.extend(environment.iter().map(String::as_str));
+        let daemon = self.host(&words);
         assert!(daemon.status.success(), "nix-daemon: {}", text(&daemon));
     }
 
@@ -302,6 +320,12 @@ impl Lab {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         std::io::Write::write_all(&mut file, content.as_bytes()).unwrap();
         self.put(file.path(), path);
+    }
+
+    /// Writes a program.
+    pub(crate) fn install(&self, path: &str, content: &str) {
+        self.write(path, content);
+        self.sh(&format!("chmod 755 {path}"));
     }
 
     fn put(&self, file: &Path, path: &str) {

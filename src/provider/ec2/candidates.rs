@@ -112,6 +112,11 @@ pub fn market(spec: &Ec2Spec, demand: &Demand) -> Market {
     if demand.on_demand_only { Market::OnDemand } else { spec.market }
 }
 
+/// Every type that may come into question, whatever the demand: what to ask EC2 about.
+pub fn type_names(spec: &Ec2Spec, offer: &Offer) -> Result<Vec<String>, NoCandidate> {
+    Ok(fitting_types(spec, offer, None)?.into_iter().map(|known| known.name.clone()).collect())
+}
+
 /// The types that will do, best first. Never empty.
 pub fn candidates(
     spec: &Ec2Spec,

@@ -79,7 +79,7 @@ pub(super) fn class(market: Market) -> InstanceClass {
 pub(super) fn request(system: &str, required: &[&str]) -> BuildRequest {
     BuildRequest {
         drv: DrvPath::parse("/nix/store/0c0kyvd9yy1j1xcpq5h3lqkzxmfv0y7i-hello.drv").unwrap(),
-        requirement: Requirement { system: System::new(system), features: features(required) },
+        requirement: Requirement::new(System::new(system), features(required)),
         am_willing: true,
         settings: BuildSettings::default(),
     }
@@ -88,7 +88,7 @@ pub(super) fn request(system: &str, required: &[&str]) -> BuildRequest {
 pub(super) fn facts(spec: &PoolSpec) -> BuilderFacts {
     let mut offer = spec.offer.clone();
     offer.features.insert(Feature::new(CA_DERIVATIONS));
-    BuilderFacts { offer, processors: 4, nix_version: None }
+    BuilderFacts { offer, processors: 4, nix_version: None, cpu_flags: std::collections::BTreeSet::new() }
 }
 
 pub(super) fn fault(kind: BuilderFaultKind) -> BuilderFault {
