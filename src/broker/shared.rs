@@ -31,7 +31,6 @@ const MAX_DECLINES: usize = 1_000;
 #[derive(Debug)]
 pub(crate) struct Shared {
     pools: Vec<Arc<PoolRuntime>>,
-    pub(crate) provider_context: ProviderContext,
     /// Where logs and outputs wait for their readers, in files without a name.
     pub(crate) spool_dir: PathBuf,
     pub(crate) local_store: Arc<LocalStore>,
@@ -90,7 +89,6 @@ impl Shared {
             .with_context(|| format!("write `{}`", public_path.display()))?;
         let context = ProviderContext::new(config.state_dir.clone(), key.public_openssh(), fresh_host_key)
             .context("find the broker's own program")?;
-        let provider_context = context.clone();
         let pools: anyhow::Result<Vec<_>> = config
             .pools
             .iter()
@@ -102,7 +100,6 @@ impl Shared {
             .collect();
         Ok(Self {
             pools: pools?,
-            provider_context,
             spool_dir,
             local_store: Arc::default(),
             lineages: Lineages::default(),
@@ -169,12 +166,6 @@ impl Shared {
     }
 }
 
-/// A host key for a machine that has none yet.
-fn fresh_host_key() -> std::io::Result<HostKeyPair> {
-    let key = crate::ssh::HostKeyPair::generate().map_err(std::io::Error::other)?;
-    Ok(HostKeyPair { private: key.private_openssh_pem.clone(), public: key.public_openssh.clone() })
-}
-
 /// The history, or none: nobody's build fails for want of it.
 fn open_history(state_dir: &Path) -> History {
     match Store::open(state_dir) {
@@ -185,6 +176,12 @@ fn open_history(state_dir: &Path) -> History {
             History::none()
         }
     }
+}
+
+/// A host key for a machine that has none yet.
+fn fresh_host_key() -> std::io::Result<HostKeyPair> {
+    let key = crate::ssh::HostKeyPair::generate().map_err(std::io::Error::other)?;
+    Ok(HostKeyPair { private: key.private_openssh_pem.clone(), public: key.public_openssh.clone() })
 }
 
 /// A token that nobody can guess: 128 bits from the kernel.
