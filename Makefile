@@ -28,8 +28,11 @@ licences:
 
 unit:
 	$(LAB)/packages.sh
+	$(LAB)/moto.sh >/dev/null
 	cargo test --locked --lib --bins --test layers --test cli --test hook_conversation --test scheduler_scripts \
-		--test worker_golden --test scheduler_scale --test provider_local --test user_data --test builder_setup
+		--test worker_golden --test scheduler_scale --test provider_local --test user_data --test builder_setup \
+		--test ec2_api --test ec2_cli --test iam_policy
+	cargo test --locked --test ec2_schedules
 
 real:
 	$(LAB)/roots.sh $(RELEASES)

@@ -354,7 +354,7 @@ struct Lives {
 impl Lives {
     async fn launch(self, builder: BuilderId, mut chance: Chance) {
         let demand = Demand { builds: 1 + chance.below(40) as u32, on_demand_only: chance.percent(20) };
-        let order = LaunchOrder { builder, pool: &self.spec, demand, progress: &|_| {} };
+        let order = LaunchOrder { builder, pool: &self.spec, demand, at_most: None, progress: &|_| {} };
         if let Ok(launched) = self.provider.launch(order).await {
             self.live(launched, chance).await;
         }
@@ -471,7 +471,8 @@ async fn launch_foreign(world: &World) -> String {
     };
     let broker = Broker::start(&other, Chance::new(1), 0);
     let demand = Demand { builds: 1, on_demand_only: true };
-    let order = LaunchOrder { builder: BuilderId(1), pool: &other.spec, demand, progress: &|_| {} };
+    let order =
+        LaunchOrder { builder: BuilderId(1), pool: &other.spec, demand, at_most: None, progress: &|_| {} };
     let launched = broker.provider.launch(order).await.unwrap();
     broker.kill(&other).await;
     world.dead_men.disregard(launched.instance.id.as_str());

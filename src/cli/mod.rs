@@ -12,10 +12,12 @@ mod check;
 mod client;
 #[cfg(feature = "ec2")]
 mod confirm;
+mod cost;
 mod daemon;
 mod doctor;
 mod drain;
 mod generate;
+mod history;
 #[cfg(feature = "ec2")]
 mod init;
 mod output;
@@ -48,6 +50,7 @@ const EXAMPLES: &str = "\
 Examples:
   broker status             What runs, what waits for what, and when each machine ends
   broker status --watch     The same, kept up to date
+  broker cost               What was spent, day by day
   broker why hello          Why a derivation is built where it is
   broker doctor             What keeps Nix from asking the broker, and what to do about it
   broker check              Whether the configuration is right
@@ -72,6 +75,8 @@ enum Command {
     Builders(builders::Args),
     Builds(builds::Args),
     Why(why::Args),
+    Cost(cost::Args),
+    History(history::Args),
     Start(start::Args),
     Drain(drain::Args),
     Stop(stop::Args),
@@ -190,6 +195,8 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Complaint> {
         Command::Builders(args) => builders::run(&args, &context),
         Command::Builds(args) => builds::run(&args, &context),
         Command::Why(args) => why::run(args, &context),
+        Command::Cost(args) => cost::run(&args, &context),
+        Command::History(args) => history::run(&args, &context),
         Command::Start(args) => start::run(args, &context),
         Command::Drain(args) => drain::run(&args, &context),
         Command::Stop(args) => stop::run(&args, &context),

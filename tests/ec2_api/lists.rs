@@ -93,7 +93,7 @@ async fn a_security_group_lives_and_is_busy_while_it_is_used() {
     let (fake, api) = simulated();
     let tags = BTreeMap::from([("nix-broker:broker".to_owned(), "b-1".to_owned())]);
     let vpc = api.vpcs(&[("is-default", &strings(["true"]))]).await.unwrap().remove(0);
-    assert_eq!((vpc.cidr.as_str(), vpc.is_default), ("172.31.0.0/16", true));
+    assert_eq!((vpc.cidrs.as_slice(), vpc.is_default), (&["172.31.0.0/16".to_owned()][..], true));
     let group = api.create_security_group(&vpc.id, "nix-broker", "SSH from the broker", &tags).await.unwrap();
     let twice = api.create_security_group(&vpc.id, "nix-broker", "again", &tags).await.unwrap_err();
     assert_eq!(twice.code.as_deref(), Some("InvalidGroup.Duplicate"));
@@ -107,7 +107,7 @@ async fn a_security_group_lives_and_is_busy_while_it_is_used() {
     assert_eq!((&seen.id, seen.name.as_str(), &seen.vpc, &seen.tags), (&group, "nix-broker", &vpc.id, &tags));
     let [rule] = seen.ingress.as_slice() else { panic!("{:?}", seen.ingress) };
     assert_eq!((rule.protocol.as_str(), rule.from_port, rule.to_port), ("tcp", 22, 22));
-    assert_eq!((rule.cidr.as_str(), rule.description.as_str()), ("198.51.100.8/32", "moved"));
+    assert_eq!((rule.source.as_str(), rule.description.as_str()), ("198.51.100.8/32", "moved"));
 
     let mut order = order(&fake, "token-1");
     order.security_groups = vec![group.clone()];
@@ -198,7 +198,7 @@ async fn a_dry_run_that_says_nothing_is_unclear_and_one_without_an_identity_an_e
     let unknown = Refusal::new(400, "InvalidInstanceID.NotFound", "The instance ID does not exist");
     fake.faults(|faults| faults.plan("StopInstances", 1, Fault::Refuse(unknown)));
     let answer = api.dry_run(Action::StopInstances, &about).await.unwrap();
-    assert!(matches!(answer, Permission::Unclear { reason } if reason.contains("does not exist")));
+    assert!(matches!(answer, Permission::Unclear { reason, .. } if reason.contains("does not exist")));
 
     let stranger = Api::over(fake.wire(), "xx-nowhere-1", 1);
     let error = stranger.dry_run(Action::DescribeVpcs, &about).await.unwrap_err();
