@@ -105,3 +105,19 @@ fn a_killed_run_takes_its_broker_and_its_builders_with_it() {
         assert_nothing_is_left(&lab);
     });
 }
+
+/// What `nix run .#demo` runs.
+#[test]
+fn the_demo_builds_and_leaves_nothing_but_what_it_built() {
+    on_each_of(&["trixie"], |release| {
+        let lab = bare(release);
+        lab.install("/t/demo.sh", include_str!("../contrib/demo.sh"));
+        lab.write("/t/demo/flake.nix", include_str!("demo/flake.nix"));
+        let demo = lab.output("alice", &["/t/demo.sh", "/t/demo/flake.nix", "/bin/busybox"]);
+        let said = text(&demo);
+        assert!(demo.status.success(), "{said}");
+        assert!(said.contains("-image\n") && said.contains("121 succeeded"), "{said}");
+        assert_eq!(lab.sh("ls -d /tmp/tmp.* 2>/dev/null || true"), "");
+        assert_nothing_is_left(&lab);
+    });
+}
