@@ -3,12 +3,13 @@
 #   make demo    the whole product on this machine, narrated: a flake, an ordinary user, builders on demand
 #   make test    everything CI runs: format, lints, licences, unit tests, and the real thing on three versions of Nix
 #   make bench   the same work with stock Nix and with us over links of chosen delay; tests/bench/run.sh has the knobs
+#   make micro   what scheduler, codecs and archives cost by themselves (Criterion)
 #   make clean   ends every test host; `make distclean` also deletes the Debian roots and the build
 
 RELEASES := bookworm trixie forky
 LAB      := tests/lab
 
-.PHONY: demo test format lint licences unit real bench clean distclean
+.PHONY: demo test format lint licences unit real bench micro clean distclean
 
 demo:
 	$(LAB)/demo.sh
@@ -46,6 +47,9 @@ bench:
 	$(LAB)/roots.sh $${RELEASE:-forky}
 	cargo build --locked --release --bins
 	tests/bench/run.sh
+
+micro:
+	cd tests/bench/micro && CARGO_TARGET_DIR=$(CURDIR)/target/micro cargo bench
 
 clean:
 	$(LAB)/host.sh down --all
