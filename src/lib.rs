@@ -23,6 +23,7 @@
 //! | Nix and the hook talk | [`protocol::hook`], [`hook`] |
 //! | hook and broker talk | [`ipc`], `broker::hook_client` |
 //! | accept or decline | [`scheduler::Offers::answer`] |
+//! | a processor that only the inputs name | `broker::lineage` |
 //! | queue, placement, launches, retries | [`scheduler`] |
 //! | a machine's life | `broker::builder_task`, [`provider`], [`ssh`] |
 //! | one attempt | `broker::build_task`: [`transfer`], [`protocol::worker`] |
@@ -37,18 +38,21 @@
 //! broker    broker                          the only place that spawns, sleeps and reads the clock
 //! effects   provider, ssh, transfer ◀ endpoint
 //! pure      scheduler, protocol, ipc, config
+//! tables    catalog                         what EC2 sells
 //! nouns     model
 //! ```
 //!
 //! # Invariants
 //!
-//! - The verdict comes from memory: nothing slow happens between Nix's question and our answer.
+//! - The verdict comes from memory, and from derivations that were never read before: nothing slow happens between Nix's
+//!   question and our answer.
 //! - The scheduler is pure. What it wants is an [`scheduler::Action`]; what happens to it is an [`scheduler::Event`].
 //! - A connection whose operation did not end cleanly is never reused.
 //! - Every instance that was launched is terminated: by its builder task, or by the next start of the broker.
 //! - Loss of a hook's socket is cancellation of its build.
 
 pub mod broker;
+pub mod catalog;
 pub mod cli;
 pub mod config;
 pub mod endpoint;

@@ -135,6 +135,7 @@ fn builder(id: &str, pool: &str, state: &str) -> BuilderView {
         pool: pool.to_owned(),
         instance: Some(format!("local-{id}")),
         state: state.to_owned(),
+        progress: None,
         in_state: 38.5,
         age: 700.0,
         slots_used: 0,
@@ -243,6 +244,23 @@ fn status_shows_what_runs_what_waits_and_what_ends() {
 }
 
 #[test]
+fn a_builder_that_boots_says_what_it_is_doing() {
+    let booting = BuilderView {
+        progress: Some("imds closed".to_owned()),
+        slots: 0,
+        ..builder("b-1", "x86", "booting")
+    };
+    let view = StatusView { builders: vec![booting], ..idle() };
+    let (run, _) = Desk::new().ask(&["builders"], vec![OperatorReply::Status(view)]);
+    insta::assert_snapshot!(run.text(), @r"
+    exit 0
+    --- stdout
+    BUILDER  POOL  STATE                 FOR  SLOTS  ENDS  INSTANCE
+    b-1      x86   booting: imds closed  38s  0/0    -     local-b-1
+    ");
+}
+
+#[test]
 fn status_of_an_idle_broker_is_short() {
     let (run, _) = Desk::new().ask(&["status"], vec![OperatorReply::Status(idle())]);
     insta::assert_snapshot!(run.text(), @r"
@@ -280,6 +298,7 @@ fn status_in_json_is_the_document_as_the_broker_sent_it() {
       "in-state": 38.5,
       "instance": null,
       "pool": "arm64",
+      "progress": null,
       "slots": 0,
       "slots-used": 0,
       "state": "booting"

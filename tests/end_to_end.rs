@@ -303,3 +303,74 @@ fn status_adds_up_at_every_moment_of_a_build() {
         lab.assert_all_is_over();
     });
 }
+
+/// A plain pool first, which would take whatever names no processor, and a tuned one.
+fn plain_and_tuned() -> String {
+    let plain = LOCAL_POOL.replace("\"local\"", "\"plain\"");
+    let tuned = LOCAL_POOL.replace("\"local\"", "\"tuned\"\nfeatures = [\"gccarch-x86-64-v2\"]");
+    plain + &tuned
+}
+
+#[test]
+fn a_raw_derivation_of_a_tuned_package_set_goes_where_its_inputs_run() {
+    on_every_release(&plain_and_tuned(), |lab| {
+        let build = |name| lab.build("alice", &["/t/tuned.nix", "-A", name, "--argstr", "nonce", "i"]);
+        let top = build("raw-top");
+        assert_eq!(lab.run("alice", &["cat", &top[0]]), "tool i\nused\non top");
+        build("untuned");
+        assert_eq!(lab.ended("succeeded"), 5);
+        let inherits = "inherits `gccarch-x86-64-v2` from its inputs (`tuned-tool.drv`)";
+        for (name, is_heir) in
+            [("tuned-tool", false), ("raw-user", true), ("raw-top", true), ("fetched", true)]
+        {
+            let why = lab.run("root", &["broker", "why", name]);
+            assert!(why.contains("of pool `tuned`"), "{name}: {why}");
+            assert_eq!(why.contains(inherits), is_heir, "{name}: {why}");
+        }
+        // It may go to either pool: wherever a builder is.
+        let why = lab.run("root", &["broker", "why", "untuned"]);
+        assert!(!why.contains("inherits"), "{why}");
+        lab.assert_all_is_over();
+    });
+}
+
+#[test]
+fn what_an_earlier_broker_was_asked_need_not_be_remembered() {
+    on_every_release(&plain_and_tuned(), |lab| {
+        lab.build("alice", &["/t/tuned.nix", "-A", "raw-user", "--argstr", "nonce", "e"]);
+        assert!(lab.stop_broker().success());
+        lab.start_broker();
+        lab.build("alice", &["/t/tuned.nix", "-A", "raw-top", "--argstr", "nonce", "e"]);
+        let why = lab.run("root", &["broker", "why", "raw-top"]);
+        assert!(why.contains("of pool `tuned`") && why.contains("(`tuned-tool.drv`)"), "{why}");
+        lab.assert_all_is_over();
+    });
+}
+
+#[test]
+fn a_plain_pool_declines_what_its_builders_could_not_run() {
+    on_every_release(&LOCAL_POOL.replace("\"local\"", "\"plain\""), |lab| {
+        lab.configure_nix("max-jobs = 1\nsystem-features = gccarch-x86-64-v2");
+        lab.build("alice", &["/t/tuned.nix", "-A", "raw-user", "--argstr", "nonce", "d"]);
+        assert_eq!(lab.ended("succeeded"), 0, "both were built by Nix itself");
+        let why = lab.run("root", &["broker", "why", "raw-user"]);
+        let expected = "declined, pool `plain` lacks `gccarch-x86-64-v2`, \
+                        which the derivation inherits from its inputs (`tuned-tool.drv`)";
+        assert!(why.contains(expected), "{why}");
+        lab.assert_all_is_over();
+    });
+}
+
+#[test]
+fn the_store_endpoint_knows_what_is_inherited_as_well() {
+    on_every_release(&plain_and_tuned(), |lab| {
+        let machine = "ssh-ng://localhost?remote-program=/usr/local/bin/broker-hook x86_64-linux - 8 1 gccarch-x86-64-v2";
+        lab.sh("rm /etc/xdg/nix/nix.conf");
+        lab.sh(&format!("sed -i '/^# test/,$d' /etc/nix/nix.conf; printf 'max-jobs = 0\nbuilders = {machine}\n' >> /etc/nix/nix.conf"));
+        let words = ["env", "NIX_REMOTE=local", "nix-build", "--no-out-link", "/t/tuned.nix"];
+        lab.run("root", &[&words[..], &["-A", "raw-user", "--argstr", "nonce", "m"]].concat());
+        let why = lab.run("root", &["broker", "why", "raw-user"]);
+        assert!(why.contains("of pool `tuned`") && why.contains("(`tuned-tool.drv`)"), "{why}");
+        lab.assert_all_is_over();
+    });
+}

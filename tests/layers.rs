@@ -9,20 +9,32 @@ use std::path::{Path, PathBuf};
 /// Module, and the modules of ours it may import (besides itself).
 const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("model", &[]),
+    ("catalog", &["model"]),
     ("scheduler", &["model"]),
     ("protocol", &["model"]),
     ("ipc", &["model"]),
-    ("config", &["model"]),
-    ("provider", &["model"]),
+    ("config", &["model", "catalog"]),
+    ("provider", &["model", "catalog"]),
     ("ssh", &["model"]),
     ("transfer", &["model", "protocol"]),
     ("endpoint", &["model", "protocol", "transfer"]),
     (
         "broker",
-        &["model", "scheduler", "protocol", "ipc", "config", "provider", "ssh", "transfer", "endpoint"],
+        &[
+            "model",
+            "catalog",
+            "scheduler",
+            "protocol",
+            "ipc",
+            "config",
+            "provider",
+            "ssh",
+            "transfer",
+            "endpoint",
+        ],
     ),
     ("hook", &["model", "protocol", "ipc"]),
-    ("cli", &["model", "ipc", "config", "broker", "provider"]),
+    ("cli", &["model", "catalog", "ipc", "config", "broker", "provider"]),
     ("bin", &["cli", "hook"]),
 ];
 
@@ -44,6 +56,7 @@ const FORBIDDEN: &[(&str, &[&str])] = &[
         &["Instant::now", "SystemTime", "HashMap", "HashSet", "async fn", "tokio::", "std::fs", "rand"],
     ),
     ("model", &["Instant::now", "SystemTime", "async fn", "tokio::", "serde"]),
+    ("catalog", &["Instant", "SystemTime", "async fn", "tokio::", "std::fs"]),
     ("hook", &["tokio::", "async fn"]),
 ];
 

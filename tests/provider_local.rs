@@ -27,6 +27,13 @@ fn order(pool: &PoolSpec) -> LaunchOrder<'_> {
     LaunchOrder { builder: BuilderId(1), pool, demand, progress: &|_| {} }
 }
 
+/// A context with the broker that was built for this test, which is not the running program.
+fn context(state_dir: PathBuf, client_key: String) -> ProviderContext {
+    let no_host_keys = || Err(std::io::Error::other("a local machine makes its own host key"));
+    let context = ProviderContext::new(state_dir, client_key, no_host_keys).unwrap();
+    ProviderContext { broker_program: env!("CARGO_BIN_EXE_broker").into(), ..context }
+}
+
 fn soon() -> tokio::time::Instant {
     tokio::time::Instant::now() + PATIENCE
 }
@@ -75,11 +82,7 @@ impl Ground {
     }
 
     fn provider(&self) -> Provider {
-        let context = ProviderContext {
-            state_dir: self.state_dir(),
-            client_key: self.key.public_openssh(),
-            broker_program: env!("CARGO_BIN_EXE_broker").into(),
-        };
+        let context = context(self.state_dir(), self.key.public_openssh());
         Provider::for_pool(&self.pool(), &context).unwrap()
     }
 
@@ -94,6 +97,7 @@ impl Ground {
             user: launched.address.user.clone(),
             host_keys: vec![HostKey::parse(&launched.address.host_keys[0]).unwrap()],
             key: self.key.clone(),
+            proxy_command: None,
         };
         let directory = self.state_dir().join("local").join(launched.instance.id.as_str());
         Machine { launched, sessions: Sessions::new(target), directory }
@@ -283,6 +287,7 @@ async fn another_key_does_not_get_in() {
         user: address.user.clone(),
         host_keys: vec![HostKey::parse(&address.host_keys[0]).unwrap()],
         key: ClientKey::generate(),
+        proxy_command: None,
     };
     let error = nix_broker::ssh::Session::dial(&target, soon()).await.unwrap_err();
     assert!(matches!(error, nix_broker::ssh::DialError::Refused { .. }), "{error}");
@@ -377,11 +382,7 @@ async fn a_launch_that_cannot_work_says_why_and_leaves_nothing() {
 fn a_state_directory_that_no_configuration_file_could_name_is_refused() {
     let directory = tempfile::tempdir().unwrap();
     let ground = Ground::new();
-    let context = ProviderContext {
-        state_dir: directory.path().join("with blank"),
-        client_key: String::new(),
-        broker_program: env!("CARGO_BIN_EXE_broker").into(),
-    };
+    let context = context(directory.path().join("with blank"), String::new());
     let error = Provider::for_pool(&ground.pool(), &context).unwrap_err();
     assert_eq!(error.kind, ProviderErrorKind::Config);
 }

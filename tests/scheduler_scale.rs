@@ -44,10 +44,10 @@ fn request(number: u64) -> BuildRequest {
     let Ok(drv) = DrvPath::parse(drv) else { panic!("{drv} is valid") };
     BuildRequest {
         drv,
-        requirement: Requirement {
-            system: System::new("x86_64-linux"),
-            features: features.iter().map(|&feature| Feature::new(feature)).collect(),
-        },
+        requirement: Requirement::new(
+            System::new("x86_64-linux"),
+            features.iter().map(|&feature| Feature::new(feature)).collect(),
+        ),
         am_willing: true,
         settings: BuildSettings::default(),
     }
@@ -75,7 +75,7 @@ fn ten_thousand_builds_on_two_hundred_builders_all_end() {
         for action in fleet.apply(now, event) {
             match action {
                 Action::Start { build, lease, .. } => running.push_back((build, lease)),
-                Action::Launch { builder, pool } => starting.push((builder, pool)),
+                Action::Launch { builder, pool, .. } => starting.push((builder, pool)),
                 Action::Finish { .. } => finished += 1,
                 Action::Terminate { .. } | Action::Abort { .. } | Action::Tell { .. } | Action::Exit => {}
             }

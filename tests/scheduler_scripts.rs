@@ -9,14 +9,15 @@ use std::fmt::Write as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use nix_broker::model::ec2::{DiskSpec, IdleAction, ImageSpec, Market, Reach};
 use nix_broker::model::requirement::CA_DERIVATIONS;
 use nix_broker::model::{
-    BuildId, BuildRequest, BuildSettings, BuilderFacts, BuilderId, DrvPath, Failure, FailureKind, Feature,
-    Instance, InstanceId, LeaseId, LocalSpec, Offer, Outcome, PoolName, PoolSpec, ProviderSpec, Requirement,
-    Slots, System,
+    BuildId, BuildRequest, BuildSettings, BuilderFacts, BuilderId, DrvPath, Ec2Spec, Ending, Failure,
+    FailureKind, Feature, HourlyRate, Instance, InstanceClass, InstanceId, LeaseId, LocalSpec, Offer,
+    Outcome, PoolName, PoolSpec, ProviderSpec, Requirement, Slots, System, Usd,
 };
 use nix_broker::scheduler::{
-    Action, Answer, AttemptEnd, BuilderFault, BuilderFaultKind, Event, Fleet, Note, Selection,
+    Action, Adoption, Answer, AttemptEnd, BuilderFault, BuilderFaultKind, Event, Fleet, Note, Selection,
 };
 
 #[test]
@@ -122,6 +123,18 @@ impl Script {
             self.apply(Event::InputsKnown(build));
             return Ok(());
         }
+        if let ["adopt", pool, ages @ ..] = &words[..] {
+            let mut found = vec![];
+            for age in ages {
+                let (builder, pool) = (self.fleet().reserve_builder(), PoolName::new(*pool));
+                self.places.insert(builder, pool.clone());
+                let id = InstanceId::new(format!("i-{}", builder.0));
+                let instance = Instance { id, pool, class: None };
+                found.push(Adoption { builder, instance, age: Duration::from_secs(number(age)?) });
+            }
+            self.apply(Event::Adopted(found));
+            return Ok(());
+        }
         let event = self.event(&words)?;
         self.apply(event);
         Ok(())
@@ -135,11 +148,14 @@ impl Script {
                 let lease = *self.leases.get(&build).ok_or("has never run")?;
                 Event::AttemptEnded { build, lease, end: attempt_end(end)? }
             }
-            ["launched", builder] => {
+            ["launched", builder, ref bought @ ..] => {
                 let builder = builder_id(builder)?;
                 let pool = self.places.get(&builder).ok_or("was never launched")?.clone();
                 let id = InstanceId::new(format!("i-{}", builder.0));
-                Event::Launched { builder, instance: Instance { id, pool, class: None } }
+                Event::Launched { builder, instance: Instance { id, pool, class: class(bought)? } }
+            }
+            ["progress", builder, ref text @ ..] => {
+                Event::Progress { builder: builder_id(builder)?, text: text.join(" ") }
             }
             ["ready", builder] => Event::Ready { builder: builder_id(builder)?, facts: self.facts(builder)? },
             ["ready", builder, "without", feature] => {
@@ -160,6 +176,15 @@ impl Script {
                     fault: BuilderFault { kind, reason: reason.to_owned() },
                 }
             }
+            ["interrupted", builder, within] => Event::Interrupted {
+                builder: builder_id(builder)?,
+                within: Some(Duration::from_secs(number(within)?)),
+                why: "spot interruption".to_owned(),
+            },
+            ["endangered", builder] => Event::Endangered {
+                builder: builder_id(builder)?,
+                why: "rebalance recommendation".to_owned(),
+            },
             ["gone", builder] => Event::Gone(builder_id(builder)?),
             ["start", pool] => Event::StartRequested(PoolName::new(pool)),
             ["drain", "all"] => Event::DrainRequested(Selection::All),
@@ -184,7 +209,7 @@ impl Script {
                 Action::Start { build, lease, .. } => {
                     self.leases.insert(*build, *lease);
                 }
-                Action::Launch { builder, pool } => {
+                Action::Launch { builder, pool, .. } => {
                     self.places.insert(*builder, pool.clone());
                 }
                 Action::Terminate { .. }
@@ -223,8 +248,16 @@ impl Script {
 
 fn describe(action: &Action) -> String {
     match action {
-        Action::Launch { builder, pool } => format!("launch {builder} in {pool}"),
-        Action::Terminate { builder, reason } => format!("terminate {builder}: {reason}"),
+        Action::Launch { builder, pool, demand } => {
+            let how = if demand.on_demand_only { ", on demand only" } else { "" };
+            format!("launch {builder} in {pool} for {}{how}", demand.builds)
+        }
+        Action::Terminate { builder, ending: Ending::Final, reason } => {
+            format!("terminate {builder}: {reason}")
+        }
+        Action::Terminate { builder, ending: Ending::Idle, reason } => {
+            format!("terminate {builder}, or put it aside: {reason}")
+        }
         Action::Start { build, builder, lease } => format!("start {build} on {builder}, {lease}"),
         Action::Abort { build, lease } => format!("abort {build}, {lease}"),
         Action::Finish { build, outcome } => match outcome {
@@ -238,11 +271,15 @@ fn describe(action: &Action) -> String {
                 Note::Queued { pool, ahead } => format!("queued for {pool}, {ahead} ahead"),
                 Note::Launching { pool, builder } => format!("{builder} is launched in {pool}"),
                 Note::Booting { builder, instance } => format!("{builder} boots as {instance}"),
+                Note::Progress { builder, text, after } => {
+                    format!("{builder}: {text}, {} s since its launch", after.as_secs())
+                }
                 Note::BuilderReady { builder, after } => {
                     format!("{builder} is ready after {} s", after.as_secs())
                 }
                 Note::BuilderFailed { builder, reason } => format!("{builder} failed: {reason}"),
                 Note::Started { builder } => format!("started on {builder}"),
+                Note::Moved { builder, reason } => format!("moves away from {builder}: {reason}"),
                 Note::Retrying { reason, attempts } => format!("tried again after {attempts}: {reason}"),
             };
             format!("tell {build}: {note}")
@@ -286,6 +323,8 @@ fn pool(name: &str, settings: &[&str]) -> Parsed<PoolSpec> {
             "system" => spec.offer.systems = [System::new(value)].into(),
             "features" => spec.offer.features = value.split(',').map(Feature::new).collect(),
             "slots" => spec.slots = Slots::Fixed(small()?),
+            "sizes" => spec.slots = Slots::Auto { expected: small()? },
+            "ec2" => spec.provider = ProviderSpec::Ec2(ec2(market(value)?)),
             "min" => spec.min_builders = small()?,
             "max" => spec.max_builders = small()?,
             "idle" => spec.idle_timeout = Duration::from_secs(number(value)?),
@@ -301,13 +340,53 @@ fn request(system: &str, features: &[&str]) -> Parsed<BuildRequest> {
     let drv = DrvPath::parse("/nix/store/0c0kyvd9yy1j1xcpq5h3lqkzxmfv0y7i-hello.drv");
     Ok(BuildRequest {
         drv: drv.map_err(|error| error.to_string())?,
-        requirement: Requirement {
-            system: System::new(system),
-            features: features.iter().map(|&feature| Feature::new(feature)).collect(),
-        },
+        requirement: Requirement::new(
+            System::new(system),
+            features.iter().map(|&feature| Feature::new(feature)).collect(),
+        ),
         am_willing: true,
         settings: BuildSettings::default(),
     })
+}
+
+fn market(word: &str) -> Parsed<Market> {
+    match word {
+        "spot" => Ok(Market::Spot),
+        "on-demand" => Ok(Market::OnDemand),
+        other => Err(format!("`{other}` is no market")),
+    }
+}
+
+fn ec2(market: Market) -> Ec2Spec {
+    Ec2Spec {
+        profile: None,
+        regions: vec![],
+        market,
+        types: vec![],
+        exact: false,
+        max_price: None,
+        image: ImageSpec::Id("ami-0".to_owned()),
+        subnets: vec![],
+        security_groups: vec![],
+        reach: Reach::Public,
+        disk: DiskSpec { size: 100, throughput: 250, iops: 3000 },
+        idle_action: IdleAction::Terminate,
+        lease: Duration::from_secs(600),
+    }
+}
+
+/// Nothing that costs anything, or `MARKET DOLLARS` an hour.
+fn class(bought: &[&str]) -> Parsed<Option<InstanceClass>> {
+    let [bought, rate] = bought else {
+        return if bought.is_empty() { Ok(None) } else { Err("wants a market and a rate".to_owned()) };
+    };
+    Ok(Some(InstanceClass {
+        instance_type: "c7a.4xlarge".to_owned(),
+        market: market(bought)?,
+        zone: "eu-central-1a".to_owned(),
+        rate: HourlyRate(Usd::parse(rate).ok_or("has no rate")?),
+        stopped_rate: HourlyRate(Usd::ZERO),
+    }))
 }
 
 fn builder_id(word: &str) -> Parsed<BuilderId> {

@@ -8,6 +8,7 @@
 //! It reports facts. Deadlines, and what a fault means for the pool, are the scheduler's; it says `Terminate`, and this
 //! task never leaves an instance behind, whatever it was doing when it was told.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -19,8 +20,8 @@ use tokio_util::sync::CancellationToken;
 use super::driver::DriverHandle;
 use super::remote::Remote;
 use super::{PoolRuntime, Shared, chain};
-use crate::model::{BuilderFacts, BuilderId, Demand, Instance, PoolName};
-use crate::provider::{Ending, LaunchOrder, Launched, probe};
+use crate::model::{BuilderFacts, BuilderId, Demand, Ending, Instance, InstanceId, PoolName};
+use crate::provider::{BuilderNotice, LaunchOrder, Launched, Readiness, probe};
 use crate::scheduler::{BuilderFault, BuilderFaultKind, Event};
 use crate::ssh::{RunOnceError, Sessions};
 
@@ -31,17 +32,40 @@ const SWEEP_INTERVAL: Duration = Duration::from_secs(15);
 /// How long one attempt to reach a builder that boots, and to look at it, may take.
 const PROBE_DEADLINE: Duration = Duration::from_secs(20);
 
+/// Between two questions whether a builder has set itself up.
+const READINESS_INTERVAL: Duration = Duration::from_secs(1);
+
+/// A builder that does not answer for this long is no news to the person who waits.
+const UNREMARKABLE: Duration = Duration::from_secs(5);
+
+/// Before the scheduler gives a launch up, what went wrong is found out: this long at most.
+const POST_MORTEM: Duration = Duration::from_secs(20);
+/// Lines of the console in the reason; all of it is in the log.
+const CONSOLE_LINES: usize = 8;
+/// How long a heartbeat may take; the next one may follow at once.
+const BEAT_DEADLINE: Duration = Duration::from_secs(30);
+
 /// How the driver holds a builder.
 #[derive(Debug)]
 pub(crate) struct BuilderHandle {
-    terminate: CancellationToken,
+    end: Arc<WantedEnd>,
     remote: Arc<OnceLock<Arc<Remote>>>,
+}
+
+/// Whether a builder shall end, and how.
+#[derive(Debug, Default)]
+struct WantedEnd {
+    asked: CancellationToken,
+    is_final: AtomicBool,
 }
 
 impl BuilderHandle {
     /// Asks for its end; may be asked again.
-    pub(crate) fn terminate(&self) {
-        self.terminate.cancel();
+    pub(crate) fn terminate(&self, ending: Ending) {
+        if ending == Ending::Final {
+            self.end.is_final.store(true, Ordering::Release);
+        }
+        self.end.asked.cancel();
     }
 
     /// What builds work with; nothing before it is ready.
@@ -50,14 +74,44 @@ impl BuilderHandle {
     }
 }
 
-/// Starts the life of a builder.
+/// How the life of a builder begins.
+enum Beginning {
+    /// With a launch.
+    Launch(Demand),
+    /// An earlier broker launched it.
+    Adopted(Launched),
+}
+
+/// Starts the life of a builder with a launch.
 pub(crate) fn spawn(
     shared: &Arc<Shared>,
     driver: &DriverHandle,
     builder: BuilderId,
     pool: &PoolName,
+    demand: Demand,
 ) -> BuilderHandle {
-    let handle = BuilderHandle { terminate: CancellationToken::new(), remote: Arc::new(OnceLock::new()) };
+    begin(shared, driver, builder, pool, Beginning::Launch(demand))
+}
+
+/// Goes on with the life of an instance that an earlier broker launched.
+pub(crate) fn adopt(
+    shared: &Arc<Shared>,
+    driver: &DriverHandle,
+    builder: BuilderId,
+    launched: Launched,
+) -> BuilderHandle {
+    let pool = launched.instance.pool.clone();
+    begin(shared, driver, builder, &pool, Beginning::Adopted(launched))
+}
+
+fn begin(
+    shared: &Arc<Shared>,
+    driver: &DriverHandle,
+    builder: BuilderId,
+    pool: &PoolName,
+    beginning: Beginning,
+) -> BuilderHandle {
+    let handle = BuilderHandle { end: Arc::default(), remote: Arc::default() };
     let Some(runtime) = shared.runtime(pool) else {
         // The scheduler knows pools from the same configuration, so this is a defect; it must still not hang.
         driver.event(Event::Lost { builder, fault: launch_failed(format!("there is no pool `{pool}`")) });
@@ -69,10 +123,11 @@ pub(crate) fn spawn(
         runtime,
         shared: Arc::clone(shared),
         driver: driver.clone(),
-        terminate: handle.terminate.clone(),
+        end: Arc::clone(&handle.end),
         remote: Arc::clone(&handle.remote),
+        began: Instant::now(),
     };
-    shared.tasks.spawn(task.run());
+    shared.tasks.spawn(task.run(beginning));
     handle
 }
 
@@ -81,48 +136,67 @@ struct Task {
     runtime: Arc<PoolRuntime>,
     shared: Arc<Shared>,
     driver: DriverHandle,
-    terminate: CancellationToken,
+    end: Arc<WantedEnd>,
     remote: Arc<OnceLock<Arc<Remote>>>,
+    began: Instant,
 }
 
 impl Task {
-    async fn run(self) {
-        // Not raced against `terminate`: an instance that was asked for and not waited for might come to life unseen.
-        let demand = Demand { builds: 1, on_demand_only: false };
-        let progress = |_text: &str| {};
+    async fn run(self, beginning: Beginning) {
+        let launched = match beginning {
+            Beginning::Launch(demand) => self.launch(demand).await,
+            Beginning::Adopted(launched) => Some(launched),
+        };
+        if let Some(launched) = launched {
+            self.live(&launched).await;
+            self.end(&launched.instance).await;
+        }
+        self.driver.event(Event::Gone(self.builder));
+    }
+
+    async fn launch(&self, demand: Demand) -> Option<Launched> {
+        // Not raced against the wish to end: an instance that was asked for and not waited for might come to life unseen.
+        let progress = |text: &str| self.progress(text.to_owned());
         let order =
             LaunchOrder { builder: self.builder, pool: &self.runtime.spec, demand, progress: &progress };
         match self.runtime.provider.launch(order).await {
             Ok(launched) => {
-                self.live(&launched).await;
-                self.end(&launched.instance).await;
+                let (builder, instance) = (self.builder, launched.instance.clone());
+                tracing::info!(%builder, instance = %instance.id, pool = %instance.pool, "launched");
+                self.driver.event(Event::Launched { builder, instance });
+                Some(launched)
             }
             Err(error) => {
                 let reason = chain(&anyhow::Error::new(error));
                 tracing::warn!(builder = %self.builder, pool = %self.runtime.spec.name, reason, "launch failed");
                 self.driver.event(Event::Lost { builder: self.builder, fault: launch_failed(reason) });
+                None
             }
         }
-        self.driver.event(Event::Gone(self.builder));
+    }
+
+    fn progress(&self, text: String) {
+        tracing::debug!(builder = %self.builder, text, "progress");
+        self.driver.event(Event::Progress { builder: self.builder, text });
     }
 
     /// From launched until it must end; reports every fault.
     async fn live(&self, launched: &Launched) {
-        let (builder, instance) = (self.builder, launched.instance.clone());
-        tracing::info!(%builder, instance = %instance.id, pool = %instance.pool, "launched");
-        self.driver.event(Event::Launched { builder, instance });
+        let builder = self.builder;
         let fault = tokio::select! {
             fault = self.boot_and_watch(launched) => fault,
             reason = self.runtime.provider.gone(&launched.instance.id) => fault(
                 BuilderFaultKind::ConnectionLost,
                 format!("instance `{}` ended by itself: {reason}", launched.instance.id),
             ),
-            () = self.terminate.cancelled() => return,
+            () = self.end.asked.cancelled() => return,
         };
         tracing::warn!(%builder, reason = fault.reason, "builder lost");
         self.runtime.provider.distrust(&launched.instance.id);
+        // Whatever it is ended for, it is not put aside for another time.
+        self.end.is_final.store(true, Ordering::Release);
         self.driver.event(Event::Lost { builder, fault });
-        self.terminate.cancelled().await;
+        self.end.asked.cancelled().await;
     }
 
     async fn boot_and_watch(&self, launched: &Launched) -> BuilderFault {
@@ -130,7 +204,7 @@ impl Task {
             Ok(target) => Sessions::new(target),
             Err(error) => return fault(BuilderFaultKind::Unfit, chain(&error)),
         };
-        let facts = match self.first_contact(&sessions).await {
+        let facts = match self.first_contact(&sessions, &launched.instance.id).await {
             Ok(facts) => facts,
             Err(fault) => return fault,
         };
@@ -139,6 +213,14 @@ impl Task {
         let remote = self.remote.get_or_init(|| remote);
         tracing::info!(builder = %self.builder, processors = facts.processors, nix = ?facts.nix_version, "ready");
         self.driver.event(Event::Ready { builder: self.builder, facts });
+        tokio::select! {
+            fault = self.watch(remote) => fault,
+            fault = self.beat(remote, &launched.instance.id) => fault,
+        }
+    }
+
+    /// Until it no longer answers.
+    async fn watch(&self, remote: &Remote) -> BuilderFault {
         let mut losses = remote.sessions().losses();
         let mut sweeps = tokio::time::interval(SWEEP_INTERVAL);
         loop {
@@ -161,24 +243,112 @@ impl Task {
         }
     }
 
-    /// Dials until it answers; the scheduler's launch timeout ends the attempts.
-    async fn first_contact(&self, sessions: &Sessions) -> Result<BuilderFacts, BuilderFault> {
+    /// Tells the builder that we are there, and listens to what it knows of its own end. One that does not answer is
+    /// not lost for that: whether its sessions live is watched beside this, and the next heartbeat may be heard.
+    async fn beat(&self, remote: &Remote, instance: &InstanceId) -> BuilderFault {
+        let (builder, provider) = (self.builder, &self.runtime.provider);
+        while let Some(beat) = provider.beat(instance, remote.is_in_use()) {
+            match remote.sessions().run(&beat.command, Instant::now() + BEAT_DEADLINE).await {
+                Ok(output) => {
+                    for notice in provider.read_beat(instance, &output.stdout) {
+                        tracing::warn!(%builder, ?notice, "notice");
+                        match notice {
+                            BuilderNotice::Interruption { within, why } => {
+                                self.driver.event(Event::Interrupted { builder, within, why });
+                            }
+                            BuilderNotice::Rebalance { why } => {
+                                self.driver.event(Event::Endangered { builder, why });
+                            }
+                            BuilderNotice::Ending { why } => {
+                                return fault(
+                                    BuilderFaultKind::ConnectionLost,
+                                    format!("it is ending: {why}"),
+                                );
+                            }
+                        }
+                    }
+                }
+                Err(error) => {
+                    tracing::debug!(%builder, error = %chain(&anyhow::Error::new(error)), "a heartbeat was lost");
+                }
+            }
+            tokio::time::sleep(beat.every).await;
+        }
+        std::future::pending().await
+    }
+
+    /// Dials until it answers and has set itself up, or is late: then what its console says belongs to the fault.
+    async fn first_contact(
+        &self,
+        sessions: &Sessions,
+        instance: &InstanceId,
+    ) -> Result<BuilderFacts, BuilderFault> {
         let mut delays = ExponentialBuilder::default()
             .with_min_delay(Duration::from_millis(50))
             .with_max_delay(Duration::from_secs(2))
             .without_max_times()
             .build();
+        let began = Instant::now();
+        let launch_timeout = self.runtime.spec.launch_timeout;
+        let patience = launch_timeout.saturating_sub(POST_MORTEM.min(launch_timeout / 4));
+        let mut last = "it does not answer".to_owned();
         loop {
-            let error = match probe_once(sessions, PROBE_DEADLINE).await {
-                Ok(facts) => return Ok(facts),
+            if self.began.elapsed() > patience {
+                return Err(self.post_mortem(instance, &last).await);
+            }
+            let error = match self.look(sessions, instance).await {
+                Ok(Look::Facts(facts)) => {
+                    return match self.runtime.provider.objection(instance, &facts) {
+                        None => Ok(facts),
+                        Some(objection) => Err(fault(BuilderFaultKind::Unfit, objection)),
+                    };
+                }
+                Ok(Look::NotYet(phase)) => {
+                    last.clone_from(&phase);
+                    self.progress(phase);
+                    tokio::time::sleep(READINESS_INTERVAL).await;
+                    continue;
+                }
+                Ok(Look::GaveUp(reason)) => return Err(fault(BuilderFaultKind::BootFailed, reason)),
                 Err(error) => error,
             };
             if error.downcast_ref::<RunOnceError>().is_some_and(RunOnceError::is_final) {
                 return Err(fault(BuilderFaultKind::Unfit, chain(&error)));
             }
-            tracing::debug!(builder = %self.builder, error = %chain(&error), "not answering yet");
+            last = chain(&error);
+            tracing::debug!(builder = %self.builder, error = last, "not answering yet");
+            if began.elapsed() > UNREMARKABLE {
+                self.progress(format!("not answering yet: {error:#}"));
+            }
             tokio::time::sleep(delays.next().unwrap_or(Duration::from_secs(2))).await;
         }
+    }
+
+    /// What is known of a builder that did not become ready in time, while its instance can still be asked.
+    async fn post_mortem(&self, instance: &InstanceId, last: &str) -> BuilderFault {
+        let waited = self.began.elapsed().as_secs();
+        let mut reason = format!("not ready {waited} s after its launch: {last}");
+        let console = self.runtime.provider.console(instance);
+        if let Ok(Some(console)) = tokio::time::timeout(POST_MORTEM / 2, console).await {
+            tracing::error!(builder = %self.builder, %instance, console, "the console of what did not become ready");
+            let lines: Vec<&str> = console.lines().filter(|line| !line.trim().is_empty()).collect();
+            let shown = &lines[lines.len().saturating_sub(CONSOLE_LINES)..];
+            reason.push_str(&format!("; its console says last: {}", shown.join(" / ")));
+        }
+        fault(BuilderFaultKind::BootFailed, reason)
+    }
+
+    /// Asks whether it has set itself up, and then what it offers.
+    async fn look(&self, sessions: &Sessions, instance: &InstanceId) -> anyhow::Result<Look> {
+        if let Some(question) = self.runtime.provider.readiness(instance) {
+            let output = sessions.run(&question, Instant::now() + PROBE_DEADLINE).await?;
+            match self.runtime.provider.read_readiness(instance, &output.stdout) {
+                Readiness::Ready => {}
+                Readiness::NotYet { phase } => return Ok(Look::NotYet(phase)),
+                Readiness::Failed { reason } => return Ok(Look::GaveUp(reason)),
+            }
+        }
+        Ok(Look::Facts(probe_once(sessions, PROBE_DEADLINE).await?))
     }
 
     /// Ends the instance, and keeps at it until the provider agrees.
@@ -191,13 +361,27 @@ impl Task {
             .with_max_delay(Duration::from_secs(60))
             .without_max_times()
             .build();
-        while let Err(error) = self.runtime.provider.terminate(&instance.id, Ending::Final).await {
+        let is_final = self.end.is_final.load(Ordering::Acquire);
+        let mut ending = if is_final { Ending::Final } else { Ending::Idle };
+        while let Err(error) = self.runtime.provider.terminate(&instance.id, ending).await {
             let reason = chain(&anyhow::Error::new(error));
+            // What cannot be put aside must at least not go on.
+            ending = Ending::Final;
             tracing::error!(builder = %self.builder, instance = %instance.id, reason, "cannot terminate, trying again");
             tokio::time::sleep(delays.next().unwrap_or(Duration::from_secs(60))).await;
         }
         tracing::info!(builder = %self.builder, instance = %instance.id, "gone");
     }
+}
+
+/// What a builder that answers is found to be.
+enum Look {
+    /// Set up, and this.
+    Facts(BuilderFacts),
+    /// Busy with setting itself up.
+    NotYet(String),
+    /// It will never be ready.
+    GaveUp(String),
 }
 
 async fn probe_once(sessions: &Sessions, limit: Duration) -> anyhow::Result<BuilderFacts> {

@@ -13,7 +13,8 @@ use super::builder_task::{self, BuilderHandle};
 use super::remote::Remote;
 use super::{Shared, build_task};
 use crate::model::{BuildId, BuildStatus, BuilderId, LeaseId, Status};
-use crate::scheduler::{Action, AttemptEnd, Event, Fleet, Offers};
+use crate::provider::Survivor;
+use crate::scheduler::{Action, Adoption, AttemptEnd, Event, Fleet, Offers};
 use tokio_util::sync::CancellationToken;
 
 /// What the owner loop is told or asked.
@@ -23,6 +24,8 @@ pub(crate) enum Message {
     Event(Event),
     /// A request was accepted: remember the build, then apply `Event::Accepted`.
     NewBuild(Arc<Build>),
+    /// Instances of an earlier broker were found alive.
+    Adopt(Vec<Survivor>),
     /// The picture, please.
     Status(oneshot::Sender<Status>),
     /// What builds on this builder work with, if it is ready.
@@ -116,6 +119,12 @@ impl Driver {
         (driver, handle)
     }
 
+    /// Takes these over before anything else happens, so that nothing is launched for what they can do.
+    pub(crate) fn begin_with(&mut self, survivors: Vec<Survivor>) {
+        // Nothing that is adopted can end the broker.
+        let _goes_on = self.adopt(survivors);
+    }
+
     /// Runs until the scheduler says that the shutdown is complete.
     pub(crate) async fn run(mut self) {
         // The first tick lets pools with `min-builders` start theirs.
@@ -151,6 +160,7 @@ impl Driver {
                 self.builds.insert(build.id, build);
                 self.apply(event)
             }
+            Message::Adopt(survivors) => self.adopt(survivors),
             Message::Status(answer) => {
                 let _asker_left = answer.send(self.fleet.status(Instant::now().into_std()));
                 Flow::Continue
@@ -167,6 +177,22 @@ impl Driver {
         }
     }
 
+    fn adopt(&mut self, survivors: Vec<Survivor>) -> Flow {
+        let mut adoptions = Vec::new();
+        for Survivor { launched, age } in survivors {
+            let instance = launched.instance.clone();
+            if self.fleet.knows(&instance.id) {
+                continue;
+            }
+            let builder = self.fleet.reserve_builder();
+            tracing::info!(%builder, instance = %instance.id, pool = %instance.pool, ?age, "adopt");
+            let handle = builder_task::adopt(&self.shared, &self.handle, builder, launched);
+            self.builders.insert(builder, handle);
+            adoptions.push(Adoption { builder, instance, age });
+        }
+        if adoptions.is_empty() { Flow::Continue } else { self.apply(Event::Adopted(adoptions)) }
+    }
+
     fn apply(&mut self, event: Event) -> Flow {
         match &event {
             Event::Gone(builder) => {
@@ -179,9 +205,13 @@ impl Driver {
             | Event::InputsKnown(_)
             | Event::ClientGone(_)
             | Event::Progressed { .. }
+            | Event::Adopted(_)
             | Event::Launched { .. }
+            | Event::Progress { .. }
             | Event::Ready { .. }
             | Event::Lost { .. }
+            | Event::Interrupted { .. }
+            | Event::Endangered { .. }
             | Event::StartRequested(_)
             | Event::DrainRequested(_)
             | Event::StopRequested(_)
@@ -209,14 +239,15 @@ impl Driver {
 
     fn perform(&mut self, action: Action) -> Flow {
         match action {
-            Action::Launch { builder, pool } => {
-                let handle = builder_task::spawn(&self.shared, &self.handle, builder, &pool);
+            Action::Launch { builder, pool, demand } => {
+                tracing::info!(%builder, %pool, ?demand, "launch");
+                let handle = builder_task::spawn(&self.shared, &self.handle, builder, &pool, demand);
                 self.builders.insert(builder, handle);
             }
-            Action::Terminate { builder, reason } => match self.builders.get(&builder) {
+            Action::Terminate { builder, ending, reason } => match self.builders.get(&builder) {
                 Some(handle) => {
-                    tracing::info!(%builder, reason, "terminate");
-                    handle.terminate();
+                    tracing::info!(%builder, ?ending, reason, "terminate");
+                    handle.terminate(ending);
                 }
                 // Its task has ended already: the provider agreed that it is gone.
                 None => self.handle.event(Event::Gone(builder)),

@@ -11,6 +11,7 @@ use tokio::net::UnixStream;
 use super::build::{Build, End, Listener, Source};
 use super::driver::{DriverHandle, Message};
 use super::hook_client::ended;
+use super::lineage::Patience;
 use super::remote::Remote;
 use super::{Shared, chain};
 use crate::endpoint::{Archive, Building, Imported, Progress, Store, serve};
@@ -142,18 +143,18 @@ impl Store for Machine {
         Ok(valid.contains(path).then(|| Archive::Local(NarSource::open(path.to_path_buf()))))
     }
 
-    fn build(
+    async fn build(
         &mut self,
         drv: DrvPath,
         derivation: BasicDerivation,
         options: &ClientOptions,
     ) -> Result<Submitted, RemoteError> {
-        let request = BuildRequest {
+        let mut request = BuildRequest {
             drv,
-            requirement: Requirement {
-                system: System::new(derivation.system.as_str()),
-                features: derivation.required_system_features().into_iter().map(Feature::new).collect(),
-            },
+            requirement: Requirement::new(
+                System::new(derivation.system.as_str()),
+                derivation.required_system_features().into_iter().map(Feature::new).collect(),
+            ),
             am_willing: false,
             settings: BuildSettings {
                 timeout: options.timeout,
@@ -164,6 +165,10 @@ impl Store for Machine {
                 max_log_size: options.max_log_size,
             },
         };
+        // What the client sent names paths only. It is a Nix on this machine, whose store has the derivation as well.
+        let completed =
+            self.shared.lineages.complete(&mut request.requirement, &request.drv, Patience::UntilKnown).await;
+        completed.map_err(|error| RemoteError::new(format!("nix-broker: '{}': {error}", request.drv)))?;
         match self.driver.offers().answer(&request) {
             Answer::Accept { .. } => {
                 let inputs =

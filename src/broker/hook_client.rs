@@ -13,6 +13,7 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::build::{Build, End, Listener, Source};
 use super::driver::{DriverHandle, Message};
+use super::lineage::Patience;
 use super::{Shared, notes};
 use crate::ipc::{Ask, Frame, FrameError, HookReply, HookRequest, WireFailure};
 use crate::model::{BuildInputs, BuildRequest, Failure, FailureKind, OutputName, StorePath, StorePathError};
@@ -32,23 +33,25 @@ pub(crate) async fn serve(
         };
         match request {
             HookRequest::Ask(ask) => {
-                if let Some(accepted) = consider(ask, &mut writer, shared, driver).await? {
+                if let Some(accepted) = consider(ask, Patience::Moment, &mut writer, shared, driver).await? {
                     return accepted.serve(reader, writer, shared).await;
                 }
             }
-            HookRequest::Resume(ask) => match consider(ask, &mut Discard, shared, driver).await? {
-                Some(accepted) => {
-                    accepted.send_accept(&mut writer).await?;
-                    return accepted.serve(reader, writer, shared).await;
+            HookRequest::Resume(ask) => {
+                match consider(ask, Patience::UntilKnown, &mut Discard, shared, driver).await? {
+                    Some(accepted) => {
+                        accepted.send_accept(&mut writer).await?;
+                        return accepted.serve(reader, writer, shared).await;
+                    }
+                    None => {
+                        let failure = Failure::new(
+                            FailureKind::Request,
+                            "the broker was restarted and no longer has a pool for this build; see `broker why`",
+                        );
+                        return send(&mut writer, &HookReply::Failed(WireFailure::from(&failure))).await;
+                    }
                 }
-                None => {
-                    let failure = Failure::new(
-                        FailureKind::Request,
-                        "the broker was restarted and no longer has a pool for this build; see `broker why`",
-                    );
-                    return send(&mut writer, &HookReply::Failed(WireFailure::from(&failure))).await;
-                }
-            },
+            }
             HookRequest::Inputs { .. } => bail!("a hook sent inputs before it was accepted"),
         }
     }
@@ -95,15 +98,21 @@ impl Drop for Gone {
     }
 }
 
-/// The verdict, from memory alone: Nix's whole event loop waits for it.
+/// The verdict, from memory and the derivation's own file: Nix's whole event loop waits for it, unless it has been told
+/// "accept" already.
 async fn consider(
     ask: Ask,
+    patience: Patience,
     sink: &mut impl VerdictSink,
     shared: &Arc<Shared>,
     driver: &DriverHandle,
 ) -> anyhow::Result<Option<Accepted>> {
-    let request = BuildRequest::try_from(ask).context("read a hook's question")?;
-    match driver.offers().answer(&request) {
+    let mut request = BuildRequest::try_from(ask).context("read a hook's question")?;
+    let answer = match shared.lineages.complete(&mut request.requirement, &request.drv, patience).await {
+        Ok(()) => driver.offers().answer(&request),
+        Err(still_reading) => Answer::Postpone { why: still_reading.to_string() },
+    };
+    match answer {
         Answer::Accept { pool } => {
             let machine = pool.to_string();
             let id = shared.next_build_id();

@@ -17,6 +17,7 @@ mod driver;
 mod endpoint_client;
 mod guests;
 mod hook_client;
+mod lineage;
 mod listener;
 mod log_spool;
 mod notes;

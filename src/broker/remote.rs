@@ -106,6 +106,11 @@ impl Remote {
         self.builder
     }
 
+    /// Whether a build or a transfer is under way there.
+    pub(crate) fn is_in_use(&self) -> bool {
+        Arc::strong_count(&self.in_use) > 1
+    }
+
     /// Its connections.
     pub(crate) fn sessions(&self) -> &Sessions {
         &self.sessions

@@ -8,14 +8,16 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use rustix::fs::{FlockOperation, flock};
 use sd_notify::NotifyState;
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::driver::Driver;
-use super::listener;
-use super::shared::Shared;
+use super::driver::{Driver, DriverHandle, Message};
+use super::shared::{PoolRuntime, Shared};
 use super::signals::{StopSignals, notify};
+use super::{chain, listener};
 use crate::config::Config;
+use crate::provider::Survivor;
 use crate::scheduler::Fleet;
 
 /// How long importers may take after the last build: a large output on a slow disk.
@@ -23,6 +25,9 @@ const IMPORT_DEADLINE: Duration = Duration::from_secs(120);
 
 /// How long tasks may take to end after the last build and builder are gone.
 const TASKS_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Between two questions for what an earlier broker left, while the provider cannot say it.
+const SURVIVORS_INTERVAL: Duration = Duration::from_secs(15);
 
 /// Runs a broker until it was told to stop and everything it started has ended.
 pub async fn serve(config: Config, socket: &Path) -> anyhow::Result<()> {
@@ -44,7 +49,13 @@ pub async fn serve(config: Config, socket: &Path) -> anyhow::Result<()> {
     }
     let listener = listener::bind(socket).await?;
     let fleet = Fleet::new(config.pools.clone(), Instant::now().into_std());
-    let (driver, handle) = Driver::new(fleet, Arc::clone(&shared));
+    let (mut driver, handle) = Driver::new(fleet, Arc::clone(&shared));
+    // Dropped last of all: what a provider does by itself goes on until no instance is left.
+    let mut background = JoinSet::new();
+    driver.begin_with(survivors(&shared, &handle, &mut background).await);
+    for pool in shared.pools().iter().map(Arc::clone) {
+        background.spawn(async move { pool.provider.tend().await });
+    }
     let stop = CancellationToken::new();
     let listening = tokio::spawn(listener::run(listener, Arc::clone(&shared), handle.clone(), stop.clone()));
     tracing::info!(socket = %socket.display(), pools = shared.pools().len(), "accepting builds");
@@ -74,8 +85,41 @@ pub async fn serve(config: Config, socket: &Path) -> anyhow::Result<()> {
     if tokio::time::timeout(TASKS_DEADLINE, shared.tasks.wait()).await.is_err() {
         bail!("{} tasks did not end within {TASKS_DEADLINE:?}", shared.tasks.len());
     }
+    background.shutdown().await;
     tracing::info!("ended; nothing is left running");
     Ok(())
+}
+
+/// What earlier brokers launched and left running. A provider that cannot say it now is asked again in the background:
+/// whoever starts without a network must still be able to build elsewhere.
+async fn survivors(
+    shared: &Arc<Shared>,
+    handle: &DriverHandle,
+    background: &mut JoinSet<()>,
+) -> Vec<Survivor> {
+    let mut found = Vec::new();
+    for pool in shared.pools() {
+        match pool.provider.survivors().await {
+            Ok(survivors) => found.extend(survivors),
+            Err(error) => {
+                let reason = chain(&anyhow::Error::new(error));
+                let name = &pool.spec.name;
+                tracing::warn!(pool = %name, reason, "cannot find out which builders an earlier broker left, asking again");
+                background.spawn(find_later(Arc::clone(pool), handle.clone()));
+            }
+        }
+    }
+    found
+}
+
+async fn find_later(pool: Arc<PoolRuntime>, handle: DriverHandle) {
+    loop {
+        tokio::time::sleep(SURVIVORS_INTERVAL).await;
+        if let Ok(survivors) = pool.provider.survivors().await {
+            handle.send(Message::Adopt(survivors));
+            return;
+        }
+    }
 }
 
 /// The instances that the providers still have.

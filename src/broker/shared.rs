@@ -14,10 +14,11 @@ use tokio_util::task::TaskTracker;
 
 use super::build::Shelf;
 use super::guests::Guests;
+use super::lineage::Lineages;
 use crate::config::Config;
 use crate::ipc::Frame;
 use crate::model::{BuildId, DrvPath, PoolName, PoolSpec};
-use crate::provider::{Address, Provider, ProviderContext};
+use crate::provider::{Address, HostKeyPair, Provider, ProviderContext};
 use crate::ssh::{ClientKey, HostKey, Target};
 use crate::transfer::LocalStore;
 
@@ -31,6 +32,7 @@ pub(crate) struct Shared {
     /// Where logs and outputs wait for their readers, in files without a name.
     pub(crate) spool_dir: PathBuf,
     pub(crate) local_store: Arc<LocalStore>,
+    pub(crate) lineages: Lineages,
     pub(crate) shelf: Shelf,
     /// Builder and build tasks: the shutdown waits for them.
     pub(crate) tasks: TaskTracker,
@@ -66,6 +68,7 @@ impl PoolRuntime {
             user: address.user.clone(),
             host_keys: host_keys.context("read the instance's host key")?,
             key,
+            proxy_command: address.proxy_command.clone(),
         })
     }
 }
@@ -81,7 +84,7 @@ impl Shared {
         let public_path = key_path.with_extension("pub");
         std::fs::write(&public_path, format!("{} nix-broker\n", key.public_openssh()))
             .with_context(|| format!("write `{}`", public_path.display()))?;
-        let context = ProviderContext::new(config.state_dir.clone(), key.public_openssh())
+        let context = ProviderContext::new(config.state_dir.clone(), key.public_openssh(), fresh_host_key)
             .context("find the broker's own program")?;
         let pools: anyhow::Result<Vec<_>> = config
             .pools
@@ -96,6 +99,7 @@ impl Shared {
             pools: pools?,
             spool_dir,
             local_store: Arc::default(),
+            lineages: Lineages::default(),
             shelf: Shelf::default(),
             tasks: TaskTracker::new(),
             clients: TaskTracker::new(),
@@ -156,6 +160,12 @@ impl Shared {
             .map(|(drv, why)| format!("{}: declined, {why}", drv.name()))
             .collect()
     }
+}
+
+/// A host key for a machine that has none yet.
+fn fresh_host_key() -> std::io::Result<HostKeyPair> {
+    let key = crate::ssh::HostKeyPair::generate().map_err(std::io::Error::other)?;
+    Ok(HostKeyPair { private: key.private_openssh_pem.clone(), public: key.public_openssh.clone() })
 }
 
 /// A token that nobody can guess: 128 bits from the kernel.

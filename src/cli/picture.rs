@@ -91,7 +91,10 @@ pub(super) fn builders<'a>(document: &mut Document, builders: impl Iterator<Item
         vec![
             builder.id.clone(),
             builder.pool.clone(),
-            builder.state.clone(),
+            match &builder.progress {
+                Some(progress) => format!("{}: {progress}", builder.state),
+                None => builder.state.clone(),
+            },
             span(builder.in_state),
             format!("{}/{}", builder.slots_used, builder.slots),
             end_of(builder),

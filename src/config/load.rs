@@ -10,7 +10,7 @@ use toml::de::DeTable;
 use super::problem::Problems;
 use super::section::Section;
 use super::{Config, Problem, pool};
-use crate::model::System;
+use crate::model::{Caps, HourlyRate, System};
 
 /// Where the file is when nothing says otherwise.
 pub const DEFAULT_PATH: &str = "/etc/nix-broker/config.toml";
@@ -116,6 +116,7 @@ pub fn parse(
     }
     let state_dir = top.absolute_path("state-dir", &mut problems);
     let drain_grace = top.duration("drain-grace", Duration::ZERO, &mut problems);
+    let caps = read_caps(&mut top, &mut problems);
     let pools = pool::read_all(&mut top, defaults, read, &mut problems);
     top.finish(&mut problems);
 
@@ -127,9 +128,21 @@ pub fn parse(
         socket,
         state_dir: state_dir.unwrap_or_else(|| defaults.state_dir.clone()),
         drain_grace: drain_grace.unwrap_or(DEFAULT_DRAIN_GRACE),
+        caps,
         pools: pools.into_iter().map(|read| read.spec).collect(),
         warnings,
     })
+}
+
+fn read_caps(top: &mut Section<'_>, problems: &mut Problems) -> Caps {
+    let Some(mut section) = top.section("cost", problems) else { return Caps::default() };
+    let caps = Caps {
+        hour: section.money("max-per-hour", problems).map(HourlyRate),
+        day: section.money("max-per-day", problems),
+        month: section.money("max-per-month", problems),
+    };
+    section.finish(problems);
+    caps
 }
 
 /// This machine as Nix calls it.

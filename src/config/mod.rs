@@ -21,7 +21,7 @@
 //! max-lifetime = "24h"                     # an older builder takes no new work and ends
 //! launch-timeout = "1m"                    # from the launch until it is ready, at most
 //!
-//! [pool.local]                             # where its machines come from: exactly one of `local` and `hosts`
+//! [pool.local]                             # where its machines come from: one of `local`, `hosts`, `ec2`
 //! sandbox-paths = []                       # programs of this host that builds may see
 //!
 //! [[pool]]
@@ -33,8 +33,43 @@
 //! user = "nix"                             # must be trusted by its Nix
 //! host-keys = ["ssh-ed25519 AAAA..."]      # or: known-hosts-file = "/etc/ssh/ssh_known_hosts"
 //! identity-file = "/etc/nix-broker/key"    # default: the broker's own key
+//!
+//! [[pool]]
+//! name = "cloud"
+//! features = ["gccarch-znver3"]            # offers what such processors run besides, `big-parallel` and `benchmark`
+//! max-builders = 2                         # default: 1
+//! idle-timeout = "20m"                     # these three are the defaults of such pools
+//! max-lifetime = "8h"
+//! launch-timeout = "5m"
+//!
+//! [pool.ec2]                               # every key may be left out
+//! profile = "builds"                       # of ~/.aws/config; default: what every AWS tool uses
+//! regions = ["eu-central-1", "eu-west-1"]  # tried in this order; or: region = "eu-central-1"
+//! market = "spot"                          # "on-demand" (default), or spot first and on-demand after
+//! types = ["c7a.4xlarge", "c6a.4xlarge"]   # best first among equal sizes; default: chosen by features and queue
+//! exact = false                            # true: only this very processor, none of its supersets
+//! max-price = 1.20                         # USD an hour of compute; dearer ones are not launched
+//! image-owner = "427812963091"             # the newest of these images (this is NixOS); or: image = "ami-..."
+//! image-name = "nixos/26.05*"
+//! subnets = ["subnet-0123456789abcdef0"]   # default: what `broker init` made, else those of the default VPC
+//! security-groups = []                     # default: what `broker init` made
+//! reach = "public"                         # or "private"; or: proxy-command = "ssh -W %h:%p bastion"
+//! disk-size = 100                          # GiB
+//! disk-throughput = 500                    # MiB/s
+//! disk-iops = 3000                         # at least 4 for each MiB/s
+//! idle-action = "terminate"                # or "stop" or "hibernate" (on demand only), which keep the warm store
+//! lease = "15m"                            # a builder that hears nothing of the broker for this long ends itself
+//!
+//! [cost]                                   # of all EC2 pools together, in USD; default: no limit
+//! max-per-hour = 5
+//! max-per-day = 20
+//! max-per-month = 200
 //! ```
+//!
+//! `slots = "auto"` of an EC2 pool counts, until the builder has said how many processors it has, on those of the type
+//! that is launched for a single build: 8, unless `types` or `max-price` leave none of that size.
 
+mod ec2;
 mod host_key;
 mod hosts;
 mod load;
@@ -52,7 +87,7 @@ pub use load::{DEFAULT_PATH, Defaults, LoadError, PATH_VARIABLE, load, parse};
 pub use overlap::overflows;
 pub use problem::Problem;
 
-use crate::model::PoolSpec;
+use crate::model::{Caps, PoolSpec};
 
 /// What the file says, validated, with every default filled in.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,6 +98,8 @@ pub struct Config {
     pub state_dir: PathBuf,
     /// How long a shutdown waits for running builds.
     pub drain_grace: Duration,
+    /// What all EC2 pools together may cost.
+    pub caps: Caps,
     /// In the order of the file: the first that fits and has room gets a build. Invariant: never empty, names are unique.
     pub pools: Vec<PoolSpec>,
     /// What works but is probably not meant.

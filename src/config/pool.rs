@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::load::Defaults;
 use super::problem::{Problems, quote};
 use super::section::{Section, Text};
-use super::{hosts, overlap};
+use super::{ec2, hosts, overlap};
 use crate::model::requirement::BUILTIN_SYSTEM;
 use crate::model::{Feature, HostSpec, LocalSpec, Offer, PoolName, PoolSpec, ProviderSpec, Slots, System};
 
@@ -72,16 +72,25 @@ fn read_pool(
             section.error("name", message, problems);
         }
     }
-    let offer = read_offer(&mut section, defaults, problems);
+    let mut offer = read_offer(&mut section, defaults, problems);
     let min_builders = section.number("min-builders", 0..=MAX_BUILDERS, problems);
     let max_builders = section.number("max-builders", 1..=MAX_BUILDERS, problems);
-    let idle_timeout = section.duration("idle-timeout", ONE_SECOND, problems).unwrap_or(IDLE_TIMEOUT);
-    let max_lifetime = section.duration("max-lifetime", ONE_SECOND, problems).unwrap_or(MAX_LIFETIME);
-    let launch_timeout = section.duration("launch-timeout", ONE_SECOND, problems).unwrap_or(LAUNCH_TIMEOUT);
-    let provider = read_provider(&mut section, read, problems);
+    let idle_timeout = section.duration("idle-timeout", ONE_SECOND, problems);
+    let max_lifetime = section.duration("max-lifetime", ONE_SECOND, problems);
+    let launch_timeout = section.duration("launch-timeout", ONE_SECOND, problems);
+    let provider = read_provider(&mut section, &mut offer, defaults, read, problems);
+    let times = match &provider {
+        Some(ProviderSpec::Ec2(_)) => (ec2::IDLE_TIMEOUT, ec2::MAX_LIFETIME, ec2::LAUNCH_TIMEOUT),
+        Some(ProviderSpec::Local(_) | ProviderSpec::Hosts(_)) | None => {
+            (IDLE_TIMEOUT, MAX_LIFETIME, LAUNCH_TIMEOUT)
+        }
+    };
+    let idle_timeout = idle_timeout.unwrap_or(times.0);
+    let max_lifetime = max_lifetime.unwrap_or(times.1);
+    let launch_timeout = launch_timeout.unwrap_or(times.2);
     let (expected_processors, available) = match &provider {
         Some(ProviderSpec::Hosts(hosts)) => (EXPECTED_PROCESSORS, u32::try_from(hosts.len()).ok()),
-        Some(ProviderSpec::Ec2(_)) => (EXPECTED_PROCESSORS, None),
+        Some(ProviderSpec::Ec2(spec)) => (ec2::offer::expected_processors(spec, &offer), None),
         Some(ProviderSpec::Local(_)) | None => (defaults.processors, None),
     };
     let slots = read_slots(&mut section, expected_processors, problems);
@@ -211,11 +220,14 @@ fn read_slots(section: &mut Section<'_>, processors: u32, problems: &mut Problem
 
 fn read_provider(
     section: &mut Section<'_>,
+    offer: &mut Offer,
+    defaults: &Defaults,
     read: &dyn Fn(&Path) -> io::Result<String>,
     problems: &mut Problems,
 ) -> Option<ProviderSpec> {
-    const HOW: &str = "say where the machines come from: a `[pool.local]` table, or `[[pool.hosts]]`";
-    if section.has("ec2") {
+    const HOW: &str =
+        "say where the machines come from: a `[pool.local]` table, a `[pool.ec2]` table, or `[[pool.hosts]]`";
+    if section.has("ec2") && cfg!(not(feature = "ec2")) {
         let message = "this broker was built without EC2; use `[pool.local]` or `[[pool.hosts]]`";
         section.error("ec2", message, problems);
     }
@@ -235,11 +247,15 @@ fn read_provider(
         }
         hosts::read_all(sections, read, problems)
     });
-    section.accept("ec2");
-    match (local, hosts) {
-        (Some(local), _) => Some(ProviderSpec::Local(local)),
-        (None, Some(hosts)) => Some(ProviderSpec::Hosts(hosts)),
-        (None, None) => None,
+    let ec2 = section.section("ec2", problems).map(|table| ec2::read(table, problems));
+    match (local, hosts, ec2) {
+        (Some(local), _, _) => Some(ProviderSpec::Local(local)),
+        (None, Some(hosts), _) => Some(ProviderSpec::Hosts(hosts)),
+        (None, None, Some(ec2)) => {
+            ec2::offer::complete(section, &ec2, offer, &defaults.system, problems);
+            Some(ProviderSpec::Ec2(ec2.spec))
+        }
+        (None, None, None) => None,
     }
 }
 

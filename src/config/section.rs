@@ -1,16 +1,17 @@
 //! One table of the file, read key by key. Every key that is asked for is a known one; [`Section::finish`] complains
 //! about all others. A value that is wrong is complained about and read as absent, so that the reading goes on.
 //!
-//! Knows TOML's types and our scalar forms (durations, absolute paths); does not know which keys there are.
+//! Knows TOML's types and our scalar forms (durations, absolute paths, amounts of money); does not know which keys there are.
 
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use toml::Spanned;
-use toml::de::{DeArray, DeTable, DeValue};
+use toml::de::{DeArray, DeFloat, DeInteger, DeTable, DeValue};
 
 use super::problem::{Problems, did_you_mean, quote};
+use crate::model::Usd;
 
 /// Longer is a mistake, and a moment that far away does not fit every clock.
 const MAX_DURATION: Duration = Duration::from_secs(366 * 24 * 3600);
@@ -61,11 +62,6 @@ impl<'t> Section<'t> {
     /// Complains about a key of this table.
     pub(super) fn error(&self, key: &str, message: impl Into<String>, problems: &mut Problems) {
         problems.error(self.line(key, problems), self.key(key), message);
-    }
-
-    /// Makes a key known whose value is not read.
-    pub(super) fn accept(&mut self, key: &'static str) {
-        self.known.push(key);
     }
 
     /// Complains about the keys that nobody asked for.
@@ -127,6 +123,26 @@ impl<'t> Section<'t> {
             self.error(key, message, problems);
         }
         within
+    }
+
+    pub(super) fn truth(&mut self, key: &'static str, problems: &mut Problems) -> Option<bool> {
+        self.typed(key, "true or false", problems, DeValue::as_bool)
+    }
+
+    /// An amount of US dollars, more than nothing: a number, or a text as price lists have it.
+    pub(super) fn money(&mut self, key: &'static str, problems: &mut Problems) -> Option<Usd> {
+        let text = self.typed(key, "an amount of US dollars such as 0.80", problems, |value| {
+            let as_number =
+                || value.as_integer().filter(|number| number.radix() == 10).map(DeInteger::as_str);
+            let as_decimal = || value.as_float().map(DeFloat::as_str);
+            value.as_str().or_else(as_number).or_else(as_decimal)
+        })?;
+        let amount = Usd::parse(text).filter(|amount| *amount > Usd::ZERO);
+        if amount.is_none() {
+            let message = format!("{} is not an amount of US dollars above 0, such as 0.80", quote(text));
+            self.error(key, message, problems);
+        }
+        amount
     }
 
     /// A duration with its unit, at least this long.

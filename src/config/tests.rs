@@ -36,16 +36,16 @@ fn read(path: &Path) -> io::Result<String> {
     }
 }
 
-fn parse(text: &str) -> Result<Config, Vec<Problem>> {
+pub(super) fn parse(text: &str) -> Result<Config, Vec<Problem>> {
     super::parse(text, &defaults(), &read)
 }
 
 #[track_caller]
-fn good(text: &str) -> Config {
+pub(super) fn good(text: &str) -> Config {
     parse(text).unwrap_or_else(|problems| panic!("{}", lines(&problems)))
 }
 
-fn lines(problems: &[Problem]) -> String {
+pub(super) fn lines(problems: &[Problem]) -> String {
     problems.iter().map(|problem| problem.located(Path::new("config.toml"))).collect::<Vec<_>>().join("\n")
 }
 
@@ -209,7 +209,11 @@ fn each_mistake_is_named_with_its_line_and_key() {
         ),
         (
             "[[pool]]\nname = \"p\"\n[pool.ec2]\nregion = 1".into(),
-            "3: pool.p.ec2: this broker was built without EC2",
+            "4: pool.p.ec2.region: expected text in quotes, found a number",
+        ),
+        (
+            "[[pool]]\nname = \"p\"\n[pool.ec2]\n[pool.local]".into(),
+            "3: pool.p.ec2: `local` and `ec2`: a pool has one provider",
         ),
         (
             format!("{}sandbox-paths = [\"sh\"]", local("")),
@@ -379,8 +383,8 @@ host-key = ["ssh-ed25519 AAAA"]
 
 [[pool]]
 name = "x86"
-[pool.ec2]
-region = "eu-central-1"
+[pool.local]
+sandbox-paths = []
 
 [[pool]]
 slots = "some"
@@ -419,8 +423,7 @@ fn a_terrible_file_gets_all_its_complaints_at_once() {
     config.toml:19: pool.x86.hosts[1].address: `nix@10.0.0.7` is neither a name nor an address; the user has a key of its own, `user`
     config.toml:20: pool.x86.hosts[1].host-key: unknown key; did you mean `host-keys`?
     config.toml:23: pool.x86.name: there is a pool of this name already, on line 7
-    config.toml:24: pool.x86.ec2: this broker was built without EC2; use `[pool.local]` or `[[pool.hosts]]`
-    config.toml:27: pool[3]: no provider; say where the machines come from: a `[pool.local]` table, or `[[pool.hosts]]`
+    config.toml:27: pool[3]: no provider; say where the machines come from: a `[pool.local]` table, a `[pool.ec2]` table, or `[[pool.hosts]]`
     config.toml:27: pool[3].name: missing: every pool has a name, such as "local"
     config.toml:28: pool[3].slots: `some` is neither "auto" nor a number
     config.toml:32: pool.rack.max-builders: 5 builders, but only 2 listed under `hosts`
@@ -429,6 +432,16 @@ fn a_terrible_file_gets_all_its_complaints_at_once() {
     config.toml:37: pool.rack.hosts[1].identity-file: `~/.ssh/id_ed25519` is a relative path; write it from `/` on
     config.toml:38: pool.rack.hosts[1].known-hosts-file: cannot read `/none`: entity not found
     config.toml:39: pool.rack.hosts[2].host-keys: missing: a host is never trusted at first sight; its key is on that machine in `/etc/ssh/ssh_host_ed25519_key.pub`
+    "#);
+}
+
+#[cfg(not(feature = "ec2"))]
+#[test]
+fn a_broker_without_ec2_says_so_before_it_is_asked_for_an_instance() {
+    let problems = parse("[[pool]]\nname = \"p\"\n[pool.ec2]\nregion = \"Frankfurt\"").unwrap_err();
+    insta::assert_snapshot!(lines(&problems), @r#"
+    config.toml:3: pool.p.ec2: this broker was built without EC2; use `[pool.local]` or `[[pool.hosts]]`
+    config.toml:4: pool.p.ec2.region: `Frankfurt` is not a region such as "eu-central-1"
     "#);
 }
 

@@ -33,7 +33,12 @@ impl Store for Imported {
         Ok(self.0.outputs.get(path).map(|output| Archive::Spool(output.nar.clone())))
     }
 
-    fn build(&mut self, _: DrvPath, _: BasicDerivation, _: &ClientOptions) -> Result<Done, RemoteError> {
+    async fn build(
+        &mut self,
+        _: DrvPath,
+        _: BasicDerivation,
+        _: &ClientOptions,
+    ) -> Result<Done, RemoteError> {
         Ok(Done(self.0.result.clone()))
     }
 

@@ -51,7 +51,7 @@ pub trait Store: Send {
         drv: DrvPath,
         derivation: BasicDerivation,
         options: &ClientOptions,
-    ) -> Result<Self::Build, RemoteError>;
+    ) -> impl Future<Output = Result<Self::Build, RemoteError>> + Send;
 
     /// The build ended well: its outputs are asked for next.
     fn built(&mut self, build: Self::Build);

@@ -122,7 +122,7 @@ async fn build<S: Store>(
         ],
         parent: 0,
     };
-    let mut building = match store.build(drv, derivation, options) {
+    let mut building = match store.build(drv, derivation, options).await {
         Ok(building) => building,
         Err(error) => return server.reply_error(&error).await.map(|()| Flow::Continue),
     };

@@ -148,10 +148,10 @@ impl TryFrom<Ask> for BuildRequest {
         let seconds = |limit: u64| (limit > 0).then(|| std::time::Duration::from_secs(limit));
         Ok(Self {
             drv: DrvPath::parse(&ask.drv)?,
-            requirement: Requirement {
-                system: System::new(ask.system),
-                features: ask.features.into_iter().map(Feature::new).collect(),
-            },
+            requirement: Requirement::new(
+                System::new(ask.system),
+                ask.features.into_iter().map(Feature::new).collect(),
+            ),
             am_willing: ask.am_willing,
             settings: BuildSettings {
                 timeout: seconds(ask.timeout),

@@ -98,6 +98,9 @@ pub struct BuilderView {
     pub instance: Option<String>,
     /// `launching`, `booting`, `ready`, `draining` or `terminating`.
     pub state: String,
+    /// What it does on its way to ready.
+    #[serde(default)]
+    pub progress: Option<String>,
     /// Seconds in that state.
     pub in_state: f64,
     /// Seconds since it was launched.
@@ -193,6 +196,7 @@ impl From<&BuilderStatus> for BuilderView {
             pool: builder.pool.to_string(),
             instance: builder.instance.as_ref().map(ToString::to_string),
             state: state.to_owned(),
+            progress: builder.progress.clone(),
             in_state: seconds(builder.in_state),
             age: seconds(builder.age),
             slots_used: builder.slots_used,

@@ -40,6 +40,15 @@ pub struct Demand {
     pub on_demand_only: bool,
 }
 
+/// Why an instance ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// Nothing is wrong with it, there is just no work: it may be put aside for the next time.
+    Idle,
+    /// It must be gone.
+    Final,
+}
+
 /// What the checks found on a running builder; only after them it is ready.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BuilderFacts {

@@ -21,13 +21,13 @@ pub mod requirement;
 pub mod status;
 pub mod store_path;
 
-pub use ec2::Ec2Spec;
+pub use ec2::{Ec2Spec, Market};
 pub use ids::{BuildId, BuilderId, InstanceId, LeaseId, PoolName};
-pub use instance::{BuilderFacts, Demand, Instance, InstanceClass};
-pub use money::{HourlyRate, Usd};
+pub use instance::{BuilderFacts, Demand, Ending, Instance, InstanceClass};
+pub use money::{Caps, HourlyRate, Usd};
 pub use outcome::{Blame, Failure, FailureKind, Outcome};
 pub use pool::{HostSpec, LocalSpec, PoolSpec, ProviderSpec, Slots};
 pub use request::{BuildInputs, BuildRequest, BuildSettings, Verdict};
-pub use requirement::{Feature, Misfit, Offer, Requirement, System};
+pub use requirement::{Feature, Inherited, Misfit, Offer, Requirement, System};
 pub use status::{BuildPhase, BuildStatus, BuilderState, BuilderStatus, EndedCounts, PoolStatus, Status};
 pub use store_path::{DrvPath, OutputName, StorePath, StorePathError};

@@ -112,6 +112,17 @@ impl fmt::Display for HourlyRate {
     }
 }
 
+/// What may be spent at most. `None` is no limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Caps {
+    /// By everything that runs or is stopped, together.
+    pub hour: Option<HourlyRate>,
+    /// Within a day.
+    pub day: Option<Usd>,
+    /// Within a month.
+    pub month: Option<Usd>,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -71,6 +71,8 @@ pub struct BuilderStatus {
     pub instance: Option<InstanceId>,
     /// Where it is in its life.
     pub state: BuilderState,
+    /// What it does on its way to ready.
+    pub progress: Option<String>,
     /// How long it has been in that state.
     pub in_state: Duration,
     /// Since it was launched.

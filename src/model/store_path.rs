@@ -13,9 +13,6 @@ pub const STORE_DIR: &str = "/nix/store";
 const HASH_LEN: usize = 32;
 /// Nix's own limit on the name part.
 const MAX_NAME_LEN: usize = 211;
-/// nix32 leaves out `e`, `o`, `t` and `u`.
-const NIX32: &[u8] = b"0123456789abcdfghijklmnpqrsvwxyz";
-
 /// Why a text is not a store path.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum StorePathError {
@@ -52,9 +49,8 @@ impl StorePath {
     /// Reads `<hash>-<name>`.
     pub fn from_base_name(base_name: &str) -> Result<Self, StorePathError> {
         let bytes = base_name.as_bytes();
-        let hash_is_valid = bytes.len() > HASH_LEN
-            && bytes[..HASH_LEN].iter().all(|byte| NIX32.contains(byte))
-            && bytes[HASH_LEN] == b'-';
+        let hash_is_valid =
+            bytes.len() > HASH_LEN && bytes[..HASH_LEN].iter().all(is_nix32) && bytes[HASH_LEN] == b'-';
         if !hash_is_valid {
             return Err(StorePathError::BadHash(shorten(base_name)));
         }
@@ -173,6 +169,11 @@ impl fmt::Debug for OutputName {
     }
 }
 
+/// nix32 leaves out `e`, `o`, `t` and `u`.
+fn is_nix32(byte: &u8) -> bool {
+    matches!(byte, b'0'..=b'9' | b'a'..=b'd' | b'f'..=b'n' | b'p'..=b's' | b'v'..=b'z')
+}
+
 /// Nix's rule for names (`checkName` in path.cc): its characters, its length, and nothing that a shell or a file
 /// system reads as `.` or `..`.
 fn is_valid_name(name: &[u8]) -> bool {
@@ -180,7 +181,9 @@ fn is_valid_name(name: &[u8]) -> bool {
     !name.is_empty()
         && name.len() <= MAX_NAME_LEN
         && !dots
-        && name.iter().all(|byte| byte.is_ascii_alphanumeric() || b"+-._?=".contains(byte))
+        && name.iter().all(|byte| {
+            byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'-' | b'.' | b'_' | b'?' | b'=')
+        })
 }
 
 /// What a peer sent may be megabytes of garbage; an error message is not.

@@ -48,6 +48,7 @@ impl Hosts {
                 user: host.user.clone(),
                 host_keys: host.host_keys.clone(),
                 identity_file: host.identity_file.clone(),
+                proxy_command: None,
             },
         })
     }

@@ -15,8 +15,12 @@ pub mod probe;
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
+#[cfg(feature = "ec2")]
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
-use crate::model::{BuilderId, Demand, Instance, InstanceId, PoolSpec, ProviderSpec};
+pub use crate::model::Ending;
+use crate::model::{BuilderFacts, BuilderId, Demand, Instance, InstanceId, PoolSpec, ProviderSpec};
 
 use self::hosts::Hosts;
 use self::local::Local;
@@ -42,12 +46,37 @@ pub struct ProviderContext {
     pub client_key: String,
     /// The `broker` program, which the local provider starts to watch over each machine.
     pub broker_program: PathBuf,
+    /// Makes a host key for a machine that has none of its own yet.
+    pub host_keys: fn() -> io::Result<HostKeyPair>,
+    /// What all pools on EC2 share, once there is one.
+    #[cfg(feature = "ec2")]
+    pub estate: Arc<OnceLock<Arc<ec2::Estate>>>,
+}
+
+/// A host key, both halves in OpenSSH's form. The private one is a secret: it is never shown.
+#[derive(Clone)]
+pub struct HostKeyPair {
+    /// `-----BEGIN OPENSSH PRIVATE KEY-----`...
+    pub private: String,
+    /// `ssh-ed25519 AAAA...`
+    pub public: String,
 }
 
 impl ProviderContext {
     /// A context with the running program as the `broker` program.
-    pub fn new(state_dir: PathBuf, client_key: String) -> io::Result<Self> {
-        Ok(Self { state_dir, client_key, broker_program: std::env::current_exe()? })
+    pub fn new(
+        state_dir: PathBuf,
+        client_key: String,
+        host_keys: fn() -> io::Result<HostKeyPair>,
+    ) -> io::Result<Self> {
+        Ok(Self {
+            state_dir,
+            client_key,
+            broker_program: std::env::current_exe()?,
+            host_keys,
+            #[cfg(feature = "ec2")]
+            estate: Arc::default(),
+        })
     }
 }
 
@@ -64,6 +93,12 @@ pub struct LaunchOrder<'a> {
     pub progress: &'a (dyn Fn(&str) + Send + Sync),
 }
 
+impl fmt::Debug for HostKeyPair {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HostKeyPair").field("public", &self.public).finish_non_exhaustive()
+    }
+}
+
 impl fmt::Debug for LaunchOrder<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("LaunchOrder")
@@ -74,15 +109,6 @@ impl fmt::Debug for LaunchOrder<'_> {
     }
 }
 
-/// Why an instance ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ending {
-    /// Nothing is wrong with it, there is just no work: it may be put aside for the next time.
-    Idle,
-    /// It must be gone.
-    Final,
-}
-
 /// An instance, and how to reach it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Launched {
@@ -90,6 +116,63 @@ pub struct Launched {
     pub instance: Instance,
     /// Where its sshd is, now or soon.
     pub address: Address,
+}
+
+/// An instance that an earlier broker launched, and that lives.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Survivor {
+    /// It, and how to reach it.
+    pub launched: Launched,
+    /// Since when it runs.
+    pub age: Duration,
+}
+
+/// How far an instance is that sets itself up after its start.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Readiness {
+    /// Done: what it offers can be asked.
+    Ready,
+    /// Not yet.
+    NotYet {
+        /// What it has done last, for the person who waits.
+        phase: String,
+    },
+    /// It gave up.
+    Failed {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// The heartbeat of a builder.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Beat {
+    /// What to run on it.
+    pub command: String,
+    /// How often.
+    pub every: Duration,
+}
+
+/// What a builder says of its future.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum BuilderNotice {
+    /// It is taken away.
+    Interruption {
+        /// How soon, where that is known.
+        within: Option<Duration>,
+        /// In words.
+        why: String,
+    },
+    /// It is more likely than usual to be taken away.
+    Rebalance {
+        /// In words.
+        why: String,
+    },
+    /// It is powering off.
+    Ending {
+        /// In words.
+        why: String,
+    },
 }
 
 /// How an instance is reached.
@@ -105,6 +188,8 @@ pub struct Address {
     pub host_keys: Vec<String>,
     /// A private key to log in with; `None` is the broker's own.
     pub identity_file: Option<PathBuf>,
+    /// A command, for a shell, whose standard input and output are the connection; `None` is TCP.
+    pub proxy_command: Option<String>,
 }
 
 /// Why a provider could not do what it was asked for.
@@ -141,6 +226,18 @@ impl ProviderError {
     pub(crate) fn io(reason: impl Into<String>, source: io::Error) -> Self {
         Self { kind: ProviderErrorKind::Unknown, reason: reason.into(), source: Some(source) }
     }
+}
+
+/// An error with its causes, on one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
 }
 
 impl fmt::Display for ProviderErrorKind {
@@ -201,7 +298,8 @@ impl Provider {
             Self::Local(_) => {}
             Self::Hosts(hosts) => hosts.distrust(instance),
             #[cfg(feature = "ec2")]
-            Self::Ec2(ec2) => ec2.distrust(instance),
+            // Each is made anew; an offering that only makes bad ones would be a matter for its price list.
+            Self::Ec2(_) => {}
         }
     }
 
@@ -232,6 +330,82 @@ impl Provider {
             Self::Hosts(_) => Ok(0),
             #[cfg(feature = "ec2")]
             Self::Ec2(ec2) => ec2.reap_strays().await,
+        }
+    }
+
+    /// The instances that an earlier broker with this state directory launched for this pool and that still run, to be
+    /// used again; never one that this process launched. Called after [`reap_strays`](Self::reap_strays), and again
+    /// later when it fails.
+    pub async fn survivors(&self) -> Result<Vec<Survivor>, ProviderError> {
+        match self {
+            // What an earlier broker left of a local machine was reaped; a host is nobody's until it is handed out.
+            Self::Local(_) | Self::Hosts(_) => Ok(Vec::new()),
+            #[cfg(feature = "ec2")]
+            Self::Ec2(ec2) => ec2.survivors().await,
+        }
+    }
+
+    /// Whatever the provider has to do by itself as long as the broker runs: pollers, sweeps. Never ends; dropped when
+    /// no instance is wanted any more.
+    pub async fn tend(&self) {
+        match self {
+            Self::Local(_) | Self::Hosts(_) => std::future::pending().await,
+            #[cfg(feature = "ec2")]
+            Self::Ec2(ec2) => ec2.tend().await,
+        }
+    }
+
+    /// What the console of an instance says, for one that did not become ready; `None` where there is none to be read.
+    pub async fn console(&self, instance: &InstanceId) -> Option<String> {
+        match self {
+            Self::Local(_) | Self::Hosts(_) => None,
+            #[cfg(feature = "ec2")]
+            Self::Ec2(ec2) => ec2.console(instance).await,
+        }
+    }
+
+    /// The command that asks an instance whether it has set itself up; `None` where there is nothing to set up.
+    pub fn readiness(&self, instance: &InstanceId) -> Option<String> {
+        match self {
+            Self::Local(_) | Self::Hosts(_) => None,
+            #[cfg(feature = "ec2")]
+            Self::Ec2(ec2) => ec2.readiness(instance),
+        }
+    }
+
+    /// Reads what the command of [`readiness`](Self::readiness) printed.
+    pub fn read_readiness(&self, instance: &InstanceId, stdout: &[u8]) -> Readiness {
+        match self {
+            Self::Local(_) | Self::Hosts(_) => Readiness::Ready,
+            #[cfg(feature = "ec2")]
+            Self::Ec2(ec2) => ec2.read_readiness(instance, stdout),
+        }
+    }
+
+    /// What speaks against a builder with these facts that its own Nix does not know; a sentence fragment.
+    pub fn objection(&self, instance: &InstanceId, facts: &BuilderFacts) -> Option<String> {
+        match self {
+            Self::Local(_) | Self::Hosts(_) => None,
+            #[cfg(feature = "ec2")]
+            Self::Ec2(ec2) => ec2.objection(instance, facts),
+        }
+    }
+
+    /// The next heartbeat of a ready builder; `is_in_use` when builds or transfers are under way there.
+    pub fn beat(&self, instance: &InstanceId, is_in_use: bool) -> Option<Beat> {
+        match self {
+            Self::Local(_) | Self::Hosts(_) => None,
+            #[cfg(feature = "ec2")]
+            Self::Ec2(ec2) => ec2.beat(instance, is_in_use),
+        }
+    }
+
+    /// Reads what the command of [`beat`](Self::beat) printed.
+    pub fn read_beat(&self, instance: &InstanceId, stdout: &[u8]) -> Vec<BuilderNotice> {
+        match self {
+            Self::Local(_) | Self::Hosts(_) => Vec::new(),
+            #[cfg(feature = "ec2")]
+            Self::Ec2(ec2) => ec2.read_beat(instance, stdout),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::model::{BuildId, BuilderId, InstanceId, LeaseId, Outcome, PoolName};
+use crate::model::{BuildId, BuilderId, Demand, Ending, InstanceId, LeaseId, Outcome, PoolName};
 
 /// An effect that is wanted.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -13,11 +13,15 @@ pub enum Action {
         builder: BuilderId,
         /// In which pool.
         pool: PoolName,
+        /// What for: a provider with machines of several sizes chooses by it.
+        demand: Demand,
     },
     /// End this builder's instance (or the launch under way), until the provider agrees that it is gone.
     Terminate {
         /// Which.
         builder: BuilderId,
+        /// Whether it may be put aside instead, for the next time.
+        ending: Ending,
         /// Why, for the log.
         reason: String,
     },
@@ -79,6 +83,15 @@ pub enum Note {
         /// The provider's name for it.
         instance: InstanceId,
     },
+    /// What a builder on its way to ready is doing.
+    Progress {
+        /// Which builder.
+        builder: BuilderId,
+        /// What is going on.
+        text: String,
+        /// Since the launch.
+        after: Duration,
+    },
     /// A builder of its pool became ready.
     BuilderReady {
         /// Which builder.
@@ -97,6 +110,13 @@ pub enum Note {
     Started {
         /// Which builder.
         builder: BuilderId,
+    },
+    /// Its builder is taken away, and it is queued again.
+    Moved {
+        /// Which builder.
+        builder: BuilderId,
+        /// Why.
+        reason: String,
     },
     /// An attempt failed, and it is queued again.
     Retrying {

@@ -26,6 +26,8 @@ pub(super) struct Build {
     pub(super) starts: u32,
     /// Attempts that failed, and count.
     pub(super) failed: Vec<Attempt>,
+    /// It has lost a machine that could be taken away, and shall not lose another.
+    pub(super) shuns_loose: bool,
     pub(super) trail: Trail,
     /// The builder whose start it was told of.
     pub(super) herald: Option<BuilderId>,
@@ -61,6 +63,8 @@ pub(super) struct Run {
 /// Why a running attempt is stopped; a later cause that is stronger replaces an earlier one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum StopCause {
+    /// Its builder is taken away: moved.
+    Interrupted,
     /// Its builder is ended: tried elsewhere.
     BuilderStopped,
     /// The broker ends: fails.
@@ -73,6 +77,10 @@ impl Build {
     pub(super) fn accepted(id: BuildId, request: BuildRequest, ticket: Ticket, now: Instant) -> Self {
         let mut trail = Trail::default();
         trail.push(now, Why::Accepted);
+        let inherited = &request.requirement.inherited;
+        if !inherited.is_empty() {
+            trail.push(now, Why::Inherits(inherited.clone()));
+        }
         Self {
             id,
             request,
@@ -82,6 +90,7 @@ impl Build {
             since: now,
             starts: 0,
             failed: Vec::new(),
+            shuns_loose: false,
             trail,
             herald: None,
         }

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use super::event::BuilderFault;
 use super::pool::PoolIx;
-use crate::model::{BuildId, BuilderId, BuilderState, Instance, LeaseId};
+use crate::model::ec2::Market;
+use crate::model::{BuildId, BuilderId, BuilderState, Demand, Ending, Instance, LeaseId};
 
 /// A termination the provider has not confirmed in this time is asked for again.
 pub(super) const TERMINATE_AGAIN_AFTER: Duration = Duration::from_secs(60);
@@ -27,6 +28,14 @@ pub(super) struct Builder {
     pub(super) id: BuilderId,
     pub(super) pool: PoolIx,
     pub(super) launched_at: Instant,
+    /// Since when we know of it: its launch, unless an earlier broker launched it.
+    pub(super) known_since: Instant,
+    /// Whether an earlier broker launched it.
+    pub(super) is_adopted: bool,
+    /// What it was launched for.
+    pub(super) demand: Demand,
+    /// Whether it may be taken away; a guess until there is an instance.
+    pub(super) is_loose: bool,
     /// The provider's thing behind it, as observed.
     pub(super) instance: Option<Instance>,
     /// Slots in use. Invariant: never more than the slots it was ready with.
@@ -36,6 +45,8 @@ pub(super) struct Builder {
     /// Whether its Nix builds content-addressed derivations; only a ready one has been asked.
     pub(super) has_ca_derivations: bool,
     pub(super) life: Life,
+    /// What it does on its way to ready.
+    pub(super) progress: Option<String>,
     /// Since when it is in that state.
     pub(super) since: Instant,
     /// Builds that were told of its start, and hear how it goes on.
@@ -94,6 +105,12 @@ pub(super) enum EndReason {
     Drained,
     /// An operator ended it.
     Stopped,
+    /// An earlier broker launched more than there may be.
+    Surplus,
+    /// Its provider takes it back.
+    Interrupted(String),
+    /// Its provider may take it back.
+    Endangered(String),
     /// This many builds in a row failed on it.
     Unhealthy(usize),
     /// The broker ends.
@@ -109,6 +126,8 @@ impl fmt::Display for EndReason {
             Self::TooOld(lifetime) => write!(f, "older than {} s", lifetime.as_secs()),
             Self::Drained => f.write_str("drained by an operator"),
             Self::Stopped => f.write_str("stopped by an operator"),
+            Self::Surplus => f.write_str("an earlier broker launched more than `max-builders`"),
+            Self::Interrupted(reason) | Self::Endangered(reason) => f.write_str(reason),
             Self::Unhealthy(streak) => write!(f, "{streak} builds in a row failed on it"),
             Self::Shutdown => f.write_str("the broker is shutting down"),
             Self::Fault(fault) => f.write_str(&fault.reason),
@@ -116,21 +135,69 @@ impl fmt::Display for EndReason {
     }
 }
 
+impl EndReason {
+    /// Whether the instance may be put aside for the next time: only when nothing but work is missing.
+    pub(super) fn ending(&self) -> Ending {
+        match self {
+            Self::Idle(_) => Ending::Idle,
+            Self::TooOld(_)
+            | Self::Drained
+            | Self::Stopped
+            | Self::Surplus
+            | Self::Interrupted(_)
+            | Self::Endangered(_)
+            | Self::Unhealthy(_)
+            | Self::Shutdown
+            | Self::Fault(_) => Ending::Final,
+        }
+    }
+}
+
 impl Builder {
-    pub(super) fn launching(id: BuilderId, pool: PoolIx, now: Instant, timeout: Duration) -> Self {
+    pub(super) fn launching(
+        id: BuilderId,
+        pool: PoolIx,
+        now: Instant,
+        timeout: Duration,
+        demand: Demand,
+        is_loose: bool,
+    ) -> Self {
         Self {
             id,
             pool,
             launched_at: now,
+            known_since: now,
+            is_adopted: false,
+            demand,
+            is_loose,
             instance: None,
             leases: BTreeMap::new(),
             slots: 0,
             has_ca_derivations: false,
             life: Life::Launching { deadline: now + timeout },
+            progress: None,
             since: now,
             audience: Vec::new(),
             failing_builds: BTreeSet::new(),
         }
+    }
+
+    /// One that an earlier broker launched; it may well be ready, which its task finds out.
+    pub(super) fn adopted(
+        id: BuilderId,
+        pool: PoolIx,
+        now: Instant,
+        age: Duration,
+        timeout: Duration,
+        instance: Instance,
+    ) -> Self {
+        let demand = Demand { builds: 1, on_demand_only: false };
+        let mut builder = Self::launching(id, pool, now, timeout, demand, false);
+        // A clock that began after the launch cannot say when it was.
+        builder.launched_at = now.checked_sub(age).unwrap_or(now);
+        builder.is_adopted = true;
+        builder.boot(now, instance);
+        builder
     }
 
     fn enter(&mut self, now: Instant, life: Life) {
@@ -179,6 +246,9 @@ impl Builder {
 
     /// The provider has made the instance.
     pub(super) fn boot(&mut self, now: Instant, instance: Instance) {
+        if let Some(class) = &instance.class {
+            self.is_loose = class.market == Market::Spot;
+        }
         self.instance = Some(instance);
         if let Life::Launching { deadline } = self.life {
             self.enter(now, Life::Booting { deadline });

@@ -1,5 +1,7 @@
 //! Every fact that can reach the scheduler.
 
+use std::time::Duration;
+
 use crate::model::{BuildId, BuildRequest, BuilderFacts, BuilderId, Failure, Instance, LeaseId, PoolName};
 
 /// A fact that arrived.
@@ -34,12 +36,21 @@ pub enum Event {
         /// How.
         end: AttemptEnd,
     },
+    /// Instances that an earlier broker launched were found alive.
+    Adopted(Vec<Adoption>),
     /// The provider has made the instance; its sshd is awaited.
     Launched {
         /// For which builder.
         builder: BuilderId,
         /// What was made.
         instance: Instance,
+    },
+    /// A builder on its way to ready has come a step further, in words for the person who waits.
+    Progress {
+        /// Which.
+        builder: BuilderId,
+        /// What is going on.
+        text: String,
     },
     /// All checks passed.
     Ready {
@@ -55,6 +66,22 @@ pub enum Event {
         /// Why.
         fault: BuilderFault,
     },
+    /// The provider takes this builder back: its builds are moved to another one.
+    Interrupted {
+        /// Which.
+        builder: BuilderId,
+        /// How soon, where that is known.
+        within: Option<Duration>,
+        /// In words.
+        why: String,
+    },
+    /// The provider may take this builder back: no new builds there.
+    Endangered {
+        /// Which.
+        builder: BuilderId,
+        /// In words.
+        why: String,
+    },
     /// The provider agrees that nothing of it is left.
     Gone(BuilderId),
     /// An operator wants one builder more in this pool, for the idle window at least.
@@ -69,6 +96,17 @@ pub enum Event {
     ShutdownForced,
     /// A deadline of `next_deadline` has come.
     Tick,
+}
+
+/// An instance that an earlier broker launched, and the builder it becomes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Adoption {
+    /// Fresh, from [`Fleet::reserve_builder`](super::Fleet::reserve_builder).
+    pub builder: BuilderId,
+    /// What is there.
+    pub instance: Instance,
+    /// Since when it runs.
+    pub age: Duration,
 }
 
 /// Which builders an operator means.

@@ -16,10 +16,10 @@ use super::placement::{self, Placement};
 use super::pool::{Pool, PoolIx};
 use super::queue::Queue;
 use super::roster::Roster;
-use super::scaling::{self, Supply};
+use super::scaling::{self, Plan, Supply, Want};
 use super::trail::Why;
 use super::verdict::{Offers, PoolOffer};
-use crate::model::{BuildId, BuilderId, LeaseId, PoolSpec};
+use crate::model::{BuildId, BuilderId, Demand, LeaseId, PoolSpec};
 
 /// No configured duration counts for more: an `Instant` far enough in the future cannot be represented.
 const LONGEST_DURATION: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
@@ -48,7 +48,7 @@ pub struct Fleet {
     pub(super) hope_was_lost: bool,
     offers: Arc<Offers>,
     has_begun: bool,
-    last_builder: u64,
+    pub(super) last_builder: u64,
     last_lease: u64,
     pub(super) last_ticket: u64,
 }
@@ -106,9 +106,13 @@ impl Fleet {
             Event::ClientGone(build) => self.on_client_gone(build),
             Event::Progressed { build, lease, phase } => self.on_progressed(build, lease, phase),
             Event::AttemptEnded { build, lease, end } => self.on_attempt_ended(build, lease, end),
+            Event::Adopted(found) => self.on_adopted(found),
             Event::Launched { builder, instance } => self.on_launched(builder, instance),
+            Event::Progress { builder, text } => self.on_progress(builder, &text),
             Event::Ready { builder, facts } => self.on_ready(builder, &facts),
             Event::Lost { builder, fault } => self.on_lost(builder, fault),
+            Event::Interrupted { builder, within, why } => self.on_interrupted(builder, within, &why),
+            Event::Endangered { builder, why } => self.on_endangered(builder, why),
             Event::Gone(builder) => self.on_gone(builder),
             Event::StartRequested(pool) => self.on_start_requested(&pool),
             Event::DrainRequested(selection) => self.on_drain_requested(selection),
@@ -129,13 +133,19 @@ impl Fleet {
         if self.mode == Mode::Exited {
             return None;
         }
-        let rests = self.pools.iter().filter_map(Pool::rests_until).min();
-        [self.roster.next_deadline(), rests].into_iter().flatten().min()
+        let pools = self.pools.iter().filter_map(Pool::next_deadline).min();
+        [self.roster.next_deadline(), pools].into_iter().flatten().min()
     }
 
     /// What the pools offer, for verdicts that need no loop. Cheap; a new one is made only when something changed.
     pub fn offers(&self) -> Arc<Offers> {
         Arc::clone(&self.offers)
+    }
+
+    /// An id for a builder that no event has named yet.
+    pub fn reserve_builder(&mut self) -> BuilderId {
+        self.last_builder += 1;
+        BuilderId(self.last_builder)
     }
 
     /// Whether new builds are accepted.
@@ -167,7 +177,9 @@ impl Fleet {
 
     /// Starts every build that can be.
     fn place(&mut self) {
-        while let Some(placement) = placement::next(&self.queue, &self.roster, &self.builds) {
+        while let Some(placement) =
+            placement::next(&self.queue, &self.roster, &self.builds, |ix| self.room(ix) > 0)
+        {
             self.start(placement);
         }
     }
@@ -203,14 +215,40 @@ impl Fleet {
         if supply.iter().all(|pool| pool.room == 0) {
             return;
         }
-        let lanes = self.queue.lanes().map(|(_, lane)| (lane.pools.as_slice(), lane.len()));
-        let launches = scaling::launches(lanes, supply);
-        for (ix, n) in launches.into_iter().enumerate() {
-            if n > 0 {
-                let builders: Vec<BuilderId> = (0..n).map(|_| self.launch(PoolIx(ix))).collect();
-                self.tell_of_launches(PoolIx(ix), &builders);
-            }
+        for (ix, plan) in scaling::plan(self.wants(), supply).into_iter().enumerate() {
+            self.carry_out(PoolIx(ix), plan);
         }
+    }
+
+    /// What waits, those first that have the least choice of machines, then those that have the least choice of pools.
+    fn wants(&self) -> impl Iterator<Item = Want<'_>> {
+        let shuns = |id: &BuildId| self.builds.get(id).is_some_and(|build| build.shuns_loose);
+        let want = move |steady| {
+            self.queue.lanes().map(move |(_, lane)| {
+                let shunning = lane.picky().filter(|(_, id)| shuns(id)).count();
+                let waiting = if steady { shunning } else { lane.len() - shunning };
+                Want { pools: &lane.pools, waiting, steady }
+            })
+        };
+        want(true).chain(want(false)).filter(|want| want.waiting > 0)
+    }
+
+    fn carry_out(&mut self, ix: PoolIx, plan: Plan) {
+        let pool = &self.pools[ix.0];
+        // What is planned here is not launched elsewhere, but its size is decided when all that comes now has come.
+        if plan.launches == 0 || pool.gathers_until().is_some() {
+            return;
+        }
+        let kept = pool.spec.min_builders.saturating_sub(self.roster.census(ix).staffed());
+        let usual = pool.expected_slots();
+        let demands = plan.shares().zip(0..).map(|(share, n)| Demand {
+            // One that is kept for what may come is as large as planned.
+            builds: share.max(if n < kept { usual } else { 1 }),
+            on_demand_only: n < plan.steady,
+        });
+        let builders: Vec<BuilderId> =
+            demands.collect::<Vec<_>>().into_iter().map(|demand| self.launch(ix, demand)).collect();
+        self.tell_of_launches(ix, &builders);
     }
 
     fn minimums_are_met(&self) -> bool {
@@ -222,39 +260,58 @@ impl Fleet {
         let pool = &self.pools[ix.0];
         let census = self.roster.census(ix);
         let per_builder = pool.expected_slots();
-        let rests = pool.rests_until().is_some();
-        let room = if rests { 0 } else { pool.spec.max_builders.saturating_sub(census.alive()) };
         let short = pool.spec.min_builders.saturating_sub(census.staffed());
+        let mut slots = census.free;
+        for builder in census.starting.iter().filter_map(|id| self.roster.get(*id)) {
+            *slots.of(builder.is_loose) += u64::from(pool.expected_slots_for(builder.demand));
+        }
         Supply {
-            slots: u64::from(census.free) + census.starting.len() as u64 * u64::from(per_builder),
+            slots,
             per_builder,
-            room,
+            room: self.room(ix),
             short_of_minimum: if minimums_count { short } else { 0 },
+            comes_in_sizes: pool.comes_in_sizes(),
+            is_loose: pool.is_loose(self.now),
         }
     }
 
+    /// Builders that may be launched in this pool now.
+    fn room(&self, ix: PoolIx) -> u32 {
+        let pool = &self.pools[ix.0];
+        if pool.rests_until().is_some() {
+            return 0;
+        }
+        pool.spec.max_builders.saturating_sub(self.roster.census(ix).alive())
+    }
+
     /// Launches one builder. The caller has made sure that its pool has room.
-    pub(super) fn launch(&mut self, ix: PoolIx) -> BuilderId {
-        self.last_builder += 1;
-        let id = BuilderId(self.last_builder);
-        let spec = &self.pools[ix.0].spec;
-        self.actions.push(Action::Launch { builder: id, pool: spec.name.clone() });
-        self.roster.insert(Builder::launching(id, ix, self.now, spec.launch_timeout));
+    pub(super) fn launch(&mut self, ix: PoolIx, demand: Demand) -> BuilderId {
+        let id = self.reserve_builder();
+        let pool = &self.pools[ix.0];
+        let is_loose = pool.is_loose(self.now) && !demand.on_demand_only;
+        // While spot is off for a pool, every launch is for a machine that stays.
+        let demand =
+            Demand { on_demand_only: demand.on_demand_only || pool.avoids_loose(self.now), ..demand };
+        self.actions.push(Action::Launch { builder: id, pool: pool.spec.name.clone(), demand });
+        let timeout = pool.spec.launch_timeout;
+        self.roster.insert(Builder::launching(id, ix, self.now, timeout, demand, is_loose));
         id
+    }
+
+    /// Slots that a builder will have, as far as is known.
+    fn slots_to_come(&self, builder: &Builder) -> usize {
+        self.pools[builder.pool.0].expected_slots_for(builder.demand) as usize
     }
 
     /// Tells the builds at the head of the queue which of these builders is launched for them.
     fn tell_of_launches(&mut self, ix: PoolIx, builders: &[BuilderId]) {
-        let slots = self.pools[ix.0].expected_slots() as usize;
-        let unaware: Vec<BuildId> = self
-            .queue
-            .heads(ix, TOLD_OF_LAUNCHES)
-            .into_iter()
-            .filter(|build| !self.awaits_a_start(*build))
-            .collect();
-        for (builder, audience) in builders.iter().zip(unaware.chunks(slots)) {
+        let mut unaware = self.queue.heads(ix, TOLD_OF_LAUNCHES).into_iter();
+        for builder in builders {
+            let slots = self.roster.get(*builder).map_or(0, |builder| self.slots_to_come(builder));
+            let audience: Vec<_> =
+                unaware.by_ref().filter(|build| !self.awaits_a_start(*build)).take(slots).collect();
             for build in audience {
-                self.tell_of_start(*build, *builder);
+                self.tell_of_start(build, *builder);
             }
         }
     }
@@ -268,7 +325,7 @@ impl Fleet {
             let newest =
                 self.queue.lane(*lane).pools.iter().find_map(|ix| self.roster.census(*ix).starting.last());
             let Some(builder) = newest.and_then(|id| self.roster.get(*id)) else { continue };
-            let has_room = builder.audience.len() < self.pools[builder.pool.0].expected_slots() as usize;
+            let has_room = builder.audience.len() < self.slots_to_come(builder);
             let id = builder.id;
             if has_room && !self.awaits_a_start(*build) {
                 self.tell_of_start(*build, id);

@@ -28,6 +28,8 @@
 //!                                                gone
 //! ```
 //!
+//! An instance that an earlier broker launched enters as `Booting`, with the age that it has.
+//!
 //! Only a ready builder gets builds; every other state has a deadline, or ends with its last lease. The leases of a lost
 //! builder are released by the ends of their attempts, for which nobody waits before ending it.
 //!
@@ -44,8 +46,10 @@ mod build;
 mod builder;
 mod fleet;
 mod history;
+mod on_adoption;
 mod on_build;
 mod on_builder;
+mod on_interruption;
 mod on_operator;
 mod placement;
 mod pool;
@@ -61,6 +65,6 @@ mod verdict;
 mod tests;
 
 pub use action::{Action, Note};
-pub use event::{AttemptEnd, BuilderFault, BuilderFaultKind, Event, RunPhase, Selection};
+pub use event::{Adoption, AttemptEnd, BuilderFault, BuilderFaultKind, Event, RunPhase, Selection};
 pub use fleet::Fleet;
 pub use verdict::{Answer, Offers, PoolOffer};

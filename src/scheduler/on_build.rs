@@ -75,6 +75,10 @@ impl Fleet {
                 Some(outcome) => self.finish(id, outcome),
                 None => self.finish(id, Outcome::Failed(shutting_down())),
             },
+            Some(StopCause::Interrupted) => match final_end(end) {
+                Some(outcome) => self.finish(id, outcome),
+                None => self.move_on(id, run.builder),
+            },
             Some(StopCause::BuilderStopped) => match final_end(end) {
                 Some(outcome) => self.finish(id, outcome),
                 // The operator's wish is no fault of the build: the attempt does not count.
@@ -121,9 +125,19 @@ impl Fleet {
         let reason = failure.reason;
         build.trail.push(self.now, Why::AttemptFailed { builder, reason: reason.clone() });
         build.failed.push(Attempt { builder, kind: failure.kind, reason: reason.clone() });
+        let was_loose = self.roster.get(builder).is_some_and(|builder| builder.is_loose);
+        build.shuns_loose |= was_loose && failure.kind == FailureKind::BuilderLost;
         match retry::next(&build.failed) {
             Next::Again => self.try_again(id, format!("on {builder}: {reason}")),
             Next::GiveUp(failure) => self.finish(id, Outcome::Failed(failure)),
+        }
+    }
+
+    /// Queues a build anew that lost its builder to the provider. Its ticket makes it the next in line.
+    fn move_on(&mut self, id: BuildId, builder: BuilderId) {
+        if self.enqueue(id, self.failure_counter) {
+            let reason = "the provider takes its machine back".to_owned();
+            self.actions.push(Action::Tell { build: id, note: Note::Moved { builder, reason } });
         }
     }
 
@@ -162,8 +176,11 @@ impl Fleet {
             self.awaiting_inputs -= 1;
         }
         build.enter(self.now, Stage::Queued { lane, waits_since });
+        for ix in &self.queue.lane(lane).pools {
+            self.pools[ix.0].gather(self.now);
+        }
         let is_ready = |attempt: &Attempt| self.roster.get(attempt.builder).is_some_and(Builder::is_ready);
-        if build.failed.iter().any(is_ready) {
+        if build.shuns_loose || build.failed.iter().any(is_ready) {
             self.queue.push_picky(lane, build.ticket, id);
         } else {
             self.queue.push_plain(lane, build.ticket, id);

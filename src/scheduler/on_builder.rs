@@ -9,6 +9,8 @@ use crate::model::{BuilderFacts, BuilderId, Feature, Instance, requirement::CA_D
 
 /// A termination asked for this often without an answer is a trouble of the whole pool, if it has no other builder.
 const STUCK_REPEATS: u32 = 5;
+/// Characters of what a builder is said to be doing.
+const LONGEST_PROGRESS: usize = 200;
 
 impl Fleet {
     pub(super) fn on_launched(&mut self, id: BuilderId, instance: Instance) {
@@ -25,6 +27,18 @@ impl Fleet {
         }
     }
 
+    /// Takes the words in only as far as a line can show them: some of them come from the machine itself.
+    pub(super) fn on_progress(&mut self, id: BuilderId, text: &str) {
+        let text: String = text.chars().filter(|c| !c.is_control()).take(LONGEST_PROGRESS).collect();
+        let Some(builder) = self.roster.get(id).filter(|builder| builder.is_starting()) else { return };
+        if text.is_empty() || builder.progress.as_ref() == Some(&text) {
+            return;
+        }
+        let after = self.now.saturating_duration_since(builder.known_since);
+        self.roster.change(id, |builder| builder.progress = Some(text.clone()));
+        self.tell_audience(id, &Note::Progress { builder: id, text, after });
+    }
+
     pub(super) fn on_ready(&mut self, id: BuilderId, facts: &BuilderFacts) {
         let Some(builder) = self.roster.get(id) else { return };
         if !builder.is_starting() {
@@ -32,7 +46,7 @@ impl Fleet {
             self.roster.change(id, super::builder::Builder::trust);
             return;
         }
-        let (ix, launched_at) = (builder.pool, builder.launched_at);
+        let (ix, known_since, demand) = (builder.pool, builder.known_since, builder.demand);
         let pool = &mut self.pools[ix.0];
         if let Some(reason) = pool.unfitness(facts) {
             self.on_lost(id, BuilderFault { kind: BuilderFaultKind::Unfit, reason });
@@ -41,13 +55,13 @@ impl Fleet {
         let now = self.now;
         let slots = pool.slots_of(facts);
         let (idle, lifetime) = (pool.spec.idle_timeout, pool.spec.max_lifetime);
-        pool.builder_became_ready(slots);
+        pool.builder_became_ready(slots, demand);
         let has_ca_derivations = facts.offer.features.contains(&Feature::new(CA_DERIVATIONS));
         self.roster.change(id, |builder| {
             builder.has_ca_derivations = has_ca_derivations;
             builder.become_ready(now, slots, idle, lifetime);
         });
-        let after = now.saturating_duration_since(launched_at);
+        let after = now.saturating_duration_since(known_since);
         self.tell_audience(id, &Note::BuilderReady { builder: id, after });
         // Builds go to any builder of a pool, so the pool has only what all of its builders have.
         let ready = &self.roster.census(ix).ready;
@@ -79,7 +93,8 @@ impl Fleet {
     fn note_fault(&mut self, id: BuilderId, fault: &BuilderFault) -> bool {
         let Some(builder) = self.roster.get(id) else { return false };
         let (ix, launched_at) = (builder.pool, builder.launched_at);
-        let is_news_of_launching = builder.is_starting() || fault.kind == BuilderFaultKind::Unfit;
+        let is_of_our_making = builder.is_starting() && !builder.is_adopted;
+        let is_news_of_launching = is_of_our_making || fault.kind == BuilderFaultKind::Unfit;
         if builder.is_terminating() {
             return false;
         }
@@ -105,13 +120,13 @@ impl Fleet {
     /// Asks the provider to end a builder, unless that has been asked.
     pub(super) fn end_builder(&mut self, id: BuilderId, why: EndReason) {
         let Some(builder) = self.roster.get(id).filter(|builder| !builder.is_terminating()) else { return };
-        let reason = why.to_string();
+        let (reason, ending) = (why.to_string(), why.ending());
         if builder.is_starting() {
             self.tell_audience_of_failure(id, &reason);
         }
         let now = self.now;
         self.roster.change(id, |builder| builder.terminate(now, why));
-        self.actions.push(Action::Terminate { builder: id, reason });
+        self.actions.push(Action::Terminate { builder: id, ending, reason });
     }
 
     /// Lets a builder take no further build, and ends it when it has none.
@@ -158,7 +173,8 @@ impl Fleet {
                 self.on_lost(id, BuilderFault { kind: BuilderFaultKind::LaunchFailed, reason });
             }
             Life::Booting { .. } => {
-                let reason = format!("not ready {} s after its launch", spec.launch_timeout.as_secs());
+                let since = if builder.is_adopted { "it was found" } else { "its launch" };
+                let reason = format!("not ready {} s after {since}", spec.launch_timeout.as_secs());
                 self.on_lost(id, BuilderFault { kind: BuilderFaultKind::BootFailed, reason });
             }
             Life::Ready { lifetime_deadline, idle_deadline, .. } => {
@@ -181,10 +197,10 @@ impl Fleet {
                 self.end_builder(id, why);
             }
             Life::Terminating { why, .. } => {
-                let reason = why.to_string();
+                let (reason, ending) = (why.to_string(), why.ending());
                 let ix = builder.pool;
                 let repeats = self.roster.change(id, |builder| builder.terminate_again(now)).unwrap_or(0);
-                self.actions.push(Action::Terminate { builder: id, reason });
+                self.actions.push(Action::Terminate { builder: id, ending, reason });
                 if repeats.is_multiple_of(STUCK_REPEATS) && self.roster.census(ix).staffed() == 0 {
                     let waited = TERMINATE_AGAIN_AFTER * repeats;
                     let reason = format!("{id} is not gone after {} s", waited.as_secs());

@@ -7,14 +7,15 @@ use super::fleet::{Fleet, Mode};
 use super::on_build::shutting_down;
 use super::pool::PoolIx;
 use super::trail::Why;
-use crate::model::{BuildId, BuilderId, Outcome, PoolName};
+use crate::model::{BuildId, BuilderId, Demand, Outcome, PoolName};
 
 impl Fleet {
     pub(super) fn on_start_requested(&mut self, name: &PoolName) {
         let Some(ix) = self.pools.iter().position(|pool| pool.spec.name == *name).map(PoolIx) else { return };
         // An operator who asks while the pool rests has probably repaired something: the rest is no reason to refuse.
         if self.accepting() && self.roster.census(ix).alive() < self.pools[ix.0].spec.max_builders {
-            self.launch(ix);
+            let builds = self.pools[ix.0].expected_slots();
+            self.launch(ix, Demand { builds, on_demand_only: false });
         }
     }
 
@@ -84,7 +85,7 @@ impl Fleet {
         }
     }
 
-    fn builds_on(&self, id: BuilderId) -> Vec<BuildId> {
+    pub(super) fn builds_on(&self, id: BuilderId) -> Vec<BuildId> {
         self.roster.get(id).map(|builder| builder.leases.values().copied().collect()).unwrap_or_default()
     }
 }

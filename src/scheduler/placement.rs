@@ -22,7 +22,14 @@ pub(super) struct Placement {
 }
 
 /// The next placement, if there is any.
-pub(super) fn next(queue: &Queue, roster: &Roster, builds: &BTreeMap<BuildId, Build>) -> Option<Placement> {
+///
+/// `may_grow` says whether another builder could be launched in a pool.
+pub(super) fn next(
+    queue: &Queue,
+    roster: &Roster,
+    builds: &BTreeMap<BuildId, Build>,
+    may_grow: impl Fn(PoolIx) -> bool,
+) -> Option<Placement> {
     let mut best: Option<Placement> = None;
     for (lane_ix, lane) in queue.lanes() {
         let Some(open) = first_open(&lane.pools, roster) else { continue };
@@ -36,7 +43,7 @@ pub(super) fn next(queue: &Queue, roster: &Roster, builds: &BTreeMap<BuildId, Bu
                 break;
             }
             let Some(known) = builds.get(&build) else { continue };
-            if let Some(builder) = choose_for_picky(&lane.pools, roster, known) {
+            if let Some(builder) = choose_for_picky(&lane.pools, roster, known, &may_grow) {
                 best = Some(Placement { ticket, lane: lane_ix, build, builder });
                 break;
             }
@@ -50,22 +57,26 @@ fn first_open(pools: &[PoolIx], roster: &Roster) -> Option<BuilderId> {
     pools.iter().find_map(|pool| roster.census(*pool).open.first()).map(|(_, builder)| *builder)
 }
 
-/// The builder for a build that has failed on some that are still ready.
-fn choose_for_picky(pools: &[PoolIx], roster: &Roster, build: &Build) -> Option<BuilderId> {
-    let fresh = pools
-        .iter()
-        .flat_map(|pool| &roster.census(*pool).open)
-        .map(|(_, builder)| *builder)
-        .find(|builder| !build.has_failed_on(*builder));
-    if fresh.is_some() || another_will_be_free(pools, roster, build) {
-        return fresh;
-    }
-    first_open(pools, roster)
-}
-
-/// Whether a builder that this build has not failed on is on its way, or is busy.
-fn another_will_be_free(pools: &[PoolIx], roster: &Roster, build: &Build) -> bool {
-    pools.iter().map(|pool| roster.census(*pool)).any(|census| {
-        !census.starting.is_empty() || census.ready.iter().any(|builder| !build.has_failed_on(*builder))
-    })
+/// The builder for a build that would rather not run on some: it has failed on them, or they may be taken away.
+fn choose_for_picky(
+    pools: &[PoolIx],
+    roster: &Roster,
+    build: &Build,
+    may_grow: impl Fn(PoolIx) -> bool,
+) -> Option<BuilderId> {
+    let suits = |id: &BuilderId| {
+        let is_loose = || roster.get(*id).is_some_and(|builder| builder.is_loose);
+        !(build.has_failed_on(*id) || build.shuns_loose && is_loose())
+    };
+    let open = pools.iter().flat_map(|pool| &roster.census(*pool).open).map(|(_, builder)| *builder);
+    let best = open.clone().find(&suits);
+    let another_will_be_free = || {
+        pools.iter().any(|pool| {
+            let census = roster.census(*pool);
+            // One that is only launched because this one waits counts as well.
+            let is_launched = build.shuns_loose && may_grow(*pool);
+            is_launched || census.starting.iter().chain(&census.ready).any(&suits)
+        })
+    };
+    if best.is_some() || another_will_be_free() { best } else { first_open(pools, roster) }
 }

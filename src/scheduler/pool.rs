@@ -7,11 +7,23 @@ use std::time::{Duration, Instant};
 
 use super::event::{BuilderFault, BuilderFaultKind};
 use super::retry::{self, LAUNCH_FAILURES_TO_WAIT_THROUGH};
+use crate::model::ec2::Market;
 use crate::model::requirement::CA_DERIVATIONS;
-use crate::model::{BuilderFacts, Feature, Offer, PoolSpec, Slots};
+use crate::model::{BuilderFacts, Demand, Feature, Offer, PoolSpec, ProviderSpec, Slots};
 
 /// More slots than this on one machine are a misreading, not a machine.
 const MOST_SLOTS: u32 = 1024;
+
+/// Before a machine is chosen by the number of builds that wait, the queue must have stood still for this long: Nix
+/// asks for a graph of builds one by one, and the first of them says nothing of how many come.
+const QUIET: Duration = Duration::from_millis(300);
+/// But nobody waits longer than this for others.
+const LONGEST_GATHERING: Duration = Duration::from_secs(2);
+
+/// A second machine that is taken away within this time means that there is a shortage,
+const INTERRUPTION_WINDOW: Duration = Duration::from_secs(15 * 60);
+/// and for this time the pool launches none that may be taken away.
+const STEADY_TIME: Duration = Duration::from_secs(30 * 60);
 
 /// The place of a pool in the configuration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -24,10 +36,31 @@ pub(super) struct Pool {
     pub(super) spec: PoolSpec,
     /// What builds are matched with: the configured offer and what every Nix may have.
     pub(super) offer: Offer,
-    learned_slots: Option<u32>,
+    learned: Learned,
+    gathering: Option<Gathering>,
+    /// When a machine was last taken away.
+    interrupted_at: Option<Instant>,
+    /// Only machines that stay are launched until then.
+    steady_until: Option<Instant>,
     trouble: Trouble,
     /// The last thing that went wrong, and when.
     pub(super) last_fault: Option<(String, Instant)>,
+}
+
+/// What its builders turned out to be, for planning with those that are not ready.
+#[derive(Clone, Copy, Debug, Default)]
+struct Learned {
+    /// Slots that a machine for few builds has.
+    usual: Option<u32>,
+    /// Slots that a machine had which was asked to have more.
+    most: Option<u32>,
+}
+
+/// The time in which builds come together before a launch.
+#[derive(Clone, Copy, Debug)]
+struct Gathering {
+    until: Instant,
+    latest: Instant,
 }
 
 /// What keeps a pool from launching.
@@ -49,12 +82,79 @@ impl Pool {
     pub(super) fn new(spec: PoolSpec) -> Self {
         let mut offer = spec.offer.clone();
         offer.features.insert(Feature::new(CA_DERIVATIONS));
-        Self { spec, offer, learned_slots: None, trouble: Trouble::default(), last_fault: None }
+        Self {
+            spec,
+            offer,
+            learned: Learned::default(),
+            gathering: None,
+            interrupted_at: None,
+            steady_until: None,
+            trouble: Trouble::default(),
+            last_fault: None,
+        }
     }
 
-    /// The slots to plan with for a builder that is not ready.
+    /// Whether a launch that is told of more builds may bring a larger machine.
+    pub(super) fn comes_in_sizes(&self) -> bool {
+        matches!((&self.spec.provider, self.spec.slots), (ProviderSpec::Ec2(_), Slots::Auto { .. }))
+    }
+
+    /// Whether the machines that it launches now may be taken away.
+    pub(super) fn is_loose(&self, now: Instant) -> bool {
+        match &self.spec.provider {
+            ProviderSpec::Ec2(spec) => spec.market == Market::Spot && !self.avoids_loose(now),
+            ProviderSpec::Local(_) | ProviderSpec::Hosts(_) => false,
+        }
+    }
+
+    /// Whether it launches no machines that may be taken away, because too many were.
+    pub(super) fn avoids_loose(&self, now: Instant) -> bool {
+        self.steady_until.is_some_and(|until| now < until)
+    }
+
+    /// One of its machines is taken away.
+    pub(super) fn was_interrupted(&mut self, now: Instant) {
+        let recent = |at: Instant| now.saturating_duration_since(at) <= INTERRUPTION_WINDOW;
+        if self.interrupted_at.replace(now).is_some_and(recent) {
+            self.steady_until = Some(now + STEADY_TIME);
+        }
+    }
+
+    /// The slots to plan with for a builder that is not launched yet.
     pub(super) fn expected_slots(&self) -> u32 {
-        self.learned_slots.unwrap_or_else(|| self.spec.slots.expected()).clamp(1, MOST_SLOTS)
+        let configured = self.spec.slots.expected();
+        let expected = match self.learned.usual {
+            // One build got a small machine; that says nothing of the size that a long queue is planned with.
+            Some(usual) if self.comes_in_sizes() => configured.max(usual),
+            Some(usual) => usual,
+            None => configured,
+        };
+        self.bounded(expected)
+    }
+
+    /// The slots to plan with for a builder that was launched for this.
+    pub(super) fn expected_slots_for(&self, demand: Demand) -> u32 {
+        if !self.comes_in_sizes() {
+            return self.expected_slots();
+        }
+        self.bounded(demand.builds.max(self.learned.usual.unwrap_or_else(|| self.spec.slots.expected())))
+    }
+
+    fn bounded(&self, slots: u32) -> u32 {
+        slots.min(self.learned.most.unwrap_or(MOST_SLOTS)).clamp(1, MOST_SLOTS)
+    }
+
+    /// A build has come to wait here: a launch may have to be for more than it.
+    pub(super) fn gather(&mut self, now: Instant) {
+        if self.comes_in_sizes() {
+            let latest = self.gathering.map_or(now + LONGEST_GATHERING, |gathering| gathering.latest);
+            self.gathering = Some(Gathering { until: latest.min(now + QUIET), latest });
+        }
+    }
+
+    /// Until when no launch is decided because more builds may come.
+    pub(super) fn gathers_until(&self) -> Option<Instant> {
+        self.gathering.map(|gathering| gathering.until)
     }
 
     /// The slots of a builder with these facts.
@@ -85,8 +185,13 @@ impl Pool {
     }
 
     /// A builder passed all checks: the pool is well.
-    pub(super) fn builder_became_ready(&mut self, slots: u32) {
-        self.learned_slots = Some(slots);
+    pub(super) fn builder_became_ready(&mut self, slots: u32, demand: Demand) {
+        if slots < demand.builds && self.comes_in_sizes() {
+            self.learned.most = Some(slots);
+        } else {
+            self.learned.usual = Some(slots);
+            self.learned.most = self.learned.most.filter(|most| slots <= *most);
+        }
         self.trouble = Trouble::default();
     }
 
@@ -154,14 +259,18 @@ impl Pool {
         self.trouble.rests_until
     }
 
-    /// Ends a rest that is over. Answers whether one has ended.
-    pub(super) fn wake(&mut self, now: Instant) -> bool {
-        let over = self.trouble.rests_until.is_some_and(|until| until <= now);
-        if over {
+    /// When something that keeps it from launching is over.
+    pub(super) fn next_deadline(&self) -> Option<Instant> {
+        [self.rests_until(), self.gathers_until()].into_iter().flatten().min()
+    }
+
+    /// Ends a rest and a gathering that are over.
+    pub(super) fn wake(&mut self, now: Instant) {
+        if self.trouble.rests_until.is_some_and(|until| until <= now) {
             self.trouble.rests_until = None;
             self.trouble.unfit = None;
         }
-        over
+        self.gathering = self.gathering.filter(|gathering| now < gathering.until);
     }
 
     /// Why the pool cannot be trusted with a build, unless it has a builder that proves otherwise.

@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use super::builder::Builder;
 use super::pool::PoolIx;
+use super::scaling::Stock;
 use crate::model::BuilderId;
 
 /// All builders.
@@ -35,7 +36,7 @@ pub(super) struct Census {
     /// On their way out.
     pub(super) ending: u32,
     /// Slots of ready builders that are not in use.
-    pub(super) free: u32,
+    pub(super) free: Stock,
     /// Builders that may get a build; the one with most leases first, so that the others become idle.
     pub(super) open: BTreeSet<(Reverse<u32>, BuilderId)>,
 }
@@ -56,7 +57,7 @@ impl Census {
             self.starting.insert(builder.id);
         } else if builder.is_ready() {
             self.ready.insert(builder.id);
-            self.free += builder.free();
+            *self.free.of(builder.is_loose) += u64::from(builder.free());
             if builder.is_open() {
                 self.open.insert((Reverse(builder.used()), builder.id));
             }
@@ -70,7 +71,7 @@ impl Census {
             self.starting.remove(&builder.id);
         } else if builder.is_ready() {
             self.ready.remove(&builder.id);
-            self.free -= builder.free();
+            *self.free.of(builder.is_loose) -= u64::from(builder.free());
             if builder.is_open() {
                 self.open.remove(&(Reverse(builder.used()), builder.id));
             }

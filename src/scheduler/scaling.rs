@@ -1,61 +1,161 @@
-//! How many builders to launch: what waits, less what is free or on its way, pool by pool.
+//! How many builders to launch, and for how much work each: what waits, less what is free or on its way.
 //!
 //! Arithmetic only; a pool that rests or is full has no room here.
+//!
+//! The queue is first spread over builders of the size that each pool is planned with, pool by pool in the order of the
+//! configuration. What then finds no room any more makes the machines larger that are launched anyway, where a pool's
+//! machines come in sizes: with `max-builders = 1` and 200 builds waiting, one machine for 200 builds.
 
 use super::pool::PoolIx;
+
+/// Slots, told apart by what may become of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Stock {
+    /// On machines that may be taken away (spot).
+    pub(super) loose: u64,
+    /// On all others.
+    pub(super) steady: u64,
+}
 
 /// What one pool has and could have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Supply {
     /// Slots that are free, or will be when the builders on their way are ready.
-    pub(super) slots: u64,
-    /// Slots a further builder would bring. Invariant: at least 1.
+    pub(super) slots: Stock,
+    /// Slots a further builder is planned to bring. Invariant: at least 1.
     pub(super) per_builder: u32,
     /// Builders that may be launched.
     pub(super) room: u32,
     /// Builders to launch whatever waits, to reach the pool's minimum.
     pub(super) short_of_minimum: u32,
+    /// Whether a launch may ask for a larger machine.
+    pub(super) comes_in_sizes: bool,
+    /// Whether its machines may be taken away, unless a launch asks for one that may not.
+    pub(super) is_loose: bool,
 }
 
-/// Builders to launch per pool. `lanes` are how many builds wait for which pools, those with the least choice first.
-pub(super) fn launches<'a>(
-    lanes: impl Iterator<Item = (&'a [PoolIx], usize)>,
-    mut supply: Vec<Supply>,
-) -> Vec<u32> {
-    let mut launches = vec![0; supply.len()];
-    for (ix, pool) in supply.iter_mut().enumerate() {
-        launch(pool, &mut launches[ix], pool.short_of_minimum);
+/// Builds that wait for the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Want<'a> {
+    /// Pools that fit.
+    pub(super) pools: &'a [PoolIx],
+    /// How many builds.
+    pub(super) waiting: usize,
+    /// Only slots that cannot be taken away will do: they have lost such a one.
+    pub(super) steady: bool,
+}
+
+/// What to launch in one pool.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Plan {
+    /// Builders.
+    pub(super) launches: u32,
+    /// Of them for builds that have lost a machine already.
+    pub(super) steady: u32,
+    /// Builds that wait for all of these builders together.
+    pub(super) builds: u64,
+}
+
+impl Plan {
+    /// The builds that wait for each of these builders, of which the first have more when it does not come out even.
+    pub(super) fn shares(self) -> impl Iterator<Item = u32> {
+        let launches = u64::from(self.launches);
+        (0..launches).map(move |n| {
+            let share = self.builds / launches + u64::from(n < self.builds % launches);
+            u32::try_from(share).unwrap_or(u32::MAX)
+        })
     }
-    for (pools, waiting) in lanes {
-        let mut waiting = u64::try_from(waiting).unwrap_or(u64::MAX);
+}
+
+/// One pool while the queue is spread.
+struct Pool {
+    supply: Supply,
+    /// Slots of the builders launched here, not yet taken.
+    fresh: Stock,
+    plan: Plan,
+}
+
+/// What to launch in each pool. `wants` are in the order in which they are served: those with the least choice first.
+pub(super) fn plan<'a>(wants: impl Iterator<Item = Want<'a>>, supply: Vec<Supply>) -> Vec<Plan> {
+    let start = |supply| Pool { supply, fresh: Stock::default(), plan: Plan::default() };
+    let mut pools: Vec<Pool> = supply.into_iter().map(start).collect();
+    for pool in &mut pools {
+        pool.launch(pool.supply.short_of_minimum, false);
+    }
+    for want in wants {
+        let mut waiting = u64::try_from(want.waiting).unwrap_or(u64::MAX);
         // First what is there anyway, in any of the pools: a machine that runs is cheaper than one that does not.
-        for pool in pools {
-            waiting -= take(&mut supply[pool.0], waiting);
+        for ix in want.pools {
+            waiting -= pools[ix.0].take(waiting, want.steady);
         }
-        for pool in pools {
+        for ix in want.pools {
             if waiting == 0 {
                 break;
             }
-            let pool_supply = &mut supply[pool.0];
-            let wanted = waiting.div_ceil(u64::from(pool_supply.per_builder));
-            launch(pool_supply, &mut launches[pool.0], u32::try_from(wanted).unwrap_or(u32::MAX));
-            waiting -= take(pool_supply, waiting);
+            let pool = &mut pools[ix.0];
+            let wanted = waiting.div_ceil(u64::from(pool.supply.per_builder));
+            pool.launch(u32::try_from(wanted).unwrap_or(u32::MAX), want.steady);
+            waiting -= pool.take(waiting, want.steady);
         }
+        enlarge(&mut pools, want, waiting);
     }
-    launches
+    pools.into_iter().map(|pool| pool.plan).collect()
 }
 
-fn launch(pool: &mut Supply, launches: &mut u32, wanted: u32) {
-    let launched = wanted.min(pool.room);
-    pool.room -= launched;
-    pool.slots += u64::from(launched) * u64::from(pool.per_builder);
-    *launches += launched;
+/// Shares what found no room out among the machines that are launched for builds like these.
+fn enlarge(pools: &mut [Pool], want: Want<'_>, waiting: u64) {
+    let launches = |pool: &Pool| {
+        let launches =
+            if want.steady && pool.supply.is_loose { pool.plan.steady } else { pool.plan.launches };
+        if pool.supply.comes_in_sizes { u64::from(launches) } else { 0 }
+    };
+    let mut over: u64 = want.pools.iter().map(|ix| launches(&pools[ix.0])).sum();
+    let mut waiting = waiting;
+    for ix in want.pools {
+        let pool = &mut pools[ix.0];
+        let share = waiting.checked_div(over).unwrap_or(0).saturating_mul(launches(pool));
+        // The last one gets what does not come out even.
+        let share = if launches(pool) == over && over > 0 { waiting } else { share };
+        over -= launches(pool);
+        waiting -= share;
+        pool.plan.builds = pool.plan.builds.saturating_add(share);
+    }
 }
 
-fn take(pool: &mut Supply, wanted: u64) -> u64 {
-    let taken = wanted.min(pool.slots);
-    pool.slots -= taken;
-    taken
+impl Pool {
+    fn launch(&mut self, wanted: u32, steady: bool) {
+        let launched = wanted.min(self.supply.room);
+        self.supply.room -= launched;
+        self.plan.launches += launched;
+        let slots = u64::from(launched) * u64::from(self.supply.per_builder);
+        if steady && self.supply.is_loose {
+            self.plan.steady += launched;
+        }
+        *self.fresh.of(self.supply.is_loose && !steady) += slots;
+    }
+
+    fn take(&mut self, wanted: u64, steady: bool) -> u64 {
+        let from_there = self.supply.slots.take(wanted, steady);
+        let from_fresh = self.fresh.take(wanted - from_there, steady);
+        self.plan.builds += from_fresh;
+        from_there + from_fresh
+    }
+}
+
+impl Stock {
+    /// The slots of one kind.
+    pub(super) fn of(&mut self, is_loose: bool) -> &mut u64 {
+        if is_loose { &mut self.loose } else { &mut self.steady }
+    }
+
+    /// Takes so many slots, or as many as there are; whoever does not care leaves the steady ones for those who do.
+    fn take(&mut self, wanted: u64, steady: bool) -> u64 {
+        let loose = if steady { 0 } else { wanted.min(self.loose) };
+        let firm = (wanted - loose).min(self.steady);
+        self.loose -= loose;
+        self.steady -= firm;
+        loose + firm
+    }
 }
 
 #[cfg(test)]
@@ -66,11 +166,31 @@ mod tests {
     const B: PoolIx = PoolIx(1);
 
     fn supply(slots: u64, room: u32) -> Supply {
-        Supply { slots, per_builder: 4, room, short_of_minimum: 0 }
+        Supply {
+            slots: Stock { loose: 0, steady: slots },
+            per_builder: 4,
+            room,
+            short_of_minimum: 0,
+            comes_in_sizes: false,
+            is_loose: false,
+        }
     }
 
-    fn decide(lanes: &[(&[PoolIx], usize)], supply: &[Supply]) -> Vec<u32> {
-        launches(lanes.iter().copied(), supply.to_vec())
+    fn sized(room: u32) -> Supply {
+        Supply { comes_in_sizes: true, ..supply(0, room) }
+    }
+
+    fn plans(wants: &[(&[PoolIx], usize)], supply: &[Supply]) -> Vec<Plan> {
+        let wants = wants.iter().map(|&(pools, waiting)| Want { pools, waiting, steady: false });
+        plan(wants, supply.to_vec())
+    }
+
+    fn decide(wants: &[(&[PoolIx], usize)], supply: &[Supply]) -> Vec<u32> {
+        plans(wants, supply).iter().map(|plan| plan.launches).collect()
+    }
+
+    fn shares(wants: &[(&[PoolIx], usize)], supply: &[Supply]) -> Vec<Vec<u32>> {
+        plans(wants, supply).into_iter().map(|plan| plan.shares().collect()).collect()
     }
 
     #[test]
@@ -102,7 +222,36 @@ mod tests {
     }
 
     #[test]
+    fn each_launch_is_told_its_share_of_the_queue() {
+        assert_eq!(shares(&[(&[A], 9)], &[supply(4, 9)]), [[3, 2]]);
+        assert_eq!(shares(&[(&[A], 200)], &[supply(0, 1)]), [[4]]);
+    }
+
+    #[test]
+    fn what_finds_no_room_makes_the_machines_larger_where_there_are_larger_ones() {
+        assert_eq!(shares(&[(&[A], 200)], &[sized(1)]), [[200]]);
+        assert_eq!(shares(&[(&[A], 200)], &[sized(3)]), [[67, 67, 66]]);
+        assert_eq!(shares(&[(&[A], 10)], &[sized(9)]), [[4, 3, 3]]);
+        // A second pool takes its part first, as far as it has room.
+        assert_eq!(shares(&[(&[A, B], 30)], &[sized(1), supply(0, 2)]), [vec![22], vec![4, 4]]);
+        assert_eq!(shares(&[(&[A, B], 31)], &[sized(1), sized(2)]), [vec![10], vec![11, 10]]);
+        assert_eq!(shares(&[(&[A, B], 30)], &[sized(0), supply(0, 0)]), [Vec::<u32>::new(), vec![]]);
+    }
+
+    #[test]
+    fn a_build_that_lost_a_machine_is_planned_for_on_one_that_stays() {
+        let spot = Supply { is_loose: true, slots: Stock { loose: 8, steady: 0 }, ..sized(3) };
+        let want = |waiting, steady| Want { pools: &[A], waiting, steady };
+        let decided = plan([want(2, true), want(9, false)].into_iter(), vec![spot]);
+        assert_eq!(decided, [Plan { launches: 1, steady: 1, builds: 3 }]);
+        let steady = Supply { slots: Stock { loose: 8, steady: 2 }, ..spot };
+        let decided = plan([want(2, true), want(9, false)].into_iter(), vec![steady]);
+        assert_eq!(decided, [Plan { launches: 1, steady: 0, builds: 1 }]);
+    }
+
+    #[test]
     fn a_huge_queue_does_not_overflow() {
         assert_eq!(decide(&[(&[A], usize::MAX)], &[supply(0, u32::MAX)]), [u32::MAX]);
+        assert_eq!(shares(&[(&[A], usize::MAX), (&[A], usize::MAX)], &[sized(1)]), [[u32::MAX]]);
     }
 }

@@ -95,6 +95,7 @@ impl Fleet {
             pool: self.pool_name(builder.pool),
             instance: builder.instance.as_ref().map(|instance| instance.id.clone()),
             state: builder.state(),
+            progress: builder.progress.clone().filter(|_| builder.is_starting()),
             in_state: now.saturating_duration_since(builder.since),
             age: now.saturating_duration_since(builder.launched_at),
             slots_used: builder.used(),

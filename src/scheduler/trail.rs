@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::time::Instant;
 
-use crate::model::{BuilderId, PoolName};
+use crate::model::{BuilderId, Inherited, PoolName};
 
 /// The first decisions, which are always kept.
 const KEPT_FIRST: usize = 6;
@@ -14,6 +14,8 @@ const KEPT_LAST: usize = 18;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Why {
     Accepted,
+    /// It needs more than it names.
+    Inherits(Inherited),
     /// No slot was free, or none has been looked for.
     Waits {
         pools: Vec<PoolName>,
@@ -37,6 +39,10 @@ pub(super) enum Why {
         builder: BuilderId,
         reason: String,
     },
+    Interrupted {
+        builder: BuilderId,
+        reason: String,
+    },
     MustMove {
         builder: BuilderId,
     },
@@ -49,6 +55,7 @@ impl Why {
     fn text(&self) -> String {
         match self {
             Self::Accepted => "accepted".to_owned(),
+            Self::Inherits(inherited) => inherited.to_string(),
             Self::Waits { pools, ahead } => {
                 let pools = pools.iter().map(|pool| format!("`{pool}`")).collect::<Vec<_>>().join(", then ");
                 format!("waits for a slot in {pools}, {ahead} ahead of it")
@@ -64,6 +71,7 @@ impl Why {
                 format!("started on {builder} of pool `{pool}`, {company}")
             }
             Self::AttemptFailed { builder, reason } => format!("failed on {builder}: {reason}"),
+            Self::Interrupted { builder, reason } => format!("moved away from {builder}: {reason}"),
             Self::MustMove { builder } => format!("{builder} is stopped by an operator: tried elsewhere"),
             Self::ClientGone => "its client went away".to_owned(),
             Self::ShutdownForced => "the broker is shutting down".to_owned(),

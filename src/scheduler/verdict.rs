@@ -112,10 +112,10 @@ mod tests {
     fn request(system: &str, features: &[&str]) -> BuildRequest {
         BuildRequest {
             drv: DrvPath::parse("/nix/store/0c0kyvd9yy1j1xcpq5h3lqkzxmfv0y7i-a.drv").unwrap(),
-            requirement: Requirement {
-                system: System::new(system),
-                features: features.iter().map(|&feature| Feature::new(feature)).collect(),
-            },
+            requirement: Requirement::new(
+                System::new(system),
+                features.iter().map(|&feature| Feature::new(feature)).collect(),
+            ),
             am_willing: true,
             settings: BuildSettings::default(),
         }

@@ -18,6 +18,7 @@ use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use super::key::{ClientKey, HostKey};
+use super::proxy::Proxy;
 use super::severable::Severable;
 
 /// A machine that does not answer a SYN in this time is not there yet; trying anew is quicker than TCP's own back-off.
@@ -45,6 +46,8 @@ pub struct Target {
     pub host_keys: Vec<HostKey>,
     /// The key we log in with.
     pub key: ClientKey,
+    /// A command, for a shell, whose standard input and output are the connection; `None` is TCP.
+    pub proxy_command: Option<String>,
 }
 
 impl fmt::Display for Target {
@@ -200,8 +203,11 @@ pub(super) async fn dial(target: &Target, deadline: Instant) -> Result<Dialed, D
     Ok(Dialed { handle, severed, ended })
 }
 
-/// The stream to speak SSH over; the one place that would know of a proxy command.
+/// The stream to speak SSH over.
 async fn connect(target: &Target) -> io::Result<Box<dyn Carrier>> {
+    if let Some(command) = &target.proxy_command {
+        return Ok(Box::new(Proxy::start(command)?));
+    }
     let stream = TcpStream::connect((target.address.as_str(), target.port)).await?;
     // Without it, Nagle's algorithm holds small requests back for 40 ms.
     stream.set_nodelay(true)?;

@@ -10,6 +10,7 @@
 mod channel;
 mod dial;
 mod key;
+mod proxy;
 mod session;
 mod sessions;
 mod severable;

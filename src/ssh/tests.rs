@@ -69,6 +69,7 @@ impl Sshd {
             user: user.trim().into(),
             host_keys: vec![host_key],
             key,
+            proxy_command: None,
         };
         Self { directory, child, target }
     }
@@ -184,6 +185,40 @@ async fn a_key_that_is_not_authorized_is_refused_but_may_be_tried_again() {
 }
 
 #[tokio::test]
+async fn a_proxy_command_carries_the_connection_and_dies_with_it() {
+    let sshd = Sshd::start(&[]);
+    let pid_file = sshd.directory.path().join("proxy.pid");
+    let port = sshd.target.port;
+    let relay = format!("echo $$ > {}; exec python3 -c \"$RELAY\" 127.0.0.7 {port}", pid_file.display());
+    let script = "import os, select, socket, sys\n\
+        peer = socket.create_connection((sys.argv[1], int(sys.argv[2])))\n\
+        while True:\n\
+        \u{20}for source in select.select([0, peer], [], [])[0]:\n\
+        \u{20}\u{20}data = os.read(0, 65536) if source == 0 else peer.recv(65536)\n\
+        \u{20}\u{20}if not data: sys.exit()\n\
+        \u{20}\u{20}peer.sendall(data) if source == 0 else os.write(1, data)\n";
+    let command = format!("RELAY='{script}'; export RELAY; {relay}");
+    // Nobody is at this address: only the command knows the way.
+    let target = Target { address: "192.0.2.1".into(), proxy_command: Some(command), ..sshd.target.clone() };
+    let session = Session::dial(&target, soon()).await.unwrap();
+    let output = session.run("echo through", soon()).await.unwrap();
+    assert_eq!(output.stdout, b"through\n");
+    let pid = std::fs::read_to_string(&pid_file).unwrap();
+    let alive = || Path::new("/proc").join(pid.trim()).join("cmdline").exists();
+    assert!(alive());
+    drop(session);
+    let until = std::time::Instant::now() + PATIENCE;
+    while alive() {
+        assert!(std::time::Instant::now() < until, "the command outlives its connection");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+
+    let target = Target { proxy_command: Some("echo not ssh; exit 1".into()), ..target };
+    let error = Session::dial(&target, soon()).await.unwrap_err();
+    assert!(matches!(error, DialError::Failed { phase: Phase::Handshake, .. }), "{error}");
+}
+
+#[tokio::test]
 async fn a_server_that_says_nothing_is_given_up_and_the_phase_is_named() {
     let listener = TcpListener::bind("127.0.0.7:0").await.unwrap();
     let target = Target {
@@ -192,6 +227,7 @@ async fn a_server_that_says_nothing_is_given_up_and_the_phase_is_named() {
         user: "nobody".into(),
         host_keys: Vec::new(),
         key: ClientKey::generate(),
+        proxy_command: None,
     };
     let error = Session::dial(&target, Instant::now() + Duration::from_millis(100)).await.unwrap_err();
     assert!(matches!(error, DialError::TimedOut { phase: Phase::Handshake, .. }), "{error}");
@@ -215,6 +251,7 @@ async fn a_server_that_stops_after_its_greeting_is_given_up_and_let_go() {
         user: "nobody".into(),
         host_keys: Vec::new(),
         key: ClientKey::generate(),
+        proxy_command: None,
     };
     let server = tokio::spawn(async move {
         let (mut stream, _) = listener.accept().await.unwrap();

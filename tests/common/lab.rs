@@ -83,7 +83,8 @@ impl Lab {
         lab.put(Path::new(env!("CARGO_BIN_EXE_broker")), "/usr/local/bin/broker");
         lab.put(Path::new(env!("CARGO_BIN_EXE_broker-hook")), HOOK);
         lab.write(CONFIG_PATH, config);
-        for file in ["lib.nix", "graph.nix", "wide.nix", "kinds.nix", "shapes.nix", "phases.nix"] {
+        for file in ["lib.nix", "graph.nix", "wide.nix", "kinds.nix", "shapes.nix", "phases.nix", "tuned.nix"]
+        {
             lab.put(&root.join("tests/nix").join(file), &format!("/t/{file}"));
         }
         lab.sh("mkdir -p /t/bin && cp /bin/busybox /t/bin/ && mkdir -p /run/nix-broker && chown nix-broker /run/nix-broker && chmod 755 /run/nix-broker /t");

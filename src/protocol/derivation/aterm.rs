@@ -6,7 +6,7 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Derivation, InputDrv, Output};
+use super::{Ancestry, Derivation, InputDrv, Output, required_features, tells_features};
 use crate::model::{DrvPath, OutputName, StorePath, StorePathError};
 use crate::protocol::wire::WireError;
 
@@ -14,6 +14,9 @@ use crate::protocol::wire::WireError;
 pub const MAX_FILE: usize = 256 << 20;
 /// Derivations that are outputs of derivations that are outputs ...
 const MAX_DYNAMIC_DEPTH: usize = 64;
+
+/// What the "program" of a derivation begins with that Nix itself builds.
+const BUILTIN_PREFIX: &[u8] = b"builtin:";
 
 /// Why bytes are no `.drv` file.
 #[derive(Debug, thiserror::Error)]
@@ -68,10 +71,7 @@ pub enum AtermError {
 
 /// Reads a whole file.
 pub(crate) fn parse(file: &[u8]) -> Result<Derivation, AtermError> {
-    if file.len() > MAX_FILE {
-        return Err(AtermError::TooLong(file.len()));
-    }
-    let mut parser = Parser { file, offset: 0 };
+    let mut parser = Parser::new(file)?;
     let inputs_may_be_dynamic = parser.header()?;
     let outputs = parser.outputs()?;
     parser.expect(b',', "`,`")?;
@@ -86,11 +86,44 @@ pub(crate) fn parse(file: &[u8]) -> Result<Derivation, AtermError> {
     let args = parser.list(|parser| Ok(parser.string()?.into_owned()))?;
     parser.expect(b',', "`,`")?;
     let env = parser.list(Parser::variable)?.into_iter().collect();
-    parser.expect(b')', "`)`")?;
-    if parser.offset < file.len() {
-        return Err(parser.expected("the end of the file"));
-    }
+    parser.end()?;
     Ok(Derivation { outputs, input_drvs, input_srcs, system, builder, args, env })
+}
+
+/// Reads a whole file, and keeps what [`Ancestry`] is about: a third of the time of [`parse`], because the environment,
+/// which is most of a file, is only passed over.
+pub(super) fn parse_ancestry(file: &[u8]) -> Result<Ancestry, AtermError> {
+    let mut parser = Parser::new(file)?;
+    let inputs_may_be_dynamic = parser.header()?;
+    let outputs = parser.outputs()?;
+    parser.expect(b',', "`,`")?;
+    let inputs = parser.input_drvs(inputs_may_be_dynamic)?.into_keys().collect();
+    parser.expect(b',', "`,`")?;
+    parser.list(Parser::pass_string)?;
+    parser.expect(b',', "`,`")?;
+    let system = parser.text("the system")?.into_owned();
+    parser.expect(b',', "`,`")?;
+    let is_builtin = parser.string()?.starts_with(BUILTIN_PREFIX);
+    parser.expect(b',', "`,`")?;
+    parser.list(Parser::pass_string)?;
+    parser.expect(b',', "`,`")?;
+    let mut env = BTreeMap::new();
+    parser.list(|parser| {
+        parser.expect(b'(', "`(`")?;
+        let name = parser.string()?;
+        parser.expect(b',', "`,`")?;
+        if tells_features(&name) {
+            env.insert(name.into_owned(), parser.string()?.into_owned());
+        } else {
+            parser.pass_string()?;
+        }
+        parser.expect(b')', "`)`")
+    })?;
+    parser.end()?;
+    let features = required_features(&env, &outputs);
+    let is_fixed =
+        !outputs.is_empty() && outputs.values().all(|output| matches!(output, Output::Fixed { .. }));
+    Ok(Ancestry { system, is_builtin, is_fixed, features, inputs })
 }
 
 struct Parser<'a> {
@@ -99,6 +132,21 @@ struct Parser<'a> {
 }
 
 impl<'a> Parser<'a> {
+    fn new(file: &'a [u8]) -> Result<Self, AtermError> {
+        if file.len() > MAX_FILE {
+            return Err(AtermError::TooLong(file.len()));
+        }
+        Ok(Self { file, offset: 0 })
+    }
+
+    fn end(&mut self) -> Result<(), AtermError> {
+        self.expect(b')', "`)`")?;
+        if self.offset < self.file.len() {
+            return Err(self.expected("the end of the file"));
+        }
+        Ok(())
+    }
+
     /// Reads up to the first field; says whether inputs may be dynamic.
     fn header(&mut self) -> Result<bool, AtermError> {
         if self.skip(b"Derive(") {
@@ -248,6 +296,25 @@ impl<'a> Parser<'a> {
             });
             self.offset += 1;
         }
+    }
+
+    /// Passes over a quoted string.
+    fn pass_string(&mut self) -> Result<(), AtermError> {
+        self.expect(b'"', "a string")?;
+        let mut is_escaped = false;
+        for (at, byte) in self.file[self.offset..].iter().enumerate() {
+            match byte {
+                _ if is_escaped => is_escaped = false,
+                b'\\' => is_escaped = true,
+                b'"' => {
+                    self.offset += at + 1;
+                    return Ok(());
+                }
+                _ => {}
+            }
+        }
+        self.offset = self.file.len();
+        Err(self.expected("the end of a string"))
     }
 
     fn peek(&self) -> Option<u8> {

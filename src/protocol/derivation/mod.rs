@@ -145,6 +145,28 @@ pub struct BasicDerivation {
     pub env: BTreeMap<Vec<u8>, Vec<u8>>,
 }
 
+/// What a `.drv` file says of where its derivation runs, and of what it is made from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ancestry {
+    /// What it runs on.
+    pub system: String,
+    /// Whether Nix itself makes it (`builtin:fetchurl`): no program of its inputs runs then.
+    pub is_builtin: bool,
+    /// Whether all its content is known beforehand: it is the same whoever made it.
+    pub is_fixed: bool,
+    /// As [`BasicDerivation::required_system_features`].
+    pub features: BTreeSet<String>,
+    /// The derivations it needs outputs of, in order.
+    pub inputs: Vec<DrvPath>,
+}
+
+impl Ancestry {
+    /// Reads the bytes of a `.drv` file, as strictly as [`Derivation::parse`].
+    pub fn parse(file: &[u8]) -> Result<Self, AtermError> {
+        aterm::parse_ancestry(file)
+    }
+}
+
 impl Derivation {
     /// Reads the bytes of a `.drv` file.
     pub fn parse(file: &[u8]) -> Result<Self, AtermError> {
@@ -229,6 +251,11 @@ impl BasicDerivation {
         }
         Ok(Self { outputs, input_srcs, system, builder, args, env })
     }
+}
+
+/// Whether this variable has a part in [`required_features`].
+fn tells_features(variable: &[u8]) -> bool {
+    variable == STRUCTURED_ATTRS || variable == REQUIRED_FEATURES.as_bytes()
 }
 
 fn required_features(

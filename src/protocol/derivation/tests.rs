@@ -112,7 +112,9 @@ proptest! {
     ) {
         let BasicDerivation { outputs, input_srcs, system, builder, args, env } = basic;
         let derivation = Derivation { outputs, input_drvs, input_srcs, system, builder, args, env };
-        prop_assert_eq!(Derivation::parse(&printed(&derivation)).unwrap(), derivation);
+        let file = printed(&derivation);
+        prop_assert_eq!(Ancestry::parse(&file).unwrap(), ancestry_of(&derivation));
+        prop_assert_eq!(Derivation::parse(&file).unwrap(), derivation);
     }
 
     #[test]
@@ -130,6 +132,31 @@ fn real_files_are_understood_to_the_last_byte() {
     for kind in KINDS {
         assert_eq!(String::from_utf8_lossy(&printed(&parsed(kind))), String::from_utf8_lossy(&golden(kind)));
     }
+}
+
+/// The ancestry as the whole derivation tells it.
+fn ancestry_of(derivation: &Derivation) -> Ancestry {
+    Ancestry {
+        system: derivation.system.clone(),
+        is_builtin: derivation.builder.starts_with(b"builtin:"),
+        is_fixed: derivation.outputs.values().all(|output| matches!(output, Output::Fixed { .. }))
+            && !derivation.outputs.is_empty(),
+        features: derivation.required_system_features(),
+        inputs: derivation.input_drvs.keys().cloned().collect(),
+    }
+}
+
+#[test]
+fn the_ancestry_is_what_the_whole_derivation_says() {
+    for kind in KINDS {
+        assert_eq!(Ancestry::parse(&golden(kind)).unwrap(), ancestry_of(&parsed(kind)), "{kind}");
+    }
+    let fixed = Ancestry::parse(&golden("fixed")).unwrap();
+    assert!(fixed.is_fixed && !fixed.is_builtin);
+    assert!(!Ancestry::parse(&golden("ca")).unwrap().is_fixed);
+    let inputs = Ancestry::parse(&golden("inputs")).unwrap();
+    assert_eq!(inputs.inputs.iter().map(DrvPath::name).collect::<Vec<_>>(), ["fixed", "good"]);
+    assert!(inputs.features.contains("kvm"));
 }
 
 #[test]
@@ -196,6 +223,7 @@ fn every_truncation_is_an_error() {
         let file = golden(kind);
         for end in 0..file.len() {
             assert!(Derivation::parse(&file[..end]).is_err(), "{kind} cut at {end}");
+            assert!(Ancestry::parse(&file[..end]).is_err(), "{kind} cut at {end}");
         }
         let longer = [&file[..], b"\n"].concat();
         assert!(matches!(Derivation::parse(&longer), Err(AtermError::Expected { .. })), "{kind}");
@@ -210,7 +238,10 @@ fn bent_files_do_not_panic() {
             for bend in [0, b'"', b'\\', b'[', b']', b'(', b')', b',', 0xff] {
                 let mut bent = file.clone();
                 bent[at] = bend;
-                Derivation::parse(&bent).ok();
+                assert!(
+                    Derivation::parse(&bent).is_err() || Ancestry::parse(&bent).is_ok(),
+                    "{kind} at {at}"
+                );
             }
         }
     }

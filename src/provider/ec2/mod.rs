@@ -1,52 +1,37 @@
 //! The `ec2` provider: instances of a CPU that fits, launched when they are needed, and never one left behind.
 //!
 //! Owns the order of things between us and EC2: what is written down before which call, who looks after which instance,
-//! and what is ended when. Which type and where is decided in the pure modules beside this one; what the calls look like
-//! is known to `api` alone.
+//! and what is ended when.
+//!
+//! ```text
+//! pure      candidates ─▶ ladder ◀─ cooling    price    reconcile    boot (texts)
+//! effects   surroundings ─▶ launch ─▶ estate (one poller, records) ─▶ retire
+//! the wire  api: the only place that knows the AWS SDK
+//! ```
+//!
+//! Six things see to it that no instance is left: the broker ends what it launched; every launch is written down before
+//! it is asked for, and what a start finds without a record is ended; one look a minute at every region that was ever
+//! used; the dead-man on the instance itself; `broker sweep` from any machine; and the tag that says until when an
+//! instance is wanted.
 
+pub mod api;
 pub mod boot;
+pub mod candidates;
+pub mod cooling;
+mod estate;
+#[cfg(test)]
+mod fixtures;
+mod health;
+pub mod ladder;
+mod launch;
+pub mod network;
+mod pool;
+pub mod price;
+mod reconcile;
+mod records;
+mod retire;
+mod surroundings;
+mod watch;
 
-use super::{Ending, LaunchOrder, Launched, ProviderContext, ProviderError, ProviderErrorKind};
-use crate::model::{Ec2Spec, Instance, InstanceId, PoolSpec};
-
-/// The instances of one pool.
-#[derive(Debug)]
-pub struct Ec2 {
-    _spec: Ec2Spec,
-}
-
-impl Ec2 {
-    /// A provider for this pool; asks EC2 nothing yet.
-    pub fn new(_pool: &PoolSpec, spec: &Ec2Spec, _context: &ProviderContext) -> Result<Self, ProviderError> {
-        Ok(Self { _spec: spec.clone() })
-    }
-
-    pub(super) async fn launch(&self, _order: LaunchOrder<'_>) -> Result<Launched, ProviderError> {
-        std::future::ready(()).await;
-        Err(ProviderError::new(ProviderErrorKind::Config, "EC2 pools cannot launch yet"))
-    }
-
-    pub(super) async fn terminate(
-        &self,
-        _instance: &InstanceId,
-        _ending: Ending,
-    ) -> Result<(), ProviderError> {
-        std::future::ready(()).await;
-        Ok(())
-    }
-
-    pub(super) fn distrust(&self, _instance: &InstanceId) {}
-
-    pub(super) fn list(&self) -> Vec<Instance> {
-        Vec::new()
-    }
-
-    pub(super) async fn gone(&self, _instance: &InstanceId) -> String {
-        std::future::pending().await
-    }
-
-    pub(super) async fn reap_strays(&self) -> Result<usize, ProviderError> {
-        std::future::ready(()).await;
-        Ok(0)
-    }
-}
+pub use estate::{Connect, Estate, WallClock};
+pub use pool::Ec2;

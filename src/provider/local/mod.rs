@@ -119,6 +119,7 @@ impl Local {
             user: layout.user,
             host_keys: vec![layout.host_key],
             identity_file: None,
+            proxy_command: None,
         };
         Ok(Launched { instance, address })
     }

@@ -3,15 +3,17 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use crate::model::ec2::{DiskSpec, IdleAction, ImageSpec, Market, Reach};
 use crate::model::requirement::CA_DERIVATIONS;
 use crate::model::{
-    BuildId, BuildRequest, BuildSettings, BuilderFacts, BuilderId, DrvPath, Failure, FailureKind, Feature,
-    Instance, InstanceId, LeaseId, LocalSpec, Offer, Outcome, PoolName, PoolSpec, ProviderSpec, Requirement,
-    Slots, System,
+    BuildId, BuildRequest, BuildSettings, BuilderFacts, BuilderId, Demand, DrvPath, Ec2Spec, Failure,
+    FailureKind, Feature, HourlyRate, Instance, InstanceClass, InstanceId, LeaseId, LocalSpec, Offer,
+    Outcome, PoolName, PoolSpec, ProviderSpec, Requirement, Slots, System, Usd,
 };
 use crate::scheduler::build::{Build, Stage};
 use crate::scheduler::fleet::Mode;
-use crate::scheduler::{Action, AttemptEnd, BuilderFault, BuilderFaultKind, Event, Fleet};
+use crate::scheduler::pool::PoolIx;
+use crate::scheduler::{Action, Adoption, AttemptEnd, BuilderFault, BuilderFaultKind, Event, Fleet};
 
 pub(super) const X86: &str = "x86_64-linux";
 pub(super) const ARM: &str = "aarch64-linux";
@@ -43,10 +45,41 @@ pub(super) fn pool(name: &str, system: &str, offered: &[&str]) -> PoolSpec {
     }
 }
 
+/// Machines of many sizes, bought like this; planned with four slots each.
+pub(super) fn ec2_pool(name: &str, market: Market) -> PoolSpec {
+    let spec = Ec2Spec {
+        profile: None,
+        regions: vec![],
+        market,
+        types: vec![],
+        exact: false,
+        max_price: None,
+        image: ImageSpec::Id("ami-0".to_owned()),
+        subnets: vec![],
+        security_groups: vec![],
+        reach: Reach::Public,
+        disk: DiskSpec { size: 100, throughput: 250, iops: 3000 },
+        idle_action: IdleAction::Terminate,
+        lease: seconds(600),
+    };
+    PoolSpec { slots: Slots::Auto { expected: 4 }, provider: ProviderSpec::Ec2(spec), ..pool(name, X86, &[]) }
+}
+
+/// What a dollar an hour buys.
+pub(super) fn class(market: Market) -> InstanceClass {
+    InstanceClass {
+        instance_type: "c7a.4xlarge".to_owned(),
+        market,
+        zone: "eu-central-1a".to_owned(),
+        rate: HourlyRate(Usd::from_micros(1_000_000)),
+        stopped_rate: HourlyRate(Usd::from_micros(10_000)),
+    }
+}
+
 pub(super) fn request(system: &str, required: &[&str]) -> BuildRequest {
     BuildRequest {
         drv: DrvPath::parse("/nix/store/0c0kyvd9yy1j1xcpq5h3lqkzxmfv0y7i-hello.drv").unwrap(),
-        requirement: Requirement { system: System::new(system), features: features(required) },
+        requirement: Requirement::new(System::new(system), features(required)),
         am_willing: true,
         settings: BuildSettings::default(),
     }
@@ -74,6 +107,7 @@ pub(super) struct World {
     specs: Vec<PoolSpec>,
     pub(super) running: BTreeMap<BuildId, (BuilderId, LeaseId)>,
     pub(super) pools_of: BTreeMap<BuilderId, PoolName>,
+    pub(super) demands: BTreeMap<BuilderId, Demand>,
     pub(super) terminated: Vec<BuilderId>,
     pub(super) aborted: Vec<BuildId>,
     pub(super) ended: BTreeMap<BuildId, Outcome>,
@@ -89,6 +123,7 @@ impl World {
             specs,
             running: BTreeMap::new(),
             pools_of: BTreeMap::new(),
+            demands: BTreeMap::new(),
             terminated: vec![],
             aborted: vec![],
             ended: BTreeMap::new(),
@@ -118,8 +153,10 @@ impl World {
 
     fn take_note(&mut self, action: &Action) {
         match action {
-            Action::Launch { builder, pool } => {
+            Action::Launch { builder, pool, demand } => {
                 assert!(self.pools_of.insert(*builder, pool.clone()).is_none(), "{builder} launched twice");
+                assert!(demand.builds > 0, "{builder} is launched for nothing");
+                self.demands.insert(*builder, *demand);
             }
             Action::Terminate { builder, .. } => self.terminated.push(*builder),
             Action::Start { build, builder, lease } => {
@@ -169,6 +206,23 @@ impl World {
         self.apply(Event::InputsKnown(BuildId(id)));
     }
 
+    /// The broker finds these: pool and age of each. Answers their ids.
+    pub(super) fn adopt(&mut self, found: &[(&str, u64)]) -> Vec<u64> {
+        let adoptions: Vec<Adoption> = found
+            .iter()
+            .map(|&(pool, age)| {
+                let builder = self.fleet.reserve_builder();
+                let pool = PoolName::new(pool);
+                self.pools_of.insert(builder, pool.clone());
+                let id = InstanceId::new(format!("i-{}", builder.0));
+                Adoption { builder, instance: Instance { id, pool, class: None }, age: seconds(age) }
+            })
+            .collect();
+        let ids = adoptions.iter().map(|adoption| adoption.builder.0).collect();
+        self.apply(Event::Adopted(adoptions));
+        ids
+    }
+
     pub(super) fn launched(&mut self, builder: u64) -> Vec<Action> {
         let builder = BuilderId(builder);
         let id = InstanceId::new(format!("i-{}", builder.0));
@@ -176,9 +230,28 @@ impl World {
         self.apply(Event::Launched { builder, instance })
     }
 
+    pub(super) fn launched_as(&mut self, builder: u64, class: InstanceClass) -> Vec<Action> {
+        let builder = BuilderId(builder);
+        let id = InstanceId::new(format!("i-{}", builder.0));
+        let instance = Instance { id, pool: self.pools_of[&builder].clone(), class: Some(class) };
+        self.apply(Event::Launched { builder, instance })
+    }
+
+    /// The builder is ready with so many processors.
+    pub(super) fn ready_with(&mut self, builder: u64, processors: u32) -> Vec<Action> {
+        let facts = BuilderFacts { processors, ..self.facts_of(builder) };
+        self.apply(Event::Ready { builder: BuilderId(builder), facts })
+    }
+
+    /// What the launches were for, in their order.
+    pub(super) fn demanded(&self) -> Vec<(u32, bool)> {
+        self.demands.values().map(|demand| (demand.builds, demand.on_demand_only)).collect()
+    }
+
     pub(super) fn facts_of(&self, builder: u64) -> BuilderFacts {
         let name = &self.pools_of[&BuilderId(builder)];
-        facts(self.specs.iter().find(|spec| spec.name == *name).unwrap())
+        // Of a pool that is not configured any more nobody asks, but for random tests.
+        facts(self.specs.iter().find(|spec| spec.name == *name).unwrap_or(&self.specs[0]))
     }
 
     pub(super) fn ready(&mut self, builder: u64) -> Vec<Action> {
@@ -221,8 +294,13 @@ impl Fleet {
     pub(in crate::scheduler) fn check_invariants(&self) {
         assert!(self.roster.indexes_equal(&self.roster.recount()), "an index of the roster is stale");
         for (ix, pool) in self.pools.iter().enumerate() {
-            let alive = self.roster.iter().filter(|builder| builder.pool.0 == ix).count();
-            assert!(alive <= pool.spec.max_builders as usize, "{} builders in `{}`", alive, pool.spec.name);
+            let (name, most) = (&pool.spec.name, pool.spec.max_builders);
+            let of_pool = self.roster.iter().filter(|builder| builder.pool.0 == ix);
+            // What an earlier broker launched is there whether there is room or not, but is not kept.
+            let launched = of_pool.filter(|builder| !builder.is_adopted).count();
+            assert!(launched <= most as usize, "{launched} builders in `{name}`");
+            let staffed = self.roster.census(PoolIx(ix)).staffed();
+            assert!(staffed <= most, "{staffed} builders of use in `{name}`");
         }
         for builder in self.roster.iter() {
             assert!(builder.leases.len() <= builder.slots as usize, "{} has too many leases", builder.id);

@@ -9,6 +9,7 @@ use proptest::sample::Index;
 use proptest::test_runner::FileFailurePersistence;
 
 use super::fixtures::*;
+use crate::model::ec2::Market;
 use crate::model::requirement::CA_DERIVATIONS;
 use crate::model::{
     BuildId, BuilderFacts, BuilderId, FailureKind, Feature, Instance, InstanceId, LeaseId, Outcome, PoolName,
@@ -30,9 +31,12 @@ enum Step {
     /// An end under a lease that never was, or is past.
     StaleEnd(u64, u64),
     Launched(Index),
+    Adopt(Vec<(usize, u64)>),
     Ready(Index, usize),
     Lost(Index, usize),
     Gone(Index),
+    Interrupted(Index),
+    Endangered(Index),
     Start(usize),
     Drain(Index),
     DrainAll,
@@ -56,9 +60,12 @@ fn step() -> impl Strategy<Value = Step> {
         8 => (index(), 0..ENDS).prop_map(|(at, end)| Step::EndAttempt(at, end)),
         1 => (0..40_u64, 0..60_u64).prop_map(|(build, lease)| Step::StaleEnd(build, lease)),
         5 => index().prop_map(Step::Launched),
+        1 => vec((0..4_usize, 0..8000_u64), 0..4).prop_map(Step::Adopt),
         8 => (index(), 0..12_usize).prop_map(|(at, facts)| Step::Ready(at, facts)),
         3 => (index(), 0..4_usize).prop_map(|(at, kind)| Step::Lost(at, kind)),
         5 => index().prop_map(Step::Gone),
+        2 => index().prop_map(Step::Interrupted),
+        1 => index().prop_map(Step::Endangered),
         1 => (0..3_usize).prop_map(Step::Start),
         1 => index().prop_map(Step::Drain),
         1 => Just(Step::DrainAll),
@@ -96,14 +103,20 @@ fn fault_kind(number: usize) -> BuilderFaultKind {
 }
 
 fn pools() -> impl Strategy<Value = Vec<PoolSpec>> {
-    let shape =
-        || (0..2_u32, 1..4_u32, 1..4_u32, prop_oneof![Just(0_u64), Just(5), Just(600)], any::<bool>());
+    let shape = || {
+        (0..2_u32, 1..4_u32, 1..4_u32, prop_oneof![Just(0_u64), Just(5), Just(600)], any::<bool>(), 0..3_u8)
+    };
     (shape(), shape(), shape()).prop_map(|(a, b, c)| {
         let specs = [pool("plain", X86, &[]), pool("kvm", X86, &["kvm"]), pool("arm", ARM, &["kvm"])];
         specs
             .into_iter()
             .zip([a, b, c])
-            .map(|(spec, (min, max, slots, idle, auto))| PoolSpec {
+            .map(|(spec, (min, max, slots, idle, auto, machines))| PoolSpec {
+                provider: match machines {
+                    0 => ec2_pool("ec2", Market::OnDemand).provider,
+                    1 => ec2_pool("ec2", Market::Spot).provider,
+                    _ => spec.provider,
+                },
                 min_builders: min.min(max),
                 max_builders: max,
                 slots: if auto { Slots::Auto { expected: slots } } else { Slots::Fixed(slots) },
@@ -196,9 +209,14 @@ impl Chaos {
             }
             Step::Launched(at) => {
                 let builder = self.builder(*at);
-                let instance =
-                    Instance { id: InstanceId::new("i-0"), pool: PoolName::new("plain"), class: None };
+                let class =
+                    [Some(class(Market::Spot)), Some(class(Market::OnDemand)), None][at.index(3)].clone();
+                let instance = Instance { id: InstanceId::new("i-0"), pool: PoolName::new("plain"), class };
                 self.world.apply(Event::Launched { builder, instance });
+            }
+            Step::Adopt(found) => {
+                let pool = |ix: usize| ["plain", "kvm", "arm", "no such pool"][ix];
+                world.adopt(&found.iter().map(|(ix, age)| (pool(*ix), *age)).collect::<Vec<_>>());
             }
             Step::Ready(at, variant) => {
                 let builder = self.builder(*at);
@@ -215,6 +233,14 @@ impl Chaos {
                 let builder = self.builder(*at);
                 self.gone.push(builder);
                 self.world.apply(Event::Gone(builder));
+            }
+            Step::Interrupted(at) => {
+                let (builder, within) = (self.builder(*at), Some(seconds(at.index(120) as u64)));
+                self.world.apply(Event::Interrupted { builder, within, why: "as told".to_owned() });
+            }
+            Step::Endangered(at) => {
+                let builder = self.builder(*at);
+                self.world.apply(Event::Endangered { builder, why: "as told".to_owned() });
             }
             Step::Start(pool) => {
                 let name = PoolName::new(["plain", "kvm", "no such pool"][*pool]);

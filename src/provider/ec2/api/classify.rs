@@ -1,0 +1,231 @@
+//! Which of EC2's codes is of which class, and what a person can do about it.
+//!
+//! Owns the tables: pure, no request is made here. Codes are matched whole; only families of codes that AWS names by a
+//! pattern (`Invalid*`, `*LimitExceeded`) are matched by it, after the whole ones.
+
+use super::error::{ErrorClass, Quota, QuotaFamily};
+use crate::model::Market;
+
+/// What was asked for, as far as a class or the advice depends on it.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Asked<'a> {
+    pub(super) action: &'static str,
+    pub(super) region: &'a str,
+    pub(super) profile: Option<&'a str>,
+    pub(super) instance: Option<(&'a str, Market)>,
+}
+
+/// The class of a response with this code, and this status.
+pub(super) fn class(code: Option<&str>, status: u16, asked: &Asked<'_>) -> ErrorClass {
+    let Some(code) = code else { return class_of_status(status) };
+    let quota = |market| {
+        let family = asked.instance.map_or(QuotaFamily::Other, |(name, _)| QuotaFamily::of(name));
+        ErrorClass::Quota(match market {
+            Market::OnDemand => Quota::OnDemand(family),
+            Market::Spot => Quota::Spot(family),
+        })
+    };
+    match code {
+        "InsufficientInstanceCapacity"
+        | "InsufficientHostCapacity"
+        | "InsufficientCapacityOnHost"
+        | "InsufficientReservedInstanceCapacity"
+        | "InsufficientCapacity"
+        | "UnfulfillableCapacity"
+        | "ReservationCapacityExceeded"
+        | "SpotMaxPriceTooLow"
+        | "Unsupported" => ErrorClass::Capacity,
+        "VcpuLimitExceeded" => quota(asked.instance.map_or(Market::OnDemand, |(_, market)| market)),
+        "InstanceLimitExceeded" => quota(Market::OnDemand),
+        "MaxSpotInstanceCountExceeded" => quota(Market::Spot),
+        "PendingVerification" => ErrorClass::Quota(Quota::Verification),
+        "MaxFleetCountExceeded" | "ResourceCountExceeded" | "MaxIOPSLimitExceeded" => {
+            ErrorClass::Quota(Quota::Other)
+        }
+        "InsufficientFreeAddressesInSubnet" | "InvalidSubnet.NoFreeAddresses" => ErrorClass::Subnet,
+        "AuthFailure.ServiceLinkedRoleCreationNotPermitted" => ErrorClass::SpotRole,
+        "RequestLimitExceeded"
+        | "Throttling"
+        | "ThrottlingException"
+        | "ThrottledException"
+        | "RequestThrottled"
+        | "RequestThrottledException"
+        | "EC2ThrottledException"
+        | "TooManyRequestsException"
+        | "BandwidthLimitExceeded"
+        | "SlowDown" => ErrorClass::Throttle,
+        "InternalError"
+        | "InternalFailure"
+        | "InternalServerError"
+        | "ServiceUnavailable"
+        | "Unavailable"
+        | "RequestTimeout"
+        | "RequestTimeoutException" => ErrorClass::Transient,
+        "UnauthorizedOperation"
+        | "UnauthorizedException"
+        | "AuthFailure"
+        | "AccessDenied"
+        | "AccessDeniedException"
+        | "Blocked"
+        | "ExpiredToken"
+        | "ExpiredTokenException"
+        | "IncompleteSignature"
+        | "InvalidAccessKeyId"
+        | "InvalidClientTokenId"
+        | "InvalidSecurityToken"
+        | "MissingAuthenticationToken"
+        | "NotAuthorized"
+        | "OptInRequired"
+        | "RequestExpired"
+        | "SignatureDoesNotMatch"
+        | "TokenRefreshRequired"
+        | "UnrecognizedClientException" => ErrorClass::Identity,
+        "IdempotentParameterMismatch" | "IdempotentInstanceTerminated" => ErrorClass::Idempotency,
+        "IncorrectInstanceState"
+        | "IncorrectState"
+        | "IncorrectSpotRequestState"
+        | "DependencyViolation"
+        | "OperationNotPermitted"
+        | "ResourceInUse"
+        | "VolumeInUse"
+        | "InvalidGroup.InUse" => ErrorClass::Busy,
+        "InvalidInstanceID.NotFound"
+        | "InvalidInstanceID"
+        | "InvalidVolume.NotFound"
+        | "InvalidID"
+        | "InvalidSpotInstanceRequestID.NotFound"
+        | "InvalidNetworkInterfaceID.NotFound" => ErrorClass::NotFound,
+        "DryRunOperation"
+        | "MissingParameter"
+        | "MissingAction"
+        | "UnknownParameter"
+        | "UnsupportedOperation"
+        | "UnsupportedInstanceAttribute"
+        | "UnsupportedHibernationConfiguration"
+        | "UnsupportedHostConfiguration"
+        | "UnsupportedTenancy"
+        | "ValidationError"
+        | "EncryptedVolumesNotSupported"
+        | "VPCIdNotSpecified"
+        | "DefaultVpcDoesNotExist" => ErrorClass::Config,
+        _ if code.ends_with("LimitExceeded") => ErrorClass::Quota(Quota::Other),
+        _ if code.starts_with("Invalid") => ErrorClass::Config,
+        _ => match class_of_status(status) {
+            // A code that we do not know is a considered answer, whatever the status says.
+            ErrorClass::Transient => ErrorClass::Unknown,
+            other => other,
+        },
+    }
+}
+
+/// An answer without a code comes from something in front of EC2.
+fn class_of_status(status: u16) -> ErrorClass {
+    match status {
+        429 => ErrorClass::Throttle,
+        408 | 502..=504 => ErrorClass::Transient,
+        401 | 403 => ErrorClass::Identity,
+        _ => ErrorClass::Unknown,
+    }
+}
+
+/// Whether an answer with this code and status leaves it open if EC2 has acted.
+pub(super) fn may_have_acted(code: Option<&str>, status: u16, class: ErrorClass) -> bool {
+    match class {
+        ErrorClass::Transient => true,
+        ErrorClass::Unknown => status >= 500 || (code.is_none() && status < 300),
+        ErrorClass::Capacity
+        | ErrorClass::Quota(_)
+        | ErrorClass::Subnet
+        | ErrorClass::SpotRole
+        | ErrorClass::Throttle
+        | ErrorClass::Identity
+        | ErrorClass::Config
+        | ErrorClass::NotFound
+        | ErrorClass::Busy
+        | ErrorClass::Idempotency => false,
+    }
+}
+
+/// What a person can do about it.
+pub(super) fn advice(class: ErrorClass, code: Option<&str>, asked: &Asked<'_>) -> Option<String> {
+    match class {
+        ErrorClass::Quota(Quota::Verification) => {
+            Some("AWS is still verifying this account; that takes up to four hours, then it works".into())
+        }
+        ErrorClass::Quota(quota) => {
+            let code = quota.code().map_or_else(
+                || "services/ec2/quotas".to_owned(),
+                |code| format!("services/ec2/quotas/{code}"),
+            );
+            Some(format!(
+                "the quota is: {quota}; raise it at \
+                 https://{region}.console.aws.amazon.com/servicequotas/home/{code}",
+                region = asked.region,
+            ))
+        }
+        ErrorClass::SpotRole => Some(
+            "spot needs a role once per account: `aws iam create-service-linked-role --aws-service-name \
+             spot.amazonaws.com`"
+                .into(),
+        ),
+        ErrorClass::Identity => Some(identity_advice(code, asked)),
+        ErrorClass::Subnet => {
+            Some("the subnet has no free address: use a larger one, or another zone".into())
+        }
+        ErrorClass::Config => match code {
+            Some("InvalidUserData.Malformed") => Some("user data may have 16 KB".into()),
+            Some("DefaultVpcDoesNotExist" | "VPCIdNotSpecified") => {
+                Some("this region has no default VPC: set `subnets` of the pool".into())
+            }
+            Some(_) | None => None,
+        },
+        ErrorClass::Busy if code == Some("DependencyViolation") => {
+            Some("something still uses it; it goes when its instances are gone".into())
+        }
+        ErrorClass::Busy
+        | ErrorClass::Capacity
+        | ErrorClass::Throttle
+        | ErrorClass::Transient
+        | ErrorClass::NotFound
+        | ErrorClass::Idempotency
+        | ErrorClass::Unknown => None,
+    }
+}
+
+fn identity_advice(code: Option<&str>, asked: &Asked<'_>) -> String {
+    let of_profile =
+        asked.profile.map_or_else(|| "the credentials".to_owned(), |name| format!("profile `{name}`"));
+    match code {
+        Some(
+            "UnauthorizedOperation" | "AccessDenied" | "AccessDeniedException" | "UnauthorizedException",
+        ) => {
+            format!(
+                "{of_profile} may not do it: the missing permission is `ec2:{}`; `broker doctor --aws` shows all \
+                 that the broker needs",
+                asked.action
+            )
+        }
+        Some("ExpiredToken" | "ExpiredTokenException" | "TokenRefreshRequired") => {
+            expired_advice(asked.profile)
+        }
+        Some("RequestExpired" | "SignatureDoesNotMatch" | "IncompleteSignature") => {
+            format!("the secret key of {of_profile} is wrong, or the clock of this machine is")
+        }
+        Some("OptInRequired" | "PendingVerification" | "Blocked") => {
+            "the account is not signed up for EC2 here: open the EC2 console once".into()
+        }
+        Some(_) | None => format!(
+            "EC2 does not know {of_profile}: the key was deleted or mistyped, or the region `{}` is not enabled for \
+             the account",
+            asked.region
+        ),
+    }
+}
+
+/// The session behind the credentials has ended.
+pub(super) fn expired_advice(profile: Option<&str>) -> String {
+    match profile {
+        Some(profile) => format!("the session has ended: `aws sso login --profile {profile}`"),
+        None => "the session has ended: `aws sso login`, or new temporary credentials".into(),
+    }
+}

@@ -1,0 +1,240 @@
+//! What EC2 or the way to it said no with, as a class the ladder can act on and a sentence a person can act on.
+//!
+//! Owns the error type and its words. Which code is of which class is the table in `classify`; how an SDK error is taken
+//! apart is in `failure`.
+
+use std::fmt;
+
+/// What kind of no it was: each class has one right reaction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ErrorClass {
+    /// None of this type in this zone and market right now: cool the offering, take the next rung at once.
+    Capacity,
+    /// The account may not have more: cool everything that counts against this quota, and say which.
+    Quota(Quota),
+    /// The subnet has no address left: cool the subnet.
+    Subnet,
+    /// The service-linked role of spot does not exist and may not be made: no spot until a person made it.
+    SpotRole,
+    /// Too many requests.
+    Throttle,
+    /// The other side or the way to it failed, and may have acted: the same request again.
+    Transient,
+    /// Nobody, or somebody who may not: stop, and say what is missing.
+    Identity,
+    /// The request can never succeed as it is: stop using what it was made from.
+    Config,
+    /// There is no such thing, or not yet: an id we were just given may be unknown for minutes.
+    NotFound,
+    /// It is not in a state for this now: later it may be.
+    Busy,
+    /// The token was used for another request: a new token, after looking for what the old one made.
+    Idempotency,
+    /// None of these; trying the next rung may help.
+    Unknown,
+}
+
+/// A quota of an account, which decides what else is out of reach together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Quota {
+    /// Processors of on-demand instances of one family group.
+    OnDemand(QuotaFamily),
+    /// Processors of spot instances of one family group.
+    Spot(QuotaFamily),
+    /// A new account that AWS has not finished verifying.
+    Verification,
+    /// Something else that is counted.
+    Other,
+}
+
+/// The groups of instance families that AWS counts together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum QuotaFamily {
+    /// A, C, D, H, I, M, R, T, Z.
+    Standard,
+    /// X.
+    X,
+    /// F.
+    F,
+    /// G and VT.
+    G,
+    /// P.
+    P,
+    /// HPC.
+    Hpc,
+    /// Anything else.
+    Other,
+}
+
+impl QuotaFamily {
+    /// The group of an instance type.
+    pub fn of(instance_type: &str) -> Self {
+        let family: String = instance_type.chars().take_while(char::is_ascii_lowercase).collect();
+        match family.as_str() {
+            "a" | "c" | "d" | "h" | "i" | "im" | "is" | "m" | "r" | "t" | "z" => Self::Standard,
+            "x" => Self::X,
+            "f" => Self::F,
+            "g" | "gr" | "vt" => Self::G,
+            "p" => Self::P,
+            "hpc" => Self::Hpc,
+            _ => Self::Other,
+        }
+    }
+}
+
+impl Quota {
+    /// Its code in Service Quotas, where we know it.
+    pub fn code(self) -> Option<&'static str> {
+        match self {
+            Self::OnDemand(QuotaFamily::Standard) => Some("L-1216C47A"),
+            Self::OnDemand(QuotaFamily::X) => Some("L-7295265B"),
+            Self::OnDemand(QuotaFamily::F) => Some("L-74FC7D96"),
+            Self::OnDemand(QuotaFamily::G) => Some("L-DB2E81BA"),
+            Self::OnDemand(QuotaFamily::P) => Some("L-417A185B"),
+            Self::OnDemand(QuotaFamily::Hpc) => Some("L-F7808C92"),
+            Self::Spot(QuotaFamily::Standard) => Some("L-34B43A08"),
+            Self::Spot(QuotaFamily::X) => Some("L-E3A00192"),
+            Self::Spot(QuotaFamily::F) => Some("L-88CF9481"),
+            Self::Spot(QuotaFamily::G) => Some("L-3819A6DF"),
+            Self::Spot(QuotaFamily::P) => Some("L-7212CCBC"),
+            Self::OnDemand(QuotaFamily::Other)
+            | Self::Spot(QuotaFamily::Hpc | QuotaFamily::Other)
+            | Self::Verification
+            | Self::Other => None,
+        }
+    }
+}
+
+impl fmt::Display for Quota {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::OnDemand(family) => write!(f, "vCPUs of on-demand {family} instances")?,
+            Self::Spot(family) => write!(f, "vCPUs of spot {family} instances")?,
+            Self::Verification => f.write_str("instances of an account that is being verified")?,
+            Self::Other => f.write_str("what an account may have")?,
+        }
+        match self.code() {
+            Some(code) => write!(f, " ({code})"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl fmt::Display for QuotaFamily {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Standard => "standard (A, C, D, H, I, M, R, T, Z)",
+            Self::X => "X",
+            Self::F => "F",
+            Self::G => "G and VT",
+            Self::P => "P",
+            Self::Hpc => "HPC",
+            Self::Other => "other",
+        })
+    }
+}
+
+impl ErrorClass {
+    /// Whether the same request is sent again by this module before the caller hears of it.
+    pub(super) fn is_repeated(self) -> bool {
+        match self {
+            Self::Throttle | Self::Transient => true,
+            Self::Capacity
+            | Self::Quota(_)
+            | Self::Subnet
+            | Self::SpotRole
+            | Self::Identity
+            | Self::Config
+            | Self::NotFound
+            | Self::Busy
+            | Self::Idempotency
+            | Self::Unknown => false,
+        }
+    }
+}
+
+/// A request that failed.
+#[derive(Clone, Debug, thiserror::Error)]
+pub struct ApiError {
+    /// What to do about it.
+    pub class: ErrorClass,
+    /// The action without the service's prefix (`RunInstances`), or what else was tried.
+    pub action: &'static str,
+    /// EC2's own code (`InsufficientInstanceCapacity`), if it gave one.
+    pub code: Option<String>,
+    /// Of the response, if there was one.
+    pub status: Option<u16>,
+    /// What AWS support asks for.
+    pub request_id: Option<String>,
+    /// EC2 may have done what it was asked for all the same.
+    pub may_have_acted: bool,
+    /// What the request was about, where that helps.
+    pub(super) subject: String,
+    /// Where it was sent.
+    pub(super) region: String,
+    /// The other side's words, cut to what is readable.
+    pub(super) message: String,
+    /// What a person can do.
+    pub(super) advice: Option<String>,
+}
+
+impl ApiError {
+    /// The request named an image that is gone: a newer one may have replaced it.
+    pub fn is_image_gone(&self) -> bool {
+        let codes = ["InvalidAMIID.NotFound", "InvalidAMIID.Unavailable", "InvalidAMIID.Malformed"];
+        self.code.as_deref().is_some_and(|code| codes.contains(&code))
+    }
+
+    /// What a person can do about it, if it is known.
+    pub fn advice(&self) -> Option<&str> {
+        self.advice.as_deref()
+    }
+
+    /// The same with more to do about it, which only the caller knows.
+    #[must_use]
+    pub fn with_advice(mut self, advice: impl Into<String>) -> Self {
+        self.advice = Some(advice.into());
+        self
+    }
+
+    /// A failure of our own making, before anything was sent.
+    pub(super) fn config(action: &'static str, region: &str, message: impl Into<String>) -> Self {
+        Self {
+            class: ErrorClass::Config,
+            action,
+            code: None,
+            status: None,
+            request_id: None,
+            may_have_acted: false,
+            subject: String::new(),
+            region: region.to_owned(),
+            message: message.into(),
+            advice: None,
+        }
+    }
+}
+
+impl fmt::Display for ApiError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.action)?;
+        if !self.subject.is_empty() {
+            write!(f, " of {}", self.subject)?;
+        }
+        if !self.region.is_empty() {
+            write!(f, " in {}", self.region)?;
+        }
+        f.write_str(" fails: ")?;
+        match &self.code {
+            Some(code) if self.message.is_empty() => f.write_str(code)?,
+            Some(code) => write!(f, "{code}: {}", self.message)?,
+            None => f.write_str(&self.message)?,
+        }
+        if let Some(id) = &self.request_id {
+            write!(f, " (request {id})")?;
+        }
+        match &self.advice {
+            Some(advice) => write!(f, "; {advice}"),
+            None => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,201 @@
+//! Takes an SDK error apart: what came back, if anything did, and what it means.
+//!
+//! Owns the way from the SDK's five kinds of error to [`ApiError`]. What a code means is in `classify`.
+
+use std::error::Error as StdError;
+use std::io;
+
+use aws_credential_types::provider::error::CredentialsError;
+use aws_sdk_ec2::config::http::HttpResponse;
+use aws_sdk_ec2::error::{ProvideErrorMetadata, SdkError};
+use aws_sdk_ec2::operation::RequestId;
+
+use super::classify::{self, Asked};
+use super::error::{ApiError, ErrorClass};
+
+/// How much of somebody else's words is shown.
+const MAX_MESSAGE: usize = 600;
+
+/// What an SDK error says.
+pub(super) fn explain<E>(error: &SdkError<E, HttpResponse>, asked: &Asked<'_>, subject: &str) -> ApiError
+where
+    E: ProvideErrorMetadata + StdError + Send + Sync + 'static,
+{
+    let status = error.raw_response().map(|response| response.status().as_u16());
+    let body = error.raw_response().and_then(|response| response.body().bytes()).unwrap_or_default();
+    let mut answer = ApiError {
+        class: ErrorClass::Unknown,
+        action: asked.action,
+        code: None,
+        status,
+        request_id: error.request_id().map(str::to_owned),
+        may_have_acted: false,
+        subject: subject.to_owned(),
+        region: asked.region.to_owned(),
+        message: String::new(),
+        advice: None,
+    };
+    match error {
+        SdkError::ServiceError(service) if service.err().code().is_some() => {
+            let code = service.err().code();
+            let status = status.unwrap_or_default();
+            answer.class = classify::class(code, status, asked);
+            answer.may_have_acted = classify::may_have_acted(code, status, answer.class);
+            answer.advice = classify::advice(answer.class, code, asked);
+            answer.code = code.map(str::to_owned);
+            answer.message = readable(service.err().message().unwrap_or_default());
+        }
+        SdkError::ServiceError(_) | SdkError::ResponseError(_) => {
+            nonsense(&mut answer, status.unwrap_or_default(), body, asked);
+        }
+        SdkError::TimeoutError(_) => {
+            answer.class = ErrorClass::Transient;
+            answer.may_have_acted = true;
+            answer.message = "no answer in time".into();
+        }
+        SdkError::ConstructionFailure(_) | SdkError::DispatchFailure(_) => unsent(&mut answer, error, asked),
+        // The SDK may grow another kind: whatever it is, EC2 may have heard of it.
+        _ => {
+            answer.may_have_acted = true;
+            answer.message = readable(&chain(error));
+        }
+    }
+    answer
+}
+
+/// An answer that is none of EC2's.
+fn nonsense(answer: &mut ApiError, status: u16, body: &[u8], asked: &Asked<'_>) {
+    answer.class = classify::class(None, status, asked);
+    answer.may_have_acted = classify::may_have_acted(None, status, answer.class);
+    let start = String::from_utf8_lossy(&body[..body.len().min(200)]).to_ascii_lowercase();
+    let what = if start.contains("<html") || start.contains("<!doctype") {
+        "an HTML page"
+    } else if body.is_empty() {
+        "an empty answer"
+    } else {
+        "an answer that is not EC2's XML"
+    };
+    answer.message = format!("HTTP status {status} with {what}");
+    answer.advice = match answer.class {
+        ErrorClass::Transient | ErrorClass::Throttle => None,
+        _ => Some(
+            "the endpoint does not speak EC2: see AWS_ENDPOINT_URL_EC2, AWS_ENDPOINT_URL and `endpoint_url` in \
+             ~/.aws/config, and any proxy in between"
+                .into(),
+        ),
+    };
+}
+
+/// Nothing came back: no credentials, no way to send, or a connection that broke.
+fn unsent<E>(answer: &mut ApiError, error: &SdkError<E, HttpResponse>, asked: &Asked<'_>)
+where
+    E: StdError + Send + Sync + 'static,
+{
+    if let Some(credentials) = find::<CredentialsError>(error) {
+        let about = about_credentials(credentials, asked.profile);
+        answer.class = about.class;
+        answer.message = about.message;
+        answer.advice = about.advice;
+        return;
+    }
+    let words = chain(error);
+    if matches!(error, SdkError::ConstructionFailure(_)) {
+        answer.class = ErrorClass::Config;
+        answer.message = readable(&words);
+        return;
+    }
+    answer.class = ErrorClass::Transient;
+    let refused = find::<io::Error>(error).is_some_and(|io| io.kind() == io::ErrorKind::ConnectionRefused);
+    let unknown_name = ["dns error", "failed to lookup address", "name resolution", "Name or service"]
+        .iter()
+        .any(|sign| words.contains(sign));
+    answer.may_have_acted = !refused && !unknown_name;
+    if unknown_name {
+        answer.message = "the name of the endpoint cannot be resolved".into();
+        answer.advice = Some(format!(
+            "is `{}` a region, and does this machine resolve names? `aws ec2 describe-regions` lists them",
+            asked.region
+        ));
+    } else if refused {
+        answer.message = "the connection is refused".into();
+        answer.advice =
+            Some("nothing listens at the endpoint: see AWS_ENDPOINT_URL_EC2 and AWS_ENDPOINT_URL".into());
+    } else {
+        answer.message = readable(&words);
+    }
+}
+
+/// What is wrong with credentials.
+pub(super) struct AboutCredentials {
+    pub(super) class: ErrorClass,
+    pub(super) message: String,
+    pub(super) advice: Option<String>,
+}
+
+/// What is wrong with credentials, and how to get good ones.
+pub(super) fn about_credentials(error: &CredentialsError, profile: Option<&str>) -> AboutCredentials {
+    let words = chain(error);
+    let provide = "set AWS_PROFILE or `profile` of the pool, run `aws configure` or `aws sso login`, or set \
+                   AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; a service takes them from its environment file";
+    let lower = words.to_lowercase();
+    let expired = lower.contains("expired") || lower.contains("sso session") || lower.contains("cached sso");
+    let (class, message, advice) = match error {
+        CredentialsError::ProviderTimedOut(_) => {
+            (ErrorClass::Transient, "whatever gives the credentials does not answer".to_owned(), None)
+        }
+        _ if expired => (ErrorClass::Identity, readable(&words), Some(classify::expired_advice(profile))),
+        CredentialsError::CredentialsNotLoaded(_) => match profile {
+            Some(profile) => (
+                ErrorClass::Identity,
+                format!("profile `{profile}` has no credentials"),
+                Some(provide.to_owned()),
+            ),
+            None => {
+                (ErrorClass::Identity, "there are no AWS credentials".to_owned(), Some(provide.to_owned()))
+            }
+        },
+        CredentialsError::InvalidConfiguration(_)
+        | CredentialsError::ProviderError(_)
+        | CredentialsError::Unhandled(_)
+        | _ => (ErrorClass::Identity, readable(&words), Some(provide.to_owned())),
+    };
+    AboutCredentials { class, message, advice }
+}
+
+/// The error of this type that it comes down to.
+fn find<'a, T: StdError + 'static>(error: &'a (dyn StdError + 'static)) -> Option<&'a T> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(found) = error.downcast_ref::<T>() {
+            return Some(found);
+        }
+        next = error.source();
+    }
+    None
+}
+
+/// An error with what it comes from.
+fn chain(error: &(dyn StdError + 'static)) -> String {
+    let mut words = error.to_string();
+    let mut next = error.source();
+    while let Some(error) = next {
+        let more = error.to_string();
+        if !words.contains(&more) {
+            words.push_str(": ");
+            words.push_str(&more);
+        }
+        next = error.source();
+    }
+    words
+}
+
+/// Somebody else's words on one line, without what only a machine can read, and not for ever.
+fn readable(words: &str) -> String {
+    let words = words.split("Encoded authorization failure message").next().unwrap_or_default();
+    let line = words.split_whitespace().collect::<Vec<_>>().join(" ");
+    let line: String = line.chars().filter(|c| !c.is_control()).collect();
+    match line.char_indices().nth(MAX_MESSAGE) {
+        Some((at, _)) => format!("{}...", &line[..at]),
+        None => line,
+    }
+}

@@ -1,0 +1,487 @@
+//! One EC2 pool: from a launch order to an instance that can be dialled, and back to nothing.
+//!
+//! Owns the climb over the ladder's rungs and what each refusal teaches. The calls are in [`super::launch`] and
+//! [`super::retire`], the watch over what runs in [`super::estate`].
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::api::{ApiError, ErrorClass, Observed, RunOrder};
+use super::boot::user_data::{BootSpec, render};
+use super::candidates::{candidates, market};
+use super::cooling::Cooling;
+use super::estate::Estate;
+use super::ladder::{Rung, Terms, ladder};
+use super::launch::{Attempt, AttemptError, disk};
+use super::price;
+use super::records::{Record, Stage};
+use super::retire::only;
+use super::surroundings::{Place, Surroundings};
+use crate::model::ec2::{IdleAction, Reach};
+use crate::model::{Ec2Spec, Instance, InstanceClass, InstanceId, Offer, PoolName, PoolSpec};
+use crate::provider::{
+    Address, Ending, HostKeyPair, LaunchOrder, Launched, ProviderContext, ProviderError, ProviderErrorKind,
+    Survivor,
+};
+
+/// The user whom NixOS images know.
+const USER: &str = "root";
+const SSH_PORT: u16 = 22;
+/// On the machine itself the idle limit is longer than the broker's window: it is for a broker that forgets.
+const IDLE_FACTOR: u32 = 2;
+/// An image that was resolved may be gone a moment later: then it is resolved anew, once.
+const RESOLVES: usize = 2;
+
+/// The instances of one pool.
+pub struct Ec2 {
+    name: PoolName,
+    spec: Ec2Spec,
+    pool: PoolSpec,
+    estate: Arc<Estate>,
+    client_key: String,
+    host_keys: fn() -> io::Result<HostKeyPair>,
+    cooling: Mutex<Cooling>,
+    /// Whose interruption has been counted.
+    interrupted: Mutex<BTreeSet<InstanceId>>,
+    surroundings: Surroundings,
+}
+
+impl fmt::Debug for Ec2 {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Ec2").field("pool", &self.name).field("spec", &self.spec).finish_non_exhaustive()
+    }
+}
+
+impl Ec2 {
+    /// A provider for this pool; asks EC2 nothing yet.
+    pub fn new(pool: &PoolSpec, spec: &Ec2Spec, context: &ProviderContext) -> Result<Self, ProviderError> {
+        let estate = context.estate()?;
+        estate.include(&pool.name, spec);
+        Ok(Self {
+            name: pool.name.clone(),
+            spec: spec.clone(),
+            pool: pool.clone(),
+            surroundings: Surroundings::new(Arc::clone(&estate)),
+            estate,
+            client_key: context.client_key.clone(),
+            host_keys: context.host_keys,
+            cooling: Mutex::default(),
+            interrupted: Mutex::default(),
+        })
+    }
+
+    /// Its name.
+    pub(super) fn name(&self) -> &PoolName {
+        &self.name
+    }
+
+    /// What the pool promises.
+    pub(super) fn offer(&self) -> &Offer {
+        &self.pool.offer
+    }
+
+    /// What an instance that is in use was bought as.
+    pub(super) fn class_of(&self, instance: &InstanceId) -> Option<InstanceClass> {
+        let record = self.estate.with_records(|records| records.of_instance(instance.as_str()).cloned())?;
+        match &record.stage {
+            Stage::Live { class, .. } | Stage::Shelved { class, .. } => Some(class.into()),
+            Stage::Asked { .. } | Stage::Abandoned | Stage::Ending { .. } => None,
+        }
+    }
+
+    fn cooling(&self) -> MutexGuard<'_, Cooling> {
+        self.cooling.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gets an instance; returns when its address is known.
+    pub(in crate::provider) async fn launch(
+        &self,
+        order: LaunchOrder<'_>,
+    ) -> Result<Launched, ProviderError> {
+        if let Some(launched) = self.wake(&order).await {
+            return Ok(launched);
+        }
+        let mut refusals = Vec::new();
+        for resolve in 0..RESOLVES {
+            let (rungs, places) = self.rungs(&order).await?;
+            for rung in rungs {
+                let Some(place) = places.iter().find(|place| place.subnet() == rung.subnet) else { continue };
+                (order.progress)(&format!("asks EC2 for a {}", summary(&rung)));
+                match self.climb(&order, &rung, place).await {
+                    Ok(instance) => return self.reach(&order, instance, place).await,
+                    Err(AttemptError::Refused(error)) => {
+                        tracing::warn!(pool = %self.name, rung = summary(&rung), %error, "launch refused");
+                        match self.learn(&rung, &error) {
+                            Lesson::NextRung => refusals.push(error),
+                            Lesson::Stop(kind) if error.is_image_gone() && resolve + 1 < RESOLVES => {
+                                let _tried_again = kind;
+                                self.surroundings.forget_image(&place.site).await;
+                                break;
+                            }
+                            Lesson::Stop(kind) => return Err(ProviderError::new(kind, error.to_string())),
+                        }
+                    }
+                    Err(
+                        error @ (AttemptError::Journal(_)
+                        | AttemptError::UserData(_)
+                        | AttemptError::HostKey(_)),
+                    ) => return Err(journal(error)),
+                    Err(AttemptError::Unclear(error)) => {
+                        return Err(ProviderError::new(
+                            ProviderErrorKind::Unknown,
+                            AttemptError::Unclear(error).to_string(),
+                        ));
+                    }
+                }
+            }
+            if refusals.len() > resolve {
+                break;
+            }
+        }
+        Err(ProviderError::new(ProviderErrorKind::Capacity, nothing_left(&refusals)))
+    }
+
+    /// What to try, in this order.
+    async fn rungs(&self, order: &LaunchOrder<'_>) -> Result<(Vec<Rung>, Vec<Place>), ProviderError> {
+        let config = |reason: String| ProviderError::new(ProviderErrorKind::Config, reason);
+        let view = self.surroundings.look(&self.pool, &self.spec).await?;
+        let spec = &self.spec;
+        let candidates =
+            candidates(spec, &self.pool.offer, self.pool.slots, &order.demand, Some(&view.verified))
+                .map_err(|error| config(error.to_string()))?;
+        let terms = Terms {
+            market: market(spec, &order.demand),
+            max_price: spec.max_price,
+            spot_prices: &view.spot_prices,
+        };
+        let places: Vec<_> = view.places.iter().map(|place| place.place.clone()).collect();
+        let rungs = ladder(&candidates, &places, &terms, &self.cooling(), now()).map_err(|error| {
+            let kind = match error {
+                super::ladder::NoRung::Cooling { .. } => ProviderErrorKind::Capacity,
+                super::ladder::NoRung::NoPlace
+                | super::ladder::NoRung::NotOffered { .. }
+                | super::ladder::NoRung::Price { .. } => ProviderErrorKind::Config,
+            };
+            ProviderError::new(kind, error.to_string())
+        })?;
+        Ok((rungs, view.places))
+    }
+
+    async fn climb(
+        &self,
+        order: &LaunchOrder<'_>,
+        rung: &Rung,
+        place: &Place,
+    ) -> Result<Observed, AttemptError> {
+        let keys = (self.host_keys)().map_err(AttemptError::HostKey)?;
+        let request = self.request(rung, place, &keys)?;
+        let attempt = Attempt {
+            api: &place.api,
+            site: place.site.clone(),
+            pool: self.name.as_str(),
+            builder: order.builder,
+            class: price::class(rung, &self.spec),
+            host_key: &keys.public,
+            order: request,
+        };
+        let instance = self.estate.attempt(attempt).await?;
+        self.cooling().launched(&rung.offering());
+        Ok(instance)
+    }
+
+    fn request(&self, rung: &Rung, place: &Place, keys: &HostKeyPair) -> Result<RunOrder, AttemptError> {
+        let slots = self.pool.slots.expected().max(rung.instance_type.vcpus);
+        let boot = BootSpec {
+            host_key_private: &keys.private,
+            host_key_public: &keys.public,
+            client_key: &self.client_key,
+            system_features: &self.pool.offer.features.union(&self.pool.offer.mandatory).cloned().collect(),
+            lease: self.spec.lease,
+            idle: (self.pool.idle_timeout * IDLE_FACTOR).max(self.spec.lease),
+            hard_limit: self.pool.max_lifetime + self.spec.lease,
+            build_users: u16::try_from(slots).unwrap_or(u16::MAX),
+            nix_settings: &[],
+        };
+        let user_data = render(&boot).map_err(AttemptError::UserData)?;
+        Ok(RunOrder {
+            region: rung.region.clone(),
+            client_token: String::new(),
+            image: place.image.id.clone(),
+            root_device: place.image.root_device.clone(),
+            instance_type: rung.instance_type.name.clone(),
+            subnet: rung.subnet.clone(),
+            zone: rung.zone.clone(),
+            security_groups: place.groups.clone(),
+            user_data,
+            market: rung.market,
+            max_price: rung.max_spot_price,
+            public_ip: self.spec.reach == Reach::Public,
+            private_ip: None,
+            disk: disk(self.spec.disk),
+            instance_store: 0,
+            nested_virt: rung.nested_virtualization,
+            hibernation: matches!(self.spec.idle_action, IdleAction::Hibernate { .. }),
+            tags: BTreeMap::new(),
+        })
+    }
+
+    /// What a refusal says about the other rungs.
+    fn learn(&self, rung: &Rung, error: &ApiError) -> Lesson {
+        let mut cooling = self.cooling();
+        match error.class {
+            ErrorClass::Capacity => cooling.no_capacity(&rung.offering(), now()),
+            ErrorClass::Quota(_) => {
+                let _named_by_the_error = cooling.no_quota(&rung.offering(), now());
+            }
+            ErrorClass::Subnet => cooling.no_addresses(&rung.subnet, now()),
+            ErrorClass::SpotRole => cooling.no_spot(now()),
+            ErrorClass::Throttle | ErrorClass::Transient | ErrorClass::Busy => {
+                return Lesson::Stop(ProviderErrorKind::Unknown);
+            }
+            ErrorClass::Identity => return Lesson::Stop(ProviderErrorKind::Refused),
+            ErrorClass::Config | ErrorClass::NotFound => return Lesson::Stop(ProviderErrorKind::Config),
+            ErrorClass::Idempotency | ErrorClass::Unknown => {}
+        }
+        Lesson::NextRung
+    }
+
+    /// From launched to an address; an instance that gets none is ended.
+    async fn reach(
+        &self,
+        order: &LaunchOrder<'_>,
+        instance: Observed,
+        place: &Place,
+    ) -> Result<Launched, ProviderError> {
+        (order.progress)(&format!("{} is launched in {}", instance.id, instance.zone));
+        tracing::info!(instance = instance.id, region = place.site.region, "waits for its address");
+        let host = match self.estate.address_of(&instance.id, &self.spec.reach).await {
+            Ok(host) => host,
+            Err(reason) => {
+                self.give_up(&instance.id).await;
+                let reason = format!("instance `{}`: {reason}", instance.id);
+                return Err(ProviderError::new(ProviderErrorKind::Unknown, reason));
+            }
+        };
+        let record = self.estate.with_records(|records| records.of_instance(&instance.id).cloned());
+        match record.as_ref().and_then(|record| self.launched(record, host)) {
+            Some(launched) => Ok(launched),
+            None => {
+                let reason = format!("instance `{}` ended before it could be used", instance.id);
+                Err(ProviderError::new(ProviderErrorKind::Unknown, reason))
+            }
+        }
+    }
+
+    /// Ends an instance that no builder will be; the estate goes on with it if this does not succeed.
+    async fn give_up(&self, instance: &str) {
+        if let Err(error) = self.estate.terminate(instance).await {
+            tracing::error!(instance, %error, "cannot terminate, trying again");
+        }
+    }
+
+    fn launched(&self, record: &Record, host: String) -> Option<Launched> {
+        let Stage::Live { instance, class } = &record.stage else { return None };
+        Some(Launched {
+            instance: Instance {
+                id: InstanceId::new(instance.as_str()),
+                pool: self.name.clone(),
+                class: Some(InstanceClass::from(class)),
+            },
+            address: Address {
+                port: SSH_PORT,
+                user: USER.to_owned(),
+                host_keys: vec![record.host_key.clone()],
+                identity_file: None,
+                proxy_command: self.proxy_command(instance, &host),
+                host,
+            },
+        })
+    }
+
+    fn proxy_command(&self, instance: &str, host: &str) -> Option<String> {
+        match &self.spec.reach {
+            Reach::Public | Reach::Private => None,
+            Reach::Proxy(command) => Some(fill_in(command, instance, host)),
+        }
+    }
+
+    /// Starts an instance of this pool that was put aside, if there is one that can be.
+    async fn wake(&self, order: &LaunchOrder<'_>) -> Option<Launched> {
+        while let Some((record, flight)) = self.estate.take_shelved(self.name.as_str()) {
+            let id = record.instance()?.to_owned();
+            (order.progress)(&format!("starts {id}, which was put aside"));
+            let started = match self.estate.client_of(&record.site).await {
+                Ok(api) => only(api.start(&[id.clone()]).await),
+                Err(error) => Err(error),
+            };
+            let reached = match started {
+                Ok(()) => self.estate.address_of(&id, &self.spec.reach).await,
+                Err(error) => Err(error.to_string()),
+            };
+            drop(flight);
+            match reached {
+                Ok(host) => {
+                    let record = self.estate.with_records(|records| records.of_instance(&id).cloned());
+                    if let Some(launched) = record.and_then(|record| self.launched(&record, host)) {
+                        return Some(launched);
+                    }
+                }
+                Err(reason) => {
+                    tracing::warn!(instance = id, reason, "cannot start what was put aside; it is ended");
+                    self.give_up(&id).await;
+                }
+            }
+        }
+        None
+    }
+
+    /// Ends an instance, or puts it aside.
+    pub(in crate::provider) async fn terminate(
+        &self,
+        instance: &InstanceId,
+        ending: Ending,
+    ) -> Result<(), ProviderError> {
+        let result = match ending {
+            Ending::Idle => self.estate.put_aside(instance.as_str(), self.spec.idle_action).await,
+            Ending::Final => self.estate.terminate(instance.as_str()).await,
+        };
+        result.map_err(|error| {
+            let kind = ProviderErrorKind::Unknown;
+            let reason = crate::provider::chain(&error);
+            ProviderError::new(kind, reason)
+        })
+    }
+
+    /// A spot instance that EC2 takes back counts against spot, once.
+    pub(super) fn interrupted(&self, instance: &InstanceId) {
+        let mut interrupted = self.interrupted.lock().unwrap_or_else(PoisonError::into_inner);
+        if interrupted.insert(instance.clone()) && self.cooling().interrupted(now()) {
+            tracing::warn!(%instance, pool = %self.name, "two spot interruptions: no spot for half an hour");
+        }
+    }
+
+    /// The instances of this pool, as observed; those that are put aside too.
+    pub(in crate::provider) fn list(&self) -> Vec<Instance> {
+        self.estate.with_records(|records| {
+            let of_pool = records.iter().filter(|record| record.pool == self.name.as_str());
+            of_pool
+                .filter_map(|record| {
+                    let class = match &record.stage {
+                        Stage::Live { class, .. } | Stage::Shelved { class, .. } => Some(class.into()),
+                        Stage::Asked { .. } | Stage::Abandoned | Stage::Ending { .. } => None,
+                    };
+                    let id = InstanceId::new(record.instance()?);
+                    Some(Instance { id, pool: self.name.clone(), class })
+                })
+                .collect()
+        })
+    }
+
+    /// Waits until EC2 shows that an instance ended without being asked to.
+    pub(in crate::provider) async fn gone(&self, instance: &InstanceId) -> String {
+        self.estate.patiently(|estate| estate.end_of(instance.as_str())).await
+    }
+
+    /// Takes over or ends what an earlier broker left, over all pools. What EC2 cannot be asked now is ended later.
+    pub(in crate::provider) async fn reap_strays(&self) -> Result<usize, ProviderError> {
+        Ok(self.estate.settle().await)
+    }
+
+    /// The running instances of this pool that an earlier broker launched. Fails as long as EC2 cannot be asked.
+    pub(in crate::provider) async fn survivors(&self) -> Result<Vec<Survivor>, ProviderError> {
+        self.estate.settle().await;
+        let now = self.estate.now();
+        let mut survivors = Vec::new();
+        for record in self.estate.inherited(self.name.as_str()).map_err(|error| {
+            ProviderError::new(ProviderErrorKind::Unknown, format!("cannot see what runs on EC2: {error}"))
+        })? {
+            let Stage::Live { instance, .. } = &record.stage else { continue };
+            let host = match self.estate.address_of(instance, &self.spec.reach).await {
+                Ok(host) => host,
+                Err(reason) => {
+                    tracing::warn!(instance, reason, "an instance of an earlier broker is of no use");
+                    self.give_up(instance).await;
+                    continue;
+                }
+            };
+            if let Some(launched) = self.launched(&record, host) {
+                survivors.push(Survivor {
+                    launched,
+                    age: Duration::from_secs(now.saturating_sub(record.asked_at)),
+                });
+            }
+        }
+        Ok(survivors)
+    }
+
+    /// Watches over everything this broker has on EC2; returns never.
+    pub(in crate::provider) async fn tend(&self) {
+        self.estate.tend().await;
+    }
+
+    /// What the console of an instance says last: for one that did not become ready.
+    pub(in crate::provider) async fn console(&self, instance: &InstanceId) -> Option<String> {
+        let record = self.estate.with_records(|records| records.of_instance(instance.as_str()).cloned())?;
+        let api = self.estate.client_of(&record.site).await.ok()?;
+        api.console_output(instance.as_str()).await.ok().flatten()
+    }
+}
+
+/// What follows for the climb.
+enum Lesson {
+    /// Another rung may do.
+    NextRung,
+    /// No rung will.
+    Stop(ProviderErrorKind),
+}
+
+fn summary(rung: &Rung) -> String {
+    let market = match rung.market {
+        crate::model::ec2::Market::OnDemand => "on-demand",
+        crate::model::ec2::Market::Spot => "spot",
+    };
+    format!("{} in {} ({market}, {})", rung.instance_type.name, rung.zone, rung.rate)
+}
+
+/// `%h`, `%i` and `%p` in a proxy command. What EC2 calls an instance and its address goes into a shell, so it is only
+/// what such names are made of.
+fn fill_in(command: &str, instance: &str, host: &str) -> String {
+    let plain = |text: &str| -> String {
+        text.chars().filter(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | ':' | '-')).collect()
+    };
+    command.replace("%h", &plain(host)).replace("%i", &plain(instance)).replace("%p", &SSH_PORT.to_string())
+}
+
+fn journal(error: AttemptError) -> ProviderError {
+    match error {
+        AttemptError::Journal(source) => ProviderError {
+            kind: ProviderErrorKind::Config,
+            reason: "cannot write down a launch, so none is made: is the state directory full or read-only?"
+                .to_owned(),
+            source: Some(source),
+        },
+        AttemptError::UserData(_)
+        | AttemptError::HostKey(_)
+        | AttemptError::Refused(_)
+        | AttemptError::Unclear(_) => ProviderError::new(ProviderErrorKind::Config, error.to_string()),
+    }
+}
+
+/// What to say when every rung was refused: each different reason once.
+fn nothing_left(refusals: &[ApiError]) -> String {
+    let mut reasons: Vec<String> = Vec::new();
+    for refusal in refusals {
+        let reason = refusal.to_string();
+        if !reasons.contains(&reason) {
+            reasons.push(reason);
+        }
+    }
+    format!("EC2 refused {} launches: {}", refusals.len(), reasons.join("; "))
+}
+
+fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
+}

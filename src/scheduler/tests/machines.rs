@@ -1,0 +1,274 @@
+//! Machines that differ: in size, in how they were bought, in who launched them.
+
+use super::fixtures::*;
+use crate::model::ec2::Market;
+use crate::model::{BuilderId, BuilderState, FailureKind, Instance, InstanceId, PoolName, PoolSpec, Slots};
+use crate::scheduler::{Adoption, AttemptEnd, BuilderFaultKind, Event, Fleet};
+
+fn ec2(market: Market, max_builders: u32) -> World {
+    World::new(vec![PoolSpec { max_builders, ..ec2_pool("ec2", market) }])
+}
+
+#[test]
+fn a_launch_waits_until_the_queue_stands_still_and_is_for_all_of_it() {
+    let mut world = ec2(Market::OnDemand, 1);
+    for build in 1..=200 {
+        world.accept(build, X86, &[]);
+        assert_eq!(world.launches(), 0, "the size is decided when all have come");
+    }
+    world.wait(1);
+    assert_eq!(world.demanded(), [(200, false)]);
+    // It is told to all whom it will serve, and its promise is believed.
+    world.accept(201, X86, &[]);
+    world.wait(10);
+    assert_eq!(world.launches(), 1);
+}
+
+#[test]
+fn a_queue_that_never_stands_still_is_not_waited_for() {
+    let mut world = ec2(Market::OnDemand, 9);
+    for build in 1..=30 {
+        world.accept(build, X86, &[]);
+        world.now += std::time::Duration::from_millis(100);
+        world.apply(Event::Tick);
+    }
+    let planned: u32 = world.demanded().iter().map(|(builds, _)| builds).sum();
+    assert!((10..=30).contains(&planned), "{:?}", world.demanded());
+}
+
+#[test]
+fn a_pool_whose_machines_are_all_alike_launches_at_once() {
+    let fixed = PoolSpec { slots: Slots::Fixed(4), ..ec2_pool("ec2", Market::OnDemand) };
+    let mut world = World::new(vec![fixed]);
+    world.accept(1, X86, &[]);
+    assert_eq!(world.demanded(), [(1, false)]);
+}
+
+#[test]
+fn a_second_pool_is_not_launched_in_while_the_first_decides_on_a_size() {
+    let mut world = World::new(vec![ec2_pool("ec2", Market::OnDemand), pool("local", X86, &[])]);
+    world.accept(1, X86, &[]);
+    assert_eq!(world.launches(), 0);
+    world.wait(1);
+    assert_eq!(world.pools_of.values().map(ToString::to_string).collect::<Vec<_>>(), ["ec2"]);
+}
+
+#[test]
+fn a_small_machine_for_one_build_does_not_make_the_next_ones_small() {
+    let mut world = ec2(Market::OnDemand, 9);
+    world.accept(1, X86, &[]);
+    world.wait(1);
+    world.ready_with(1, 2);
+    // One more slot there; nineteen others are planned for in fours.
+    for build in 2..=21 {
+        world.accept(build, X86, &[]);
+    }
+    world.wait(1);
+    assert_eq!(world.demanded(), [(1, false), (4, false), (4, false), (4, false), (4, false), (3, false)]);
+}
+
+#[test]
+fn a_machine_that_was_smaller_than_asked_for_is_the_largest_there_is() {
+    let mut world = ec2(Market::OnDemand, 2);
+    for build in 1..=40 {
+        world.accept(build, X86, &[]);
+    }
+    world.wait(1);
+    assert_eq!(world.demanded(), [(20, false), (20, false)]);
+    world.ready_with(1, 16);
+    world.ready_with(2, 16);
+    assert_eq!(world.running.len(), 32);
+}
+
+#[test]
+fn a_builder_that_a_pool_keeps_is_as_large_as_planned() {
+    let world = World::new(vec![PoolSpec { min_builders: 1, ..ec2_pool("ec2", Market::Spot) }]);
+    assert_eq!(world.demanded(), [(4, false)]);
+}
+
+#[test]
+fn a_build_that_lost_a_spot_machine_gets_one_that_stays() {
+    let mut world = ec2(Market::Spot, 3);
+    world.accept(1, X86, &[]);
+    world.wait(1);
+    world.launched_as(1, class(Market::Spot));
+    world.ready_with(1, 4);
+    world.accept(2, X86, &[]);
+    world.lose(1, BuilderFaultKind::ConnectionLost);
+    world.end(1, failed(FailureKind::BuilderLost));
+    world.end(2, failed(FailureKind::BuilderLost));
+    world.gone(1);
+    world.wait(10);
+    assert_eq!(world.demanded(), [(1, false), (2, true)]);
+    // Another spot machine is there first, and does not get them.
+    for build in 3..=8 {
+        world.accept(build, X86, &[]);
+    }
+    world.wait(1);
+    assert_eq!(world.demanded().len(), 3);
+    world.launched_as(3, class(Market::Spot));
+    world.ready_with(3, 16);
+    assert_eq!((world.builder_of(1), world.builder_of(3)), (None, Some(3)));
+    world.launched_as(2, class(Market::OnDemand));
+    world.ready_with(2, 4);
+    assert_eq!((world.builder_of(1), world.builder_of(2)), (Some(2), Some(2)));
+}
+
+#[test]
+fn a_build_that_lost_a_spot_machine_takes_another_when_no_other_can_be_had() {
+    let mut world = ec2(Market::Spot, 2);
+    for build in 1..=8 {
+        world.accept(build, X86, &[]);
+    }
+    world.wait(1);
+    for builder in [1, 2] {
+        world.launched_as(builder, class(Market::Spot));
+        world.ready_with(builder, 8);
+    }
+    let there = world.builder_of(1).unwrap();
+    world.lose(there, BuilderFaultKind::ConnectionLost);
+    world.end(1, failed(FailureKind::BuilderLost));
+    // The lost one counts until it is gone, so nothing can be launched beside the other.
+    assert_eq!(world.builder_of(1), Some(3 - there));
+}
+
+#[test]
+fn an_adopted_builder_is_used_and_nothing_is_launched_beside_it() {
+    let mut world = World::new(vec![pool("x86", X86, &[])]);
+    assert_eq!(world.adopt(&[("x86", 600)]), [1]);
+    world.accept(1, X86, &[]);
+    assert_eq!(world.launches(), 1, "only the adopted one");
+    world.ready(1);
+    assert_eq!(world.builder_of(1), Some(1));
+    // The next to be launched has another id.
+    for build in 2..=3 {
+        world.accept(build, X86, &[]);
+    }
+    assert!(world.pools_of.contains_key(&BuilderId(2)));
+}
+
+#[test]
+fn an_adopted_builder_is_as_old_as_its_instance() {
+    let mut world = World::new(vec![pool("x86", X86, &[])]);
+    world.adopt(&[("x86", 3000), ("x86", 3600)]);
+    assert_eq!(world.terminated, [BuilderId(2)], "older than an hour");
+    world.ready(1);
+    world.accept(1, X86, &[]);
+    world.wait(599);
+    assert_eq!(world.fleet.status(world.now).builders[0].state, BuilderState::Ready);
+    world.wait(1);
+    assert_eq!(world.fleet.status(world.now).builders[0].state, BuilderState::Draining);
+}
+
+#[test]
+fn of_more_builders_than_there_may_be_the_oldest_end() {
+    let mut world = World::new(vec![pool("x86", X86, &[])]);
+    world.adopt(&[("x86", 10), ("x86", 30), ("x86", 20), ("gone", 5)]);
+    assert_eq!(world.terminated, [BuilderId(4), BuilderId(2)]);
+}
+
+#[test]
+fn an_adopted_builder_that_does_not_answer_is_ended_and_is_no_reason_not_to_launch() {
+    let mut world = World::new(vec![PoolSpec { max_builders: 1, ..pool("x86", X86, &[]) }]);
+    world.adopt(&[("x86", 600)]);
+    world.accept(1, X86, &[]);
+    world.wait(300);
+    assert_eq!(world.terminated, [BuilderId(1)]);
+    world.gone(1);
+    world.wait(3);
+    assert_eq!(world.launches(), 2);
+    assert!(world.ended.is_empty());
+}
+
+#[test]
+fn a_pool_that_keeps_builders_counts_the_adopted_ones() {
+    let now = std::time::Instant::now();
+    let spec = PoolSpec { min_builders: 1, ..pool("x86", X86, &[]) };
+    let mut fleet = Fleet::new(vec![spec], now);
+    let builder = fleet.reserve_builder();
+    let instance = Instance { id: InstanceId::new("i-1"), pool: PoolName::new("x86"), class: None };
+    let adoption = Adoption { builder, instance: instance.clone(), age: seconds(1) };
+    assert_eq!(fleet.apply(now, Event::Adopted(vec![adoption.clone()])), []);
+    assert_eq!(fleet.apply(now, Event::Tick), []);
+    // Told twice, it is still one.
+    let again = Adoption { builder: fleet.reserve_builder(), ..adoption };
+    assert_eq!(fleet.apply(now, Event::Adopted(vec![again])), []);
+    assert!(fleet.knows(&instance.id));
+}
+
+fn interrupt(world: &mut World, builder: u64) {
+    let within = Some(seconds(120));
+    world.apply(Event::Interrupted { builder: BuilderId(builder), within, why: "as told".to_owned() });
+}
+
+#[test]
+fn an_interruption_is_no_attempt_of_the_build() {
+    let mut world = ec2(Market::Spot, 1);
+    world.accept(1, X86, &[]);
+    // A build gives up after five machines that were lost while it ran; this is not that.
+    for round in 1..=9 {
+        world.wait(1);
+        world.launched_as(round, class(Market::Spot));
+        world.ready_with(round, 4);
+        interrupt(&mut world, round);
+        world.end(1, AttemptEnd::Aborted);
+        world.wait(1);
+        world.gone(round);
+    }
+    assert!(world.ended.is_empty());
+}
+
+#[test]
+fn a_build_that_ends_by_itself_while_it_is_moved_has_ended() {
+    let mut world = ec2(Market::Spot, 1);
+    for build in [1, 2] {
+        world.accept(build, X86, &[]);
+    }
+    world.wait(1);
+    world.launched_as(1, class(Market::Spot));
+    world.ready_with(1, 4);
+    interrupt(&mut world, 1);
+    world.end(1, AttemptEnd::Succeeded);
+    world.end(2, failed(FailureKind::Derivation));
+    assert_eq!(world.ended.len(), 2);
+}
+
+#[test]
+fn an_attempt_that_does_not_stop_does_not_keep_an_interrupted_machine() {
+    let mut world = ec2(Market::Spot, 1);
+    world.accept(1, X86, &[]);
+    world.wait(1);
+    world.launched_as(1, class(Market::Spot));
+    world.ready_with(1, 4);
+    interrupt(&mut world, 1);
+    assert!(world.terminated.is_empty());
+    world.wait(10);
+    assert_eq!(world.terminated, [BuilderId(1)]);
+}
+
+#[test]
+fn after_two_interruptions_within_a_quarter_of_an_hour_spot_is_off_for_half_an_hour() {
+    let mut world = ec2(Market::Spot, 1);
+    let bought = |world: &mut World, build: u64| {
+        world.accept(build, X86, &[]);
+        world.wait(1);
+        let builder = world.launches() as u64;
+        let on_demand_only = world.demanded().last().unwrap().1;
+        let market = if on_demand_only { Market::OnDemand } else { Market::Spot };
+        world.launched_as(builder, class(market));
+        world.ready_with(builder, 4);
+        world.end(build, AttemptEnd::Succeeded);
+        interrupt(world, builder);
+        world.wait(1);
+        world.gone(builder);
+        market
+    };
+    assert_eq!(bought(&mut world, 1), Market::Spot);
+    world.wait(16 * 60);
+    assert_eq!(bought(&mut world, 2), Market::Spot, "long after the first");
+    world.wait(10 * 60);
+    assert_eq!(bought(&mut world, 3), Market::Spot);
+    assert_eq!(bought(&mut world, 4), Market::OnDemand);
+    world.wait(31 * 60);
+    assert_eq!(bought(&mut world, 5), Market::Spot);
+}
