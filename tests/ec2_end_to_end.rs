@@ -17,17 +17,12 @@ mod lab;
 use std::process::{Child, Stdio};
 use std::time::Instant;
 
-use cloud::{Cloud, feature_of_this_machine};
+use cloud::{Cloud, feature_of_this_machine, lacks};
 use lab::{DEADLINE, Lab, every_release, one_release, text};
 use serde_json::{Value, json};
 
 /// Runs a test on machines with a cloud beside them; `pool` and `ec2` are lines of the pool's two tables.
-fn with_cloud(
-    releases: Vec<&'static str>,
-    pool: &str,
-    ec2: &str,
-    test: impl Fn(&mut Lab, &mut Cloud),
-) {
+fn with_cloud(releases: Vec<&'static str>, pool: &str, ec2: &str, test: impl Fn(&mut Lab, &mut Cloud)) {
     for release in releases {
         eprintln!("--- {release}");
         let mut lab = Lab::bare(release, "");
@@ -97,9 +92,7 @@ fn assert_built(lab: &Lab, build: Child, nonce: &str) -> String {
 
 /// Nothing on EC2 costs anything any more, and the broker knows of nothing there.
 fn assert_account_is_empty(lab: &Lab, cloud: &mut Cloud) {
-    lab.wait("every instance to be terminated", || {
-        cloud.states().iter().all(|state| state == "terminated")
-    });
+    lab.wait("every instance to be terminated", || cloud.states().iter().all(|state| state == "terminated"));
     let volumes = cloud.ec2("describe_volumes", &json!({}));
     assert_eq!(volumes["Volumes"], json!([]), "volumes are left");
     lab.wait("the records to go", || intents(lab).is_empty());
@@ -131,4 +124,178 @@ fn a_build_launches_a_machine_and_leaves_nothing() {
         assert_account_is_empty(lab, cloud);
         lab.assert_all_is_over();
     });
+}
+
+/// The one instance that runs, once it is launched.
+fn launched(lab: &Lab, cloud: &mut Cloud) -> String {
+    lab.wait("an instance to run", || cloud.states() == ["running"]);
+    id(&cloud.only())
+}
+
+fn id(instance: &Value) -> String {
+    instance["InstanceId"].as_str().unwrap().to_owned()
+}
+
+/// What is written down of the only launch.
+fn record(lab: &Lab) -> Value {
+    serde_json::from_str(&lab.sh(&format!("cat {}/ec2/intents/*", lab.state_dir()))).unwrap()
+}
+
+#[test]
+fn a_restarted_broker_takes_over_what_boots() {
+    with_cloud(one_release("bookworm"), IDLE, "", |lab, cloud| {
+        cloud.hold();
+        let build = nix_build(lab, "boots", "0");
+        let instance = launched(lab, cloud);
+        lab.wait("the broker to wait for it", || lab.status()["builders"][0]["state"] == "booting");
+        lab.kill_broker();
+        lab.start_broker();
+        cloud.release();
+        let said = assert_built(lab, build, "boots");
+        eprintln!("{said}");
+        assert_eq!(id(&cloud.only()), instance);
+        assert_eq!(cloud.calls("RunInstances"), 1);
+        assert_account_is_empty(lab, cloud);
+        lab.assert_all_is_over();
+    });
+}
+
+#[test]
+fn a_restarted_broker_takes_over_a_launch_whose_answer_nobody_heard() {
+    with_cloud(one_release("trixie"), IDLE, "", |lab, cloud| {
+        cloud.stall("RunInstances");
+        let build = nix_build(lab, "unheard", "0");
+        let instance = launched(lab, cloud);
+        assert!(record(lab).to_string().contains("SSH_HOST_ED25519_KEY"), "the request is written down");
+        lab.kill_broker();
+        cloud.flow();
+        lab.start_broker();
+        assert_built(lab, build, "unheard");
+        assert_eq!(id(&cloud.only()), instance);
+        assert_eq!(cloud.calls("RunInstances"), 1);
+        assert_account_is_empty(lab, cloud);
+        lab.assert_all_is_over();
+    });
+}
+
+#[test]
+fn a_restarted_broker_goes_on_with_what_builds() {
+    with_cloud(one_release("forky"), IDLE, "", |lab, cloud| {
+        let build = nix_build(lab, "builds", "5");
+        lab.wait("the build to run", || lab.builds_in("building") == 1);
+        let instance = id(&cloud.only());
+        assert!(!record(lab).to_string().contains("SSH_HOST"), "no secret stays on disk");
+        lab.kill_broker();
+        lab.start_broker();
+        assert_built(lab, build, "builds");
+        assert_eq!(id(&cloud.only()), instance);
+        assert_eq!(cloud.calls("RunInstances"), 1);
+        assert_account_is_empty(lab, cloud);
+        lab.assert_all_is_over();
+    });
+}
+
+#[test]
+fn a_machine_ends_itself_when_its_broker_never_comes_back() {
+    with_cloud(one_release("bookworm"), "idle-timeout = \"10m\"", "lease = \"1m\"", |lab, cloud| {
+        assert_built(lab, nix_build(lab, "orphan", "0"), "orphan");
+        let instance = launched(lab, cloud);
+        lab.kill_broker();
+        let terminated_by_hand = cloud.calls("TerminateInstances");
+        lab.wait("the machine to power off", || cloud.states() == ["terminated"]);
+        assert_eq!(cloud.calls("TerminateInstances"), terminated_by_hand, "nobody else ended it");
+        assert_eq!(record(lab)["stage"]["instance"], instance.as_str());
+        lab.start_broker();
+        assert_account_is_empty(lab, cloud);
+        lab.assert_all_is_over();
+    });
+}
+
+#[test]
+fn a_stopped_machine_is_started_again_with_its_store() {
+    let stop = "idle-action = \"stop\"\nmax-stopped = \"1m\"";
+    with_cloud(one_release("trixie"), IDLE, stop, |lab, cloud| {
+        assert_built(lab, nix_build(lab, "first", "0"), "first");
+        let path = lab.sh("ls -d /nix/store/*-on-ec2-first");
+        lab.wait("the machine to be stopped", || cloud.states() == ["stopped"]);
+        lab.wait("the builder to be gone", || lab.status()["builders"] == json!([]));
+        assert_eq!(record(lab)["stage"]["stage"], "shelved");
+
+        let build = nix_build(lab, "second", "3");
+        lab.wait("the second build to run", || lab.builds_in("building") == 1);
+        let instance = id(&cloud.only());
+        cloud.on_machine(&instance, &format!("nix-store --check-validity {path}"));
+        assert_built(lab, build, "second");
+        assert_eq!(cloud.calls("RunInstances"), 1);
+        assert_eq!(cloud.calls("StartInstances"), 1);
+        lab.wait("the machine to be stopped again", || cloud.states() == ["stopped"]);
+        // Nobody needs it within `max-stopped`.
+        assert_account_is_empty(lab, cloud);
+        lab.assert_all_is_over();
+    });
+}
+
+#[test]
+fn a_machine_that_cannot_be_set_up_fails_the_build_with_the_reason() {
+    with_cloud(one_release("forky"), IDLE, "", |lab, cloud| {
+        // Without a firewall a route would do; without both, builds could read the host key.
+        cloud.break_program("iptables");
+        cloud.break_program("ip");
+        let (ok, _, said) = end_of(lab, nix_build(lab, "broken", "0"));
+        assert!(!ok, "{said}");
+        let reason = "builds cannot be kept from the instance's metadata: iptables does not work here";
+        assert!(said.contains(reason), "{said}\n{}", lab.diagnosis());
+        assert_account_is_empty(lab, cloud);
+        lab.assert_all_is_over();
+    });
+}
+
+#[test]
+fn a_processor_that_lacks_what_the_pool_promises_takes_no_build() {
+    // Amazon has both processors, and this machine is not both.
+    let elsewhere = ["c7i.large sapphirerapids", "c7a.large znver4"];
+    let (kind, level) =
+        elsewhere.iter().map(|it| it.split_once(' ').unwrap()).find(|(_, level)| lacks(level)).unwrap();
+    let feature = format!("gccarch-{level}");
+    let pool = format!("{IDLE}\nmandatory-features = [\"{feature}\"]");
+    with_cloud(one_release("bookworm"), &pool, &format!("types = [\"{kind}\"]"), |lab, cloud| {
+        lab.sh(&format!("sed -i 's/requiredSystemFeatures = \\[/& \"{feature}\"/' /t/tuned-here.nix"));
+        let (ok, _, said) = end_of(lab, nix_build(lab, "elsewhere", "0"));
+        assert!(!ok, "{said}");
+        let reason = format!("{kind}'s processor cannot run code for `gccarch-");
+        assert!(said.contains(&reason) && said.contains("/proc/cpuinfo lacks"), "{said}");
+        assert_account_is_empty(lab, cloud);
+        lab.assert_all_is_over();
+    });
+}
+
+#[test]
+fn a_machine_that_is_taken_away_loses_no_build() {
+    with_cloud(one_release("trixie"), IDLE, "", |lab, cloud| {
+        let build = nix_build(lab, "moved", "4");
+        lab.wait("the build to run", || lab.builds_in("building") == 1);
+        let first = id(&cloud.only());
+        cloud.ec2("terminate_instances", &json!({ "InstanceIds": [first] }));
+        assert_built(lab, build, "moved");
+        assert_eq!(cloud.instances().len(), 2, "another machine took it over");
+        assert_account_is_empty(lab, cloud);
+        lab.assert_all_is_over();
+    });
+}
+
+#[test]
+fn a_drained_broker_leaves_nothing_on_ec2() {
+    for ec2 in ["", "idle-action = \"stop\""] {
+        with_cloud(one_release("forky"), "idle-timeout = \"10m\"", ec2, |lab, cloud| {
+            let build = nix_build(lab, "drained", "3");
+            lab.wait("the build to run", || lab.builds_in("building") == 1);
+            let status = lab.stop_broker();
+            assert!(status.success(), "{status}\n{}", lab.diagnosis());
+            for state in cloud.states() {
+                assert!(["shutting-down", "terminated"].contains(&state.as_str()), "{state}");
+            }
+            assert_built(lab, build, "drained");
+            lab.assert_nothing_left();
+        });
+    }
 }

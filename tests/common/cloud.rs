@@ -153,11 +153,14 @@ impl Drop for Cloud {
 
 /// The feature of the most demanding level that this machine's processor has: what the machines of the cloud run on.
 pub(crate) fn feature_of_this_machine() -> String {
+    let levels = ["x86-64-v4", "x86-64-v3", "x86-64-v2", "armv8.2-a", "armv8-a"];
+    format!("gccarch-{}", levels.iter().find(|level| !lacks(level)).unwrap())
+}
+
+/// Whether this machine's processor cannot run code for this level or processor.
+pub(crate) fn lacks(gccarch: &str) -> bool {
     let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap();
     let line = cpuinfo.lines().find(|line| line.starts_with("flags") || line.starts_with("Features"));
     let flags: BTreeSet<&str> = line.unwrap().split_whitespace().collect();
-    let levels = ["x86-64-v4", "x86-64-v3", "x86-64-v2", "armv8.2-a", "armv8-a"];
-    let features = levels.map(|level| format!("gccarch-{level}"));
-    let fits = |feature: &&String| missing_flags(&Feature::new(feature.as_str()), &flags).is_empty();
-    features.iter().find(fits).unwrap().clone()
+    !missing_flags(&Feature::new(format!("gccarch-{gccarch}")), &flags).is_empty()
 }

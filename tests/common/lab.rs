@@ -87,7 +87,8 @@ impl Lab {
         static COUNTER: AtomicU32 = AtomicU32::new(0);
         let name = format!("t{}-{}", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed));
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-        let lab = Self { name, release, script: root.join("tests/lab/host.sh"), broker: None, environment: vec![] };
+        let lab =
+            Self { name, release, script: root.join("tests/lab/host.sh"), broker: None, environment: vec![] };
         let up = lab.host(&["up", &lab.name, release]);
         assert!(up.status.success(), "no test host:\n{}", text(&up));
         lab.put(Path::new(env!("CARGO_BIN_EXE_broker")), "/usr/local/bin/broker");
