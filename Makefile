@@ -35,7 +35,9 @@ real:
 	$(LAB)/roots.sh $(RELEASES)
 	$(LAB)/check.sh $(RELEASES)
 	$(LAB)/nix-files.sh
-	cargo test --locked --test worker_live --test user_data_live --test end_to_end --test operations --test faults -- --test-threads=2
+	$(LAB)/moto.sh
+	cargo test --locked --test worker_live --test user_data_live --test end_to_end --test operations --test faults \
+		--test ec2_end_to_end -- --test-threads=2
 
 bench:
 	$(LAB)/packages.sh

@@ -28,13 +28,7 @@ fn with_cloud(releases: Vec<&'static str>, pool: &str, ec2: &str, test: impl Fn(
         let mut lab = Lab::bare(release, "");
         let mut cloud = Cloud::beside(&lab);
         let feature = feature_of_this_machine();
-        lab.write(
-            "/etc/nix-broker/config.toml",
-            &format!(
-                "[[pool]]\nname = \"aws\"\nfeatures = [\"{feature}\"]\n{pool}\n[pool.ec2]\n{}{ec2}\n",
-                cloud.settings()
-            ),
-        );
+        configure(&lab, &cloud, pool, ec2);
         lab.write(
             "/t/tuned-here.nix",
             &format!(
@@ -48,6 +42,12 @@ fn with_cloud(releases: Vec<&'static str>, pool: &str, ec2: &str, test: impl Fn(
         lab.configure_nix("");
         test(&mut lab, &mut cloud);
     }
+}
+
+fn configure(lab: &Lab, cloud: &Cloud, pool: &str, ec2: &str) {
+    let (feature, settings) = (feature_of_this_machine(), cloud.settings());
+    let pool = format!("[[pool]]\nname = \"aws\"\nfeatures = [\"{feature}\"]\n{pool}\n");
+    lab.write("/etc/nix-broker/config.toml", &format!("{pool}[pool.ec2]\n{settings}{ec2}\n"));
 }
 
 /// A short window, so that a test sees its end.
@@ -82,12 +82,11 @@ fn end_of(lab: &Lab, mut build: Child) -> (bool, String, String) {
 }
 
 /// It succeeded and its output is here, valid, and what was built.
-fn assert_built(lab: &Lab, build: Child, nonce: &str) -> String {
+fn assert_built(lab: &Lab, build: Child, nonce: &str) {
     let (ok, path, said) = end_of(lab, build);
     assert!(ok, "{said}\n{}", lab.diagnosis());
     assert_eq!(lab.run("alice", &["cat", &path]), format!("made of {nonce}"));
     lab.run("alice", &["nix-store", "--verify-path", &path]);
-    said
 }
 
 /// Nothing on EC2 costs anything any more, and the broker knows of nothing there.
@@ -112,8 +111,7 @@ fn tag<'a>(instance: &'a Value, key: &str) -> &'a str {
 fn a_build_launches_a_machine_and_leaves_nothing() {
     with_cloud(every_release(), IDLE, "", |lab, cloud| {
         assert!(cloud.instances().is_empty(), "launched before anything is to be built");
-        let said = assert_built(lab, nix_build(lab, "a", "2"), "a");
-        eprintln!("{said}");
+        assert_built(lab, nix_build(lab, "a", "2"), "a");
         let instance = cloud.only();
         assert_eq!(tag(&instance, "ManagedBy"), "nix-broker");
         assert_eq!(tag(&instance, "nix-broker:pool"), "aws");
@@ -151,8 +149,7 @@ fn a_restarted_broker_takes_over_what_boots() {
         lab.kill_broker();
         lab.start_broker();
         cloud.release();
-        let said = assert_built(lab, build, "boots");
-        eprintln!("{said}");
+        assert_built(lab, build, "boots");
         assert_eq!(id(&cloud.only()), instance);
         assert_eq!(cloud.calls("RunInstances"), 1);
         assert_account_is_empty(lab, cloud);
@@ -229,6 +226,13 @@ fn a_stopped_machine_is_started_again_with_its_store() {
         assert_eq!(cloud.calls("RunInstances"), 1);
         assert_eq!(cloud.calls("StartInstances"), 1);
         lab.wait("the machine to be stopped again", || cloud.states() == ["stopped"]);
+
+        lab.kill_broker();
+        lab.start_broker();
+        assert_built(lab, nix_build(lab, "third", "0"), "third");
+        assert_eq!(cloud.calls("RunInstances"), 1, "another broker knows of it as well");
+        assert_eq!(cloud.calls("StartInstances"), 2);
+        lab.wait("the machine to be stopped for the last time", || cloud.states() == ["stopped"]);
         // Nobody needs it within `max-stopped`.
         assert_account_is_empty(lab, cloud);
         lab.assert_all_is_over();
@@ -298,4 +302,113 @@ fn a_drained_broker_leaves_nothing_on_ec2() {
             lab.assert_nothing_left();
         });
     }
+}
+
+#[test]
+fn an_end_that_was_asked_for_in_vain_is_asked_for_by_the_next_broker() {
+    with_cloud(one_release("bookworm"), IDLE, "", |lab, cloud| {
+        cloud.lose("TerminateInstances");
+        assert_built(lab, nix_build(lab, "unended", "0"), "unended");
+        lab.wait("its end to be asked for", || cloud.calls("TerminateInstances") == 1);
+        lab.kill_broker();
+        cloud.flow();
+        assert_eq!(cloud.states(), ["running"]);
+        lab.start_broker();
+        assert_account_is_empty(lab, cloud);
+        lab.assert_all_is_over();
+    });
+}
+
+#[test]
+fn whoever_waits_is_told_what_the_machine_does() {
+    with_cloud(one_release("trixie"), IDLE, "", |lab, cloud| {
+        cloud.hold();
+        let script = "exec nix-build --no-out-link --log-format internal-json --argstr nonce told /t/tuned-here.nix \
+            >/tmp/told 2>&1";
+        let mut build = lab.command("alice", &["sh", "-c", script]).stdin(Stdio::null()).spawn().unwrap();
+        launched(lab, cloud);
+        lab.wait("alice to hear that nobody answers", || {
+            lab.sh("cat /tmp/told").contains("not answering yet: ")
+        });
+        cloud.release();
+        assert!(build.wait().unwrap().success(), "{}", lab.sh("cat /tmp/told"));
+        let said = lab.sh("cat /tmp/told");
+        let instance = id(&cloud.only());
+        for note in ["launching builder b-1 in pool `aws`", &format!("builder b-1 boots as `{instance}`")] {
+            assert!(said.contains(note), "{note}: {said}");
+        }
+        assert_account_is_empty(lab, cloud);
+    });
+}
+
+#[test]
+fn what_cannot_be_launched_says_what_to_do() {
+    let image = |id: &str| format!("image = \"{id}\"");
+    let cases = [
+        ("AWS_ACCESS_KEY_ID=", String::new(), "credentials"),
+        ("AWS_ENDPOINT_URL_EC2=http://127.0.0.1:5000/moto-api/", String::new(), "AWS_ENDPOINT_URL"),
+        ("AWS_ENDPOINT_URL_EC2=http://127.0.0.1:1/", String::new(), "the connection is refused"),
+        ("", image("ami-00000000000064600"), "image `ami-00000000000064600` is for arm64"),
+        ("", image("ami-0123456789abcdef0"), "ami-0123456789abcdef0"),
+        ("", "image-name = \"nixos/30.11*\"".to_owned(), "has no image `nixos/30.11*` for x86_64"),
+    ];
+    with_cloud(one_release("forky"), IDLE, "", |lab, cloud| {
+        for (number, (variable, line, expected)) in cases.iter().enumerate() {
+            lab.stop_broker();
+            configure(lab, cloud, IDLE, line);
+            let mut environment = cloud.environment();
+            environment.extend((!variable.is_empty()).then(|| (*variable).to_owned()));
+            lab.set_environment(environment);
+            lab.start_broker();
+            let (ok, _, said) = end_of(lab, nix_build(lab, &format!("never-{number}"), "0"));
+            assert!(!ok && said.contains(expected), "{variable}{line}: {said}\n{}", lab.diagnosis());
+            lab.assert_all_is_over();
+        }
+        assert_eq!(cloud.calls("RunInstances"), 0);
+    });
+}
+
+#[test]
+fn machines_of_other_brokers_are_left_alone_and_unknown_ones_of_ours_are_not() {
+    with_cloud(one_release("bookworm"), IDLE, "", |lab, cloud| {
+        assert_built(lab, nix_build(lab, "ours", "0"), "ours");
+        let ours = tag(&cloud.only(), "nix-broker:broker").to_owned();
+        let run = |cloud: &mut Cloud, broker: &str| {
+            let tags = [("ManagedBy", "nix-broker"), ("nix-broker:broker", broker)];
+            let tags = tags.map(|(key, value)| json!({ "Key": key, "Value": value }));
+            let order = json!({
+                "ImageId": "ami-00000000000086600", "InstanceType": "c7a.large", "MinCount": 1, "MaxCount": 1,
+                "SubnetId": cloud.subnet(), "UserData": "#!/bin/sh",
+                "TagSpecifications": [{ "ResourceType": "instance", "Tags": tags }],
+            });
+            id(&cloud.ec2("run_instances", &order)["Instances"][0])
+        };
+        let other = run(cloud, &"0".repeat(32));
+        let stray = run(cloud, &ours);
+        lab.wait("the unknown one to end", || cloud.state_of(&stray) == "terminated");
+        assert_eq!(cloud.state_of(&other), "running");
+        assert!(lab.stop_broker().success());
+        assert_eq!(cloud.state_of(&other), "running");
+    });
+}
+
+#[test]
+fn many_builds_get_machines_for_many() {
+    let pool = format!("{IDLE}\nmax-builders = 3\nslots = 2");
+    with_cloud(one_release("forky"), &pool, "", |lab, cloud| {
+        let feature = feature_of_this_machine();
+        lab.write(
+            "/t/many.nix",
+            &format!(
+                "builtins.genList (i: (import /t/lib.nix).run \"many-${{toString i}}\" \
+                 \"bb sleep 3; echo ${{toString i}} > $out\" {{ requiredSystemFeatures = [ \"{feature}\" ]; }}) 12"
+            ),
+        );
+        assert_eq!(lab.build("alice", &["/t/many.nix"]).len(), 12);
+        let zones: Vec<_> = cloud.instances().iter().map(|it| it["Placement"].clone()).collect();
+        assert_eq!(zones.len(), 3, "{zones:?}");
+        assert_eq!(lab.ended("succeeded"), 12);
+        assert_account_is_empty(lab, cloud);
+        lab.assert_all_is_over();
+    });
 }

@@ -104,6 +104,18 @@ impl Cloud {
         instances.into_iter().next().unwrap()
     }
 
+    /// What an instance is doing.
+    pub(crate) fn state_of(&mut self, instance: &str) -> String {
+        let instances = self.instances();
+        let found = instances.iter().find(|it| it["InstanceId"] == instance).unwrap();
+        found["State"]["Name"].as_str().unwrap().to_owned()
+    }
+
+    /// A subnet to launch in.
+    pub(crate) fn subnet(&self) -> &str {
+        self.about["subnets"][0].as_str().unwrap()
+    }
+
     /// How often the broker asked for this.
     pub(crate) fn calls(&mut self, action: &str) -> u64 {
         self.ask(&json!(["calls"]))[action].as_u64().unwrap_or(0)
@@ -127,6 +139,11 @@ impl Cloud {
     /// This action is done, and its answer withheld.
     pub(crate) fn stall(&mut self, action: &str) {
         self.ask(&json!(["stall", action]));
+    }
+
+    /// This action is not done, and not answered.
+    pub(crate) fn lose(&mut self, action: &str) {
+        self.ask(&json!(["lose", action]));
     }
 
     /// Answers are given again, those that were withheld too.

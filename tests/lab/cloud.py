@@ -13,7 +13,9 @@ standard input is a command, answered by one line:
     ["calls"]                   how often each action was asked for, by anybody but this program
     ["hold"], ["release"]       machines that start from now on wait with their boot until they are released
     ["break", PROGRAM]          in machines that boot from now on this program fails
-    ["stall", ACTION], ["flow"] this action is done and its answer withheld until it flows
+    ["stall", ACTION]           this action is done, and its answer withheld until answers flow
+    ["lose", ACTION]            this action is not done, and an error is the answer once answers flow
+    ["flow"]                    answers flow again
 
 It ends, and all machines with it, when standard input does.
 """
@@ -77,6 +79,7 @@ class Gate:
         self.inner = inner
         self.calls = collections.Counter()
         self.stalled = set()
+        self.lost = set()
         self.changed = threading.Condition()
 
     def __call__(self, environ, start_response):
@@ -89,6 +92,10 @@ class Gate:
             return self.inner(environ, start_response)
         with self.changed:
             self.calls[action] += 1
+            if action in self.lost:
+                self.changed.wait_for(lambda: action not in self.lost)
+                start_response("503 Service Unavailable", [("Content-Type", "text/plain")])
+                return [b"lost"]
         answer = list(self.inner(environ, start_response))
         with self.changed:
             self.changed.wait_for(lambda: action not in self.stalled)
@@ -98,9 +105,14 @@ class Gate:
         with self.changed:
             self.stalled.add(action)
 
+    def lose(self, action):
+        with self.changed:
+            self.lost.add(action)
+
     def flow(self):
         with self.changed:
             self.stalled.clear()
+            self.lost.clear()
             self.changed.notify_all()
 
 
@@ -244,6 +256,8 @@ def answer(command, ec2, gate, machines):
             machines.broken.append(program)
         case ["stall", action]:
             gate.stall(action)
+        case ["lose", action]:
+            gate.lose(action)
         case ["flow"]:
             gate.flow()
         case _:
