@@ -37,7 +37,7 @@ real:
 	$(LAB)/nix-files.sh
 	$(LAB)/moto.sh
 	cargo test --locked --test worker_live --test user_data_live --test end_to_end --test operations --test faults \
-		--test ec2_end_to_end -- --test-threads=2
+		--test nixos --test ec2_end_to_end -- --test-threads=2
 
 bench:
 	$(LAB)/packages.sh

@@ -3,7 +3,7 @@
   pkgs,
   nixpkgs,
   package,
-  module,
+  modules,
 }:
 
 let
@@ -37,21 +37,16 @@ let
     else
       throw "${name}: not as it should be: ${lib.concatStringsSep "; " failed}";
 
-  nixos =
-    configuration:
-    (nixpkgs.lib.nixosSystem {
-      modules = [
-        module
-        { nixpkgs.hostPlatform = pkgs.stdenv.hostPlatform.system; }
-        { system.stateVersion = lib.trivial.release; }
-        configuration
-      ];
-    }).config;
+  # nix/tests, with this nixpkgs.
+  evaluated = import ./tests {
+    inherit nixpkgs;
+    inherit (pkgs.stdenv.hostPlatform) system;
+  };
 
   test =
     file: arguments:
     pkgs.testers.runNixOSTest {
-      imports = [ (lib.modules.importApply file ({ inherit module; } // arguments)) ];
+      imports = [ (lib.setDefaultModuleLocation file (import file ({ inherit modules; } // arguments))) ];
     };
 
   # One Nix of each way in which `build-hook` is read: from 2.25 to 2.33 not from nix.conf, before and after from there.
@@ -72,20 +67,9 @@ in
   format = cargo "format" [ pkgs.rustfmt ] "cargo fmt --check";
   lint = cargo "lint" [ pkgs.clippy ] "cargo clippy --frozen --all-targets -- --deny warnings";
 
-  module = moduleCheck "module" (import ./tests/module.nix { inherit lib; });
-  module-in-nixos = moduleCheck "module-in-nixos" (
-    import ./tests/module.nix {
-      inherit lib package;
-      evaluate = nixos;
-      # Only its name and version are looked at; the rest is a Nix, so that NixOS can evaluate everything else.
-      lix = pkgs.nix // {
-        pname = "lix";
-        version = "2.94.0";
-        name = "lix-2.94.0";
-      };
-    }
-  );
+  module = moduleCheck "module" evaluated.module.wrong;
 
   vm-local = test ./tests/local.nix { };
+  vm-builder = test ./tests/builder.nix { };
 }
 // lib.mapAttrs' (version: nix: lib.nameValuePair "vm-build-${version}" (test ./tests/build.nix { inherit nix; })) versions

@@ -12,9 +12,12 @@
 let
   inherit (lib)
     any
+    concatMap
     elem
     getExe
     getExe'
+    isAttrs
+    isList
     literalExpression
     mkDefault
     mkEnableOption
@@ -22,7 +25,7 @@ let
     mkMerge
     mkOption
     optional
-    optionalString
+    optionalAttrs
     optionals
     types
     ;
@@ -32,30 +35,52 @@ let
   toml = pkgs.formats.toml { };
   defaultSocket = "/run/nix-broker/broker.sock";
   name = "nix-broker";
+  credentialsDir = "/run/credentials/nix-broker.service";
 
-  hasLocalPool = any (pool: pool ? local) cfg.settings.pool;
-  hosts = lib.concatMap (pool: pool.hosts or [ ]) cfg.settings.pool;
+  pools = cfg.settings.pool;
+  hasLocalPool = any (pool: pool.local != null) pools;
+  hasEc2Pool = any (pool: pool.ec2 != null) pools;
+  hosts = concatMap (pool: pool.hosts) pools;
+
+  # Lix has another idea of a build hook, and refuses the setting when it checks nix.conf; there the broker is a machine
+  # like any other, whose store is served by our endpoint.
+  isLix = lib.getName nix.package == "lix";
 
   # The hook does not read the configuration, so a socket elsewhere is part of the command. Only then: Nix before 2.10
   # takes one path and no words.
-  hook =
-    getExe' cfg.package "broker-hook"
-    + optionalString (cfg.settings.socket != defaultSocket) " --socket ${cfg.settings.socket}";
+  hookProgram = getExe' cfg.package "broker-hook";
+  hook = hookProgram + lib.optionalString (cfg.settings.socket != defaultSocket) " --socket ${cfg.settings.socket}";
 
-  written = toml.generate "nix-broker.toml" cfg.settings;
-  # A file of known hosts is on the machine, not in the build's sandbox, and the broker reads it when it checks.
+  # An option that was not set is a key that is not written: the broker has its own defaults.
+  written =
+    value:
+    if isList value then
+      map written value
+    else if isAttrs value then
+      lib.mapAttrs (_: written) (lib.filterAttrs (_: inner: inner != null) value)
+    else
+      value;
+  settings = written (
+    cfg.settings
+    // {
+      pool = map (pool: if pool.hosts == [ ] then removeAttrs pool [ "hosts" ] else pool) pools;
+    }
+  );
+
+  generated = toml.generate "nix-broker.toml" settings;
+  # What is on the machine is not in the build's sandbox, and the broker reads it when it checks.
   canCheck =
     cfg.checkConfig
-    && !any (host: host ? known-hosts-file) hosts
+    && !any (host: host.known-hosts-file != null) hosts
     && pkgs.stdenv.buildPlatform.canExecute pkgs.stdenv.hostPlatform;
   configFile =
     if canCheck then
       pkgs.runCommand "nix-broker.toml" { } ''
-        ${getExe cfg.package} check ${written}
-        cp ${written} $out
+        ${getExe cfg.package} check ${generated}
+        cp ${generated} $out
       ''
     else
-      written;
+      generated;
 
   graceSeconds =
     let
@@ -68,12 +93,100 @@ let
     in
     lib.toIntBase10 (builtins.elemAt parts 0) * unit.${builtins.elemAt parts 1};
 
+  # One line of /etc/nix/machines for each pool: what it offers, and as many builds as it may run.
+  machine = pool: {
+    hostName = "localhost?remote-program=${hookProgram}";
+    protocol = "ssh-ng";
+    systems = if pool.systems == null then [ pkgs.stdenv.hostPlatform.system ] else pool.systems;
+    maxJobs =
+      if builtins.isInt pool.slots then
+        pool.slots * (if pool.max-builders == null then 1 else pool.max-builders)
+      else
+        64;
+    supportedFeatures = if pool.features == null then [ ] else pool.features;
+    mandatoryFeatures = if pool.mandatory-features == null then [ ] else pool.mandatory-features;
+  };
+
+  # Typed where a typing error would be found late; what is set is written, what is not is the broker's own default.
+  maybe =
+    type: example: description:
+    mkOption {
+      type = types.nullOr type;
+      default = null;
+      inherit example description;
+    };
+  strings = types.listOf types.str;
+  span = types.strMatching "[0-9]+[a-z]+([[:space:]]*[0-9]+[a-z]+)*";
+
+  host = types.submodule {
+    freeformType = toml.type;
+    options = {
+      address = mkOption {
+        type = types.str;
+        example = "rack.example.org";
+        description = "The machine's name or address.";
+      };
+      user = mkOption {
+        type = types.str;
+        example = "nix";
+        description = "The user to log in as; must be in `trusted-users` there.";
+      };
+      port = maybe types.port 2222 "TCP port of its sshd; 22 unless set.";
+      host-keys = maybe strings [ "ssh-ed25519 AAAA..." ] "The host keys that it may show, in OpenSSH's form.";
+      known-hosts-file = maybe types.path "/etc/ssh/ssh_known_hosts" "A file of known hosts, instead of `host-keys`.";
+      identity-file = maybe types.path "${credentialsDir}/rack" ''
+        The private key to log in with; the broker's own, {file}`/var/lib/nix-broker/id_ed25519`, unless set.
+      '';
+    };
+  };
+
+  local = types.submodule {
+    freeformType = toml.type;
+    options = {
+      nix-daemon = maybe types.path "/run/current-system/sw/bin/nix-daemon" "The nix-daemon to run as the machine's Nix.";
+      sshd = maybe types.path "/run/current-system/sw/bin/sshd" "The sshd to run.";
+      sandbox-paths = maybe strings [ "/bin/sh=/bin/busybox" ] "Programs of this machine that builds may see.";
+    };
+  };
+
   pool = types.submodule {
     freeformType = toml.type;
-    options.name = mkOption {
-      type = types.strMatching "[A-Za-z0-9][A-Za-z0-9._-]{0,63}";
-      example = "rack";
-      description = "The pool's name; also what Nix shows as the machine.";
+    options = {
+      name = mkOption {
+        type = types.strMatching "[A-Za-z0-9][A-Za-z0-9._-]{0,63}";
+        example = "rack";
+        description = "The pool's name; also what Nix shows as the machine.";
+      };
+      systems = maybe strings [ "x86_64-linux" "i686-linux" ] "What its builders build for; this machine's system unless set.";
+      features = maybe strings [ "big-parallel" "gccarch-znver3" ] ''
+        What its builders offer to `requiredSystemFeatures`.
+      '';
+      mandatory-features = maybe strings [ "elsewhere" ] "The same, for builders that take only builds that require them.";
+      slots = maybe (types.either types.ints.positive (types.enum [ "auto" ])) "auto" ''
+        How many builds a builder runs at once; as many as it has processors unless set.
+      '';
+      min-builders = maybe types.ints.unsigned 0 "Builders that are kept although idle.";
+      max-builders = maybe types.ints.positive 4 "Builders at most.";
+      idle-timeout = maybe span "10m" "How long a builder without work is kept.";
+      max-lifetime = maybe span "12h" "A builder older than this takes no new builds and ends.";
+      launch-timeout = maybe span "5m" "From the launch until a builder is ready, at most.";
+      hosts = mkOption {
+        type = types.listOf host;
+        default = [ ];
+        description = "Machines that are there.";
+      };
+      local = mkOption {
+        type = types.nullOr local;
+        default = null;
+        example = { };
+        description = "Builders are sets of processes of this machine, each with a store of its own.";
+      };
+      ec2 = mkOption {
+        type = types.nullOr toml.type;
+        default = null;
+        example = literalExpression ''{ regions = [ "eu-central-1" ]; market = "spot"; }'';
+        description = "Builders are EC2 instances. The broker itself checks the keys.";
+      };
     };
   };
 in
@@ -86,6 +199,34 @@ in
       default = pkgs.nix-broker or (throw "services.nix-broker.package is not set, and there is no pkgs.nix-broker");
       defaultText = literalExpression "pkgs.nix-broker";
       description = "The package with `broker` and `broker-hook`.";
+    };
+
+    group = mkOption {
+      type = types.nullOr types.str;
+      default = null;
+      example = "wheel";
+      description = ''
+        The group whose members may ask for the status; everybody when `null`. Builds come through the nix-daemon whoever
+        starts them, so this decides nothing about them: `nix.settings.allowed-users` does.
+      '';
+    };
+
+    credentials = mkOption {
+      type = types.attrsOf types.path;
+      default = { };
+      example = literalExpression ''{ aws = "/run/secrets/aws-credentials"; rack = "/run/secrets/rack-key"; }'';
+      description = ''
+        Secret files for the service, which systemd hands over so that nobody else can read them: `NAME` is
+        {file}`/run/credentials/nix-broker.service/NAME`, for the `identity-file` of a host. The one called `aws` is what
+        the AWS SDK takes as its shared credentials file. An instance profile or SSO needs none.
+      '';
+    };
+
+    environmentFile = mkOption {
+      type = types.nullOr types.path;
+      default = null;
+      example = "/run/secrets/nix-broker.env";
+      description = "A file of variables for the service, such as `AWS_ACCESS_KEY_ID`.";
     };
 
     checkConfig = mkOption {
@@ -138,8 +279,8 @@ in
             type = types.listOf pool;
             default = [ ];
             description = ''
-              The pools, in the order in which they are tried: a build goes to the first that it fits. Each has a
-              table `local` (processes of this machine) or a list `hosts` (machines that are there).
+              The pools, in the order in which they are tried: a build goes to the first that it fits. Each has one of
+              `local`, `hosts` and `ec2`.
             '';
           };
         };
@@ -155,12 +296,21 @@ in
           message = "services.nix-broker: there is nothing to serve without Nix; set nix.enable.";
         }
         {
-          assertion = cfg.settings.pool != [ ];
+          assertion = pools != [ ];
           message = "services.nix-broker: settings.pool is empty; without a pool nothing can be built.";
         }
         {
-          assertion = lib.allUnique (map (pool: pool.name) cfg.settings.pool);
+          assertion = lib.allUnique (map (pool: pool.name) pools);
           message = "services.nix-broker: two pools of settings.pool have the same name.";
+        }
+        {
+          assertion = lib.all (
+            pool: lib.length (lib.filter (has: has) [ (pool.local != null) (pool.hosts != [ ]) (pool.ec2 != null) ]) == 1
+          ) pools;
+          message = ''
+            services.nix-broker: each pool of settings.pool has exactly one of `local = { }`, `hosts = [ ... ]` and
+            `ec2 = { ... }`, which says where its builders come from.
+          '';
         }
         {
           assertion = !hasLocalPool || config.security.allowUserNamespaces;
@@ -169,11 +319,17 @@ in
           '';
         }
         {
-          # The hook speaks through pipes as Nix does; this Lix speaks Cap'n Proto to its hook, and would fail each build.
-          assertion = !(lib.getName nix.package == "lix" && lib.versionAtLeast (lib.getVersion nix.package) "2.94pre");
+          assertion = nix.distributedBuilds;
           message = ''
-            services.nix-broker: Lix 2.94 and newer has another build-hook protocol. Use the broker as a store in
-            nix.buildMachines instead (`broker-hook --help`), or an older Lix, or Nix.
+            services.nix-broker: nix.distributedBuilds is false, so nix.conf says `builders =`, which tells every hook to
+            build nothing elsewhere: the broker would never get a build. Remove that line, or disable services.nix-broker.
+          '';
+        }
+        {
+          assertion = !isLix || cfg.settings.socket == defaultSocket;
+          message = ''
+            services.nix-broker: Lix reaches the broker through /etc/nix/machines, where the socket cannot be named; leave
+            settings.socket alone.
           '';
         }
         {
@@ -193,11 +349,6 @@ in
         }
       ];
 
-      warnings = optional (!nix.distributedBuilds) ''
-        services.nix-broker: nix.distributedBuilds is false, so nix.conf says `builders =`, which tells every hook to
-        build nothing elsewhere: the broker will never get a build. Remove that line, or disable services.nix-broker.
-      '';
-
       users.users.${name} = {
         isSystemUser = true;
         group = name;
@@ -208,7 +359,10 @@ in
         # the system's sshd: nobody can log in with it.
         shell = "/bin/sh";
       };
-      users.groups.${name} = { };
+      users.groups = {
+        ${name} = { };
+      }
+      // optionalAttrs (cfg.group != null) { ${cfg.group} = { }; };
 
       environment.etc."nix-broker/config.toml".source = configFile;
       environment.systemPackages = [ cfg.package ];
@@ -217,7 +371,13 @@ in
     {
       # On a default NixOS `builders` is written as empty, which means "build nothing elsewhere" to every hook.
       nix.distributedBuilds = mkDefault true;
+      # Builders have a better line to the caches than this machine has to the builders.
+      nix.settings.builders-use-substitutes = mkDefault true;
+    }
 
+    (mkIf isLix { nix.buildMachines = map machine pools; })
+
+    (mkIf (!isLix) {
       # Enough for Nix up to 2.24 and from 2.34 on, whoever starts it. From 2.25 to 2.33 Nix overwrites this one setting
       # after it has read nix.conf, for root and for users alike.
       nix.settings.build-hook = hook;
@@ -236,17 +396,18 @@ in
         text = "build-hook = ${hook}\n";
         mode = "0400";
       };
-    }
+    })
 
     {
       systemd.services.nix-broker = {
         description = "Broker of Nix builds";
         wantedBy = [ "multi-user.target" ];
-        wants = [ "nix-daemon.socket" ];
+        wants = [ "nix-daemon.socket" ] ++ optional hasEc2Pool "network-online.target";
         after = [
           "nix-daemon.socket"
           "network.target"
-        ];
+        ]
+        ++ optional hasEc2Pool "network-online.target";
         restartTriggers = [ configFile ];
         # A stop waits for the builds that run. In one step with the start, after the new system is in place, nothing
         # else of the switch has to wait for it without a broker.
@@ -256,21 +417,27 @@ in
           nix.package
           config.programs.ssh.package
         ];
-        environment.HOME = "/var/lib/nix-broker";
+        environment = {
+          HOME = "/var/lib/nix-broker";
+        }
+        // optionalAttrs (cfg.credentials ? aws) { AWS_SHARED_CREDENTIALS_FILE = "${credentialsDir}/aws"; };
 
         serviceConfig = mkMerge [
           {
             Type = "notify";
             ExecStart = "${getExe cfg.package} serve";
             User = name;
-            Group = name;
-            # Everybody may connect: the hook of a single-user store runs as its user, and the broker looks at who asks.
+            Group = if cfg.group == null then name else cfg.group;
+            # Whoever can reach the socket may ask for the status; the broker looks at who asks for more. Root is always
+            # let in, and so is every hook of the nix-daemon.
             RuntimeDirectory = "nix-broker";
-            RuntimeDirectoryMode = "0755";
+            RuntimeDirectoryMode = if cfg.group == null then "0755" else "0750";
+            LoadCredential = lib.mapAttrsToList (credential: file: "${credential}:${file}") cfg.credentials;
             # Keys are in here.
             StateDirectory = "nix-broker";
             StateDirectoryMode = "0700";
-            UMask = "0022";
+            UMask = if hasLocalPool then "0022" else "0077";
+            EnvironmentFile = optional (cfg.environmentFile != null) cfg.environmentFile;
             # What is put elsewhere must be there, and belong to the user.
             ReadWritePaths =
               optional (dirOf cfg.settings.socket != "/run/nix-broker") (dirOf cfg.settings.socket)
@@ -294,6 +461,8 @@ in
             ProtectSystem = "strict";
             ProtectHome = true;
             PrivateTmp = true;
+            PrivateMounts = true;
+            KeyringMode = "private";
             ProtectKernelModules = true;
             ProtectControlGroups = true;
             RemoveIPC = true;
@@ -310,6 +479,7 @@ in
             LockPersonality = true;
             MemoryDenyWriteExecute = true;
             PrivateDevices = true;
+            ProcSubset = "pid";
             ProtectClock = true;
             ProtectHostname = true;
             ProtectKernelLogs = true;
@@ -329,7 +499,9 @@ in
             SystemCallErrorNumber = "EPERM";
             SystemCallFilter = [
               "@system-service"
-              "~@privileged"
+              "~@privileged @resources"
+              # The limit on open files: every waiting hook has one.
+              "setrlimit prlimit64"
             ];
           })
         ];

@@ -10,8 +10,11 @@ use std::path::Path;
 use std::thread::{self, JoinHandle};
 
 use assert_cmd::Command;
-use nix_broker::ipc::view::{BuildView, BuilderView, EndedView, FaultView, PoolView, StatusView};
-use nix_broker::ipc::{Frame, Hello, OperatorReply, OperatorRequest, Reply, Target, VERSION};
+use nix_broker::ipc::view::{
+    BuildView, BuilderView, CostRowView, CostView, EndedView, FaultView, HistoryView, MoneyView,
+    PastBuildView, PoolView, StatusView,
+};
+use nix_broker::ipc::{CostBy, Frame, Hello, OperatorReply, OperatorRequest, Reply, Target, VERSION};
 use tempfile::TempDir;
 
 /// What a run of `broker` left behind.
@@ -126,6 +129,9 @@ fn pool(name: &str) -> PoolView {
         idle_timeout: 600.0,
         last_fault: None,
         cooling: None,
+        capped: None,
+        rate: None,
+        today: None,
     }
 }
 
@@ -141,6 +147,11 @@ fn builder(id: &str, pool: &str, state: &str) -> BuilderView {
         slots_used: 0,
         slots: 8,
         ends_in: None,
+        instance_type: None,
+        market: None,
+        zone: None,
+        rate: None,
+        cost: None,
     }
 }
 
@@ -157,6 +168,7 @@ fn build(id: u64, name: &str, phase: &str, pool: &str) -> BuildView {
         pool: Some(pool.to_owned()),
         builder: None,
         attempts: 1,
+        cost: None,
     }
 }
 
@@ -173,6 +185,7 @@ fn busy() -> StatusView {
         uptime: 15_120.0,
         accepting: true,
         ended: EndedView { succeeded: 12, failed: 1, cancelled: 0 },
+        money: None,
         pools: vec![x86, arm, big],
         builders: vec![
             BuilderView { slots_used: 2, ..builder("b-1", "x86", "ready") },
@@ -260,6 +273,64 @@ fn a_builder_that_boots_says_what_it_is_doing() {
     ");
 }
 
+/// The same afternoon on machines that cost something.
+fn costly() -> StatusView {
+    let mut view = busy();
+    view.money = Some(MoneyView {
+        rate: 1.224,
+        today: 3.1,
+        month: 41.0,
+        cap_hour: None,
+        cap_day: Some(20.0),
+        cap_month: None,
+    });
+    view.pools[0] = PoolView { rate: Some(1.224), today: Some(3.1), ..view.pools[0].clone() };
+    view.pools[2].capped = Some("the cap of $20.00 a day is reached".to_owned());
+    for (builder, cost) in view.builders.iter_mut().zip([0.5, 0.002]) {
+        builder.instance_type = Some("c7a.4xlarge".to_owned());
+        builder.market = Some("spot".to_owned());
+        builder.zone = Some("eu-central-1a".to_owned());
+        (builder.rate, builder.cost) = (Some(0.612), Some(cost));
+    }
+    view.builds[1].cost = Some(0.0213);
+    view
+}
+
+#[test]
+fn status_shows_what_everything_costs_when_anything_does() {
+    let (run, _) = Desk::new().ask(&["status"], vec![OperatorReply::Status(costly())]);
+    insta::assert_snapshot!(run.text(), @r"
+    exit 0
+    --- stdout
+    broker 0.1.0, up 4h 12m, accepting builds
+
+    POOL   BUILDERS                   MAX  SLOTS  QUEUED  IDLE TIMEOUT  RATE     TODAY
+    x86    2 ready, 1 draining (38s)  2    3/16   1       10m           $1.22/h  $3.10
+    arm64  1 booting (38s)            1    0/0    1       10m           -        -
+    big    none                       2    0/0    1       10m           -        -
+    warn  pool `big`: launch refused: no capacity[2J (3m 4s ago); next launch in 56s
+    warn  pool `big` launches nothing: the cap of $20.00 a day is reached
+
+    Costs $1.22/h now, $3.10 today (cap $20.00), $41.00 this month (UTC; `broker cost`)
+
+    BUILDER  POOL   STATE     FOR  SLOTS  ENDS           INSTANCE   TYPE         MARKET  ZONE           RATE     SO FAR
+    b-1      x86    ready     38s  2/8    -              local-b-1  c7a.4xlarge  spot    eu-central-1a  $0.61/h  $0.50
+    b-2      x86    ready     38s  0/8    in 4m 10s      local-b-2  c7a.4xlarge  spot    eu-central-1a  $0.61/h  $0.002
+    b-3      arm64  booting   38s  0/0    -              -          -            -       -              -        -
+    b-4      x86    draining  38s  1/8    after 1 build  local-b-4  -            -       -              -        -
+
+    BUILD  DERIVATION      STATE              FOR     WHERE                                  COST
+    #8     linux-6.12.38   building           2m 10s  b-1 (x86)                              $0.02
+    #9     hello-2.12.2    uploading (try 2)  2m 10s  b-4 (x86)                              -
+    #7     openssl-3.5.1   queued             2m 10s  waits for a slot of x86, 1 ahead       -
+    #10    gcc-15.1.0      queued             2m 10s  waits for b-3 (arm64, booting)         -
+    #11    chromium-140.0  queued             2m 10s  waits for big, which launches nothing  -
+    #12    fresh           accepted           2m 10s  waits for its inputs from Nix          -
+
+    Ended so far: 12 succeeded, 1 failed (`broker builds --all`)
+    ");
+}
+
 #[test]
 fn status_of_an_idle_broker_is_short() {
     let (run, _) = Desk::new().ask(&["status"], vec![OperatorReply::Status(idle())]);
@@ -293,15 +364,20 @@ fn status_in_json_is_the_document_as_the_broker_sent_it() {
     insta::assert_snapshot!(serde_json::to_string_pretty(&view["builders"][2]).unwrap(), @r#"
     {
       "age": 700.0,
+      "cost": null,
       "ends-in": null,
       "id": "b-3",
       "in-state": 38.5,
       "instance": null,
+      "instance-type": null,
+      "market": null,
       "pool": "arm64",
       "progress": null,
+      "rate": null,
       "slots": 0,
       "slots-used": 0,
-      "state": "booting"
+      "state": "booting",
+      "zone": null
     }
     "#);
     insta::assert_snapshot!(serde_json::to_string_pretty(&view["builds"][0]).unwrap(), @r#"
@@ -310,6 +386,7 @@ fn status_in_json_is_the_document_as_the_broker_sent_it() {
       "ahead": 1,
       "attempts": 1,
       "builder": null,
+      "cost": null,
       "drv": "/nix/store/0c0kyvd9yy1j1xcpq5h3lqkzxmfv0y7i-openssl-3.5.1.drv",
       "id": 7,
       "in-phase": 130.0,
@@ -321,6 +398,7 @@ fn status_in_json_is_the_document_as_the_broker_sent_it() {
     "#);
     insta::assert_snapshot!(serde_json::to_string_pretty(&view["pools"][2]).unwrap(), @r#"
     {
+      "capped": null,
       "cooling": 56.0,
       "ending": 0,
       "idle-timeout": 600.0,
@@ -331,10 +409,12 @@ fn status_in_json_is_the_document_as_the_broker_sent_it() {
       "max-builders": 2,
       "name": "big",
       "queued": 1,
+      "rate": null,
       "ready": 0,
       "slots": 0,
       "slots-used": 0,
-      "starting": 0
+      "starting": 0,
+      "today": null
     }
     "#);
 }
@@ -652,7 +732,7 @@ fn check_prints_every_problem_of_a_file() {
     exit 1
     --- stderr
     error: `DIR/config.toml` has 4 problems
-      DIR/config.toml:1: pool[1]: no provider; say where the machines come from: a `[pool.local]` table, or `[[pool.hosts]]`
+      DIR/config.toml:1: pool[1]: no provider; say where the machines come from: a `[pool.local]` table, a `[pool.ec2]` table, or `[[pool.hosts]]`
       DIR/config.toml:1: pool[1].name: missing: every pool has a name, such as "local"
       DIR/config.toml:2: pool[1].nmae: unknown key; did you mean `name`?
       DIR/config.toml:3: pool[1].idle-timeout: `5` has no unit; write "5s" or "5m"
@@ -808,4 +888,118 @@ fn every_command_has_help_with_examples() {
     assert_eq!(desk.run(&["--version"]).stdout, format!("broker {}\n", env!("CARGO_PKG_VERSION")));
     let hidden = desk.run(&["--help"]).stdout;
     assert!(!hidden.contains("local-machine"), "{hidden}");
+}
+
+fn bill(by: CostBy, rows: Vec<CostRowView>) -> OperatorReply {
+    OperatorReply::Cost(CostView { schema: 1, by, money: costly().money, rows })
+}
+
+fn cost_row(name: &str, count: u64, time: f64, cost: f64) -> CostRowView {
+    let (pool, instance_type, market) = (None, None, None);
+    CostRowView { name: name.to_owned(), pool, instance_type, market, count, time, cost }
+}
+
+#[test]
+fn a_bill_by_days_is_the_one_that_is_shown() {
+    let rows = vec![cost_row("2026-11-21", 3, 15_120.0, 3.1), cost_row("2026-11-20", 12, 99_000.0, 18.02)];
+    let (run, request) = Desk::new().ask(&["cost"], vec![bill(CostBy::Day, rows)]);
+    assert_eq!(request, OperatorRequest::Cost { by: CostBy::Day });
+    insta::assert_snapshot!(run.text(), @r"
+    exit 0
+    --- stdout
+    Costs $1.22/h now, $3.10 today (cap $20.00), $41.00 this month (UTC; `broker cost`)
+
+    DAY         INSTANCES  TIME    COST
+    2026-11-21  3          4h 12m  $3.10
+    2026-11-20  12         1d 3h   $18.02
+    ");
+}
+
+#[test]
+fn a_bill_by_builders_and_by_builds_says_what_and_where() {
+    let bought = CostRowView {
+        pool: Some("x86".to_owned()),
+        instance_type: Some("c7a.4xlarge".to_owned()),
+        market: Some("spot".to_owned()),
+        ..cost_row("i-0abc", 1, 1_860.0, 0.31)
+    };
+    let (run, request) =
+        Desk::new().ask(&["cost", "--by", "builder"], vec![bill(CostBy::Builder, vec![bought])]);
+    assert_eq!(request, OperatorRequest::Cost { by: CostBy::Builder });
+    insta::assert_snapshot!(run.text(), @r"
+    exit 0
+    --- stdout
+    Costs $1.22/h now, $3.10 today (cap $20.00), $41.00 this month (UTC; `broker cost`)
+
+    INSTANCE  POOL  TYPE         MARKET  TIME  COST
+    i-0abc    x86   c7a.4xlarge  spot    31m   $0.31
+    ");
+    let rows = vec![cost_row("chromium-140.0", 2, 7_260.0, 1.4), cost_row("hello-2.12.2", 9, 18.0, 0.002)];
+    let (run, _) = Desk::new().ask(&["cost", "--by", "build"], vec![bill(CostBy::Build, rows)]);
+    insta::assert_snapshot!(run.text(), @r"
+    exit 0
+    --- stdout
+    Costs $1.22/h now, $3.10 today (cap $20.00), $41.00 this month (UTC; `broker cost`)
+
+    DERIVATION      POOL  BUILDS  TIME   COST
+    chromium-140.0  -     2       2h 1m  $1.40
+    hello-2.12.2    -     9       18s    $0.002
+    ");
+}
+
+#[test]
+fn a_bill_over_nothing_says_so_and_one_by_nonsense_is_refused() {
+    let nothing = CostView { schema: 1, by: CostBy::Pool, money: None, rows: vec![] };
+    let (run, _) = Desk::new().ask(&["cost", "--by", "pool"], vec![OperatorReply::Cost(nothing)]);
+    assert_eq!(run.text(), "exit 0\n--- stdout\nNothing has cost anything.\n");
+    let run = Desk::new().run(&["cost", "--by", "moon"]);
+    assert_eq!(run.code, 2);
+    assert!(
+        run.stderr.contains("costs are added up by `day`, `pool`, `builder` or `build`"),
+        "{}",
+        run.stderr
+    );
+}
+
+#[test]
+fn history_lists_what_was_built_and_json_has_all_of_it() {
+    let past = |name: &str, outcome: &str, reason: Option<&str>, cost: f64| PastBuildView {
+        ended: 1_795_219_200,
+        ago: 3_700.0,
+        id: 7,
+        drv: drv(name),
+        name: name.to_owned(),
+        system: "x86_64-linux".to_owned(),
+        features: vec!["kvm".to_owned()],
+        pool: Some("x86".to_owned()),
+        builder: Some("b-1".to_owned()),
+        instance: Some("i-0abc".to_owned()),
+        instance_type: Some("c7a.4xlarge".to_owned()),
+        market: Some("spot".to_owned()),
+        waiting: 61.0,
+        uploading: 2.5,
+        building: 130.0,
+        downloading: 1.5,
+        attempts: 1,
+        outcome: outcome.to_owned(),
+        reason: reason.map(str::to_owned),
+        cost,
+    };
+    let builds = vec![
+        past("hello-2.12.2", "succeeded", None, 0.02),
+        past("broken", "failed", Some("builder exited with 1"), 0.0),
+    ];
+    let view = HistoryView { schema: 1, builds };
+    let reply = || vec![OperatorReply::History(view.clone())];
+    let (run, request) = Desk::new().ask(&["history", "--limit", "7"], reply());
+    assert_eq!(request, OperatorRequest::History { most: 7 });
+    insta::assert_snapshot!(run.text(), @r"
+    exit 0
+    --- stdout
+    ENDED      DERIVATION    OUTCOME    WAITED  BUILT   MOVED  WHERE                                           COST
+    1h 1m ago  hello-2.12.2  succeeded  1m 1s   2m 10s  4s     x86 (c7a.4xlarge, spot)                         $0.02
+    1h 1m ago  broken        failed     1m 1s   2m 10s  4s     x86 (c7a.4xlarge, spot): builder exited with 1  $0.00
+    ");
+    let (run, _) = Desk::new().ask(&["history", "--json"], reply());
+    assert_eq!(serde_json::from_str::<HistoryView>(&run.stdout).unwrap(), view);
 }

@@ -18,6 +18,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("ssh", &["model"]),
     ("transfer", &["model", "protocol"]),
     ("endpoint", &["model", "protocol", "transfer"]),
+    ("history", &["model"]),
     (
         "broker",
         &[
@@ -31,6 +32,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "ssh",
             "transfer",
             "endpoint",
+            "history",
         ],
     ),
     ("hook", &["model", "protocol", "ipc"]),
@@ -43,10 +45,19 @@ const CONFINED: &[(&str, &[&str])] = &[
     ("russh", &["ssh"]),
     ("clap", &["cli"]),
     ("toml", &["config"]),
-    ("serde", &["ipc", "config", "cli"]),
-    ("serde_json", &["ipc", "cli", "protocol"]),
+    // The provider keeps a journal of what it is about to launch.
+    ("serde", &["ipc", "config", "cli", "provider"]),
+    ("serde_json", &["ipc", "cli", "protocol", "provider"]),
     ("backon", &["broker", "ssh", "provider"]),
+    ("rusqlite", &["history"]),
     ("sd_notify", &["broker"]),
+];
+
+/// The start of crates' names, and the only directory below which such crates may be named.
+const CONFINED_TO_DIRECTORY: &[(&str, &str)] = &[
+    ("aws_config", "provider/ec2/api"),
+    ("aws_sdk", "provider/ec2/api"),
+    ("aws_smithy", "provider/ec2/api"),
 ];
 
 /// Words that must not appear in a module.
@@ -152,6 +163,15 @@ fn confined_crates_stay_where_they_belong() {
             if named && !modules.contains(&source.module.as_str()) {
                 problems
                     .push(format!("{} names `{name}`, which belongs to {modules:?}", source.path.display()));
+            }
+        }
+        for (name, directory) in CONFINED_TO_DIRECTORY {
+            let is_there = source.path.to_string_lossy().contains(directory);
+            if !is_there && code_lines(&source).any(|line| line.contains(name)) {
+                problems.push(format!(
+                    "{} names `{name}...`, which belongs to {directory}",
+                    source.path.display()
+                ));
             }
         }
         for (module, words) in FORBIDDEN {

@@ -191,6 +191,29 @@ fn a_builder_that_collects_garbage_keeps_what_builds_need() {
 }
 
 #[test]
+fn what_was_deleted_on_the_builder_behind_our_back_is_sent_again() {
+    let pool = LOCAL_POOL.replace("max-builders = 2", "max-builders = 1").replace("\"3s\"", "\"600s\"");
+    on_every_release(&pool, |lab| {
+        let graph = |depth: &str| {
+            lab.build("alice", &["/t/graph.nix", "--argstr", "nonce", "d", "--argstr", "depth", depth]);
+        };
+        graph("2");
+        let before = lab.ended("succeeded");
+        // With all temp roots lost, and while the daemons that know these paths for valid live on.
+        let delete = "for root in /var/lib/nix-broker/local/*/root; do rm $root/nix/var/nix/temproots/*
+            NIX_REMOTE=\"local?root=$root\" nix-store --delete --ignore-liveness $(cd $root && ls -d nix/store/*-* | grep -v '[.]lock$' | sed s,^,/,); done";
+        lab.run("nix-broker", &["sh", "-ec", delete]);
+        // Whose inputs are files that were sent for the first, and outputs that were built there.
+        graph("3");
+        assert!(lab.ended("succeeded") > before);
+        assert_eq!(lab.ended("failed"), 0);
+        assert!(lab.sh("cat /var/lib/nix-broker/broker.log").contains("inputs were deleted on the builder"));
+        lab.run("root", &["broker", "stop", "--all"]);
+        lab.assert_all_is_over();
+    });
+}
+
+#[test]
 fn a_full_disk_of_the_broker_fails_the_build_with_a_reason() {
     on_every_release(LOCAL_POOL, |lab| {
         assert!(lab.stop_broker().success());

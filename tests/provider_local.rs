@@ -24,7 +24,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// A launch for one build.
 fn order(pool: &PoolSpec) -> LaunchOrder<'_> {
     let demand = Demand { builds: 1, on_demand_only: false };
-    LaunchOrder { builder: BuilderId(1), pool, demand, progress: &|_| {} }
+    LaunchOrder { builder: BuilderId(1), pool, demand, at_most: None, progress: &|_| {} }
 }
 
 /// A context with the broker that was built for this test, which is not the running program.

@@ -77,7 +77,11 @@ fn ten_thousand_builds_on_two_hundred_builders_all_end() {
                 Action::Start { build, lease, .. } => running.push_back((build, lease)),
                 Action::Launch { builder, pool, .. } => starting.push((builder, pool)),
                 Action::Finish { .. } => finished += 1,
-                Action::Terminate { .. } | Action::Abort { .. } | Action::Tell { .. } | Action::Exit => {}
+                Action::Terminate { .. }
+                | Action::Abort { .. }
+                | Action::Tell { .. }
+                | Action::Record(_)
+                | Action::Exit => {}
             }
         }
     };

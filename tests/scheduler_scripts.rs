@@ -12,9 +12,9 @@ use std::time::{Duration, Instant};
 use nix_broker::model::ec2::{DiskSpec, IdleAction, ImageSpec, Market, Reach};
 use nix_broker::model::requirement::CA_DERIVATIONS;
 use nix_broker::model::{
-    BuildId, BuildRequest, BuildSettings, BuilderFacts, BuilderId, DrvPath, Ec2Spec, Ending, Failure,
+    BuildId, BuildRequest, BuildSettings, BuilderFacts, BuilderId, Caps, DrvPath, Ec2Spec, Ending, Failure,
     FailureKind, Feature, HourlyRate, Instance, InstanceClass, InstanceId, LeaseId, LocalSpec, Offer,
-    Outcome, PoolName, PoolSpec, ProviderSpec, Requirement, Slots, System, Usd,
+    Outcome, PoolName, PoolSpec, ProviderSpec, Requirement, Slots, Spent, System, Usd, UtcDay,
 };
 use nix_broker::scheduler::{
     Action, Adoption, Answer, AttemptEnd, BuilderFault, BuilderFaultKind, Event, Fleet, Note, Selection,
@@ -46,6 +46,7 @@ fn every_script_happens_as_written() {
 
 struct Script {
     pools: Vec<PoolSpec>,
+    caps: Caps,
     fleet: Option<Fleet>,
     start: Instant,
     now: Instant,
@@ -62,6 +63,7 @@ impl Script {
         let now = Instant::now();
         let mut script = Self {
             pools: vec![],
+            caps: Caps::default(),
             fleet: None,
             start: now,
             now,
@@ -89,6 +91,32 @@ impl Script {
                 self.pools.push(pool(name, settings)?);
                 return Ok(());
             }
+            ["caps", ref caps @ ..] => {
+                for cap in caps {
+                    let (period, amount) = cap.split_once('=').ok_or("has no `=`")?;
+                    let amount = Some(Usd::parse(amount).ok_or("is no amount")?);
+                    match period {
+                        "hour" => self.caps.hour = amount.map(HourlyRate),
+                        "day" => self.caps.day = amount,
+                        "month" => self.caps.month = amount,
+                        other => return Err(format!("`{other}` is no period")),
+                    }
+                }
+                return Ok(());
+            }
+            ["cost"] => {
+                let now = self.now;
+                let status = self.fleet().status(now);
+                let money = status.money.ok_or("costs nothing")?;
+                self.say(&format!("{} now, {} today, {} this month", money.rate, money.today, money.month));
+                for builder in status.builders {
+                    self.say(&format!("{}: {}", builder.id, builder.cost));
+                }
+                for build in status.builds {
+                    self.say(&format!("{}: {}", build.id, build.cost));
+                }
+                return Ok(());
+            }
             ["wait", seconds] => {
                 let end = self.now + Duration::from_secs(number(seconds)?);
                 while let Some(at) = self.fleet().next_deadline().filter(|at| *at <= end) {
@@ -98,8 +126,11 @@ impl Script {
                 self.now = end;
                 return Ok(());
             }
-            ["ask", system, ref features @ ..] => {
-                let line = match self.fleet().offers().answer(&request(system, features)?) {
+            [ask @ ("ask" | "ask-busy" | "ask-remote"), system, ref features @ ..] => {
+                let mut asked = request(system, features)?;
+                asked.am_willing = ask != "ask-busy";
+                asked.settings.only_remote = ask == "ask-remote";
+                let line = match self.fleet().offers().answer(&asked) {
                     Answer::Accept { pool } => format!("accept for {pool}"),
                     Answer::Decline { why } => format!("decline: {why}"),
                     Answer::Postpone { why } => format!("postpone: {why}"),
@@ -165,6 +196,7 @@ impl Script {
             }
             ["lost", builder, kind] => {
                 let (kind, reason) = match kind {
+                    "budget" => (BuilderFaultKind::OverBudget, "the cheapest that would do costs $0.50/h"),
                     "launch" => (BuilderFaultKind::LaunchFailed, "no capacity"),
                     "boot" => (BuilderFaultKind::BootFailed, "sshd never answered"),
                     "unfit" => (BuilderFaultKind::Unfit, "its host key is another"),
@@ -185,6 +217,10 @@ impl Script {
                 builder: builder_id(builder)?,
                 why: "rebalance recommendation".to_owned(),
             },
+            ["clock", day] => {
+                let day = u32::try_from(number(day)?).map_err(|error| error.to_string())?;
+                Event::Clock { day: UtcDay(20_778 + day), aside: vec![] }
+            }
             ["gone", builder] => Event::Gone(builder_id(builder)?),
             ["start", pool] => Event::StartRequested(PoolName::new(pool)),
             ["drain", "all"] => Event::DrainRequested(Selection::All),
@@ -198,8 +234,9 @@ impl Script {
     }
 
     fn fleet(&mut self) -> &mut Fleet {
-        let (pools, start) = (&self.pools, self.start);
-        self.fleet.get_or_insert_with(|| Fleet::new(pools.clone(), start))
+        let (pools, start, caps) = (&self.pools, self.start, self.caps);
+        let spent = Spent { day: UtcDay(20_778), ..Spent::default() };
+        self.fleet.get_or_insert_with(|| Fleet::new(pools.clone(), start).with_money(caps, &spent))
     }
 
     fn apply(&mut self, event: Event) {
@@ -216,9 +253,12 @@ impl Script {
                 | Action::Abort { .. }
                 | Action::Tell { .. }
                 | Action::Finish { .. }
+                | Action::Record(_)
                 | Action::Exit => {}
             }
-            self.say(&describe(&action));
+            if !matches!(action, Action::Record(_)) {
+                self.say(&describe(&action));
+            }
         }
     }
 
@@ -248,9 +288,10 @@ impl Script {
 
 fn describe(action: &Action) -> String {
     match action {
-        Action::Launch { builder, pool, demand } => {
+        Action::Launch { builder, pool, demand, at_most } => {
             let how = if demand.on_demand_only { ", on demand only" } else { "" };
-            format!("launch {builder} in {pool} for {}{how}", demand.builds)
+            let price = at_most.map(|rate| format!(", at most {rate}")).unwrap_or_default();
+            format!("launch {builder} in {pool} for {}{how}{price}", demand.builds)
         }
         Action::Terminate { builder, ending: Ending::Final, reason } => {
             format!("terminate {builder}: {reason}")
@@ -265,10 +306,12 @@ fn describe(action: &Action) -> String {
             Outcome::Failed(failure) => format!("finish {build}: {:?}: {failure}", failure.kind),
             Outcome::Cancelled => format!("finish {build}: cancelled"),
         },
+        Action::Record(record) => format!("record {record:?}"),
         Action::Exit => "exit".to_owned(),
         Action::Tell { build, note } => {
             let note = match note {
                 Note::Queued { pool, ahead } => format!("queued for {pool}, {ahead} ahead"),
+                Note::Held { pool, reason } => format!("held in {pool}: {reason}"),
                 Note::Launching { pool, builder } => format!("{builder} is launched in {pool}"),
                 Note::Booting { builder, instance } => format!("{builder} boots as {instance}"),
                 Note::Progress { builder, text, after } => {

@@ -2,7 +2,7 @@
 #
 # Written with care and never run: where it was written there is neither KVM nor a cache of NixOS. The same promises
 # are tested for real, on other distributions' Nix, by tests/end_to_end.rs; what only this can show is the module.
-{ module, nix }:
+{ modules, nix }:
 { hostPkgs, ... }:
 
 let
@@ -51,7 +51,7 @@ in
   };
 
   nodes.client = {
-    imports = [ module ];
+    imports = [ modules.broker ];
     nix.package = nix;
     nix.settings = {
       system-features = [ ];

@@ -2,7 +2,7 @@
 # lets them build in a sandbox.
 #
 # Written with care and never run: where it was written there is neither KVM nor a cache of NixOS.
-{ module }:
+{ modules }:
 { ... }:
 
 let
@@ -20,7 +20,7 @@ in
   name = "nix-broker-local";
 
   nodes.machine = {
-    imports = [ module ];
+    imports = [ modules.broker ];
     nix.settings = {
       system-features = [ ];
       substituters = [ ];

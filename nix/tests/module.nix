@@ -1,118 +1,19 @@
 # What services.nix-broker makes of configurations, right ones and wrong ones; evaluated, nothing is built.
 #
-# The value is the list of what is not as it should be, empty when all is well. Two ways to evaluate:
-#   - against stand-ins for the options that the module touches, with nixpkgs' `lib` alone, in a second:
-#       NIXPKGS_LIB=.../nixpkgs/lib nix-instantiate --eval --strict --expr 'import ./nix/tests/module.nix { }'
-#   - against the real NixOS, by nix/checks.nix, which passes `evaluate`.
+# The value is the list of what is not as it should be, empty when all is well. `evaluate` makes a configuration of a
+# module: with the stand-ins of ./stand-in in a second, with the real NixOS where there is a nixpkgs (see ./default.nix).
 {
-  lib ? import (builtins.getEnv "NIXPKGS_LIB"),
-  # From a module to an evaluated configuration; `null` is the stand-ins.
-  evaluate ? null,
+  lib,
+  # Of the machines.
+  system,
+  evaluate,
   # What `evaluate` gives as the package.
-  package ? {
-    type = "derivation";
-    name = "nix-broker-0.1.0";
-    outPath = "/nix/store/eeeeeeeeeeeeeeeeeeeeeeeeeeeeeeee-nix-broker-0.1.0";
-    meta.mainProgram = "broker";
-  },
-  # What NixOS calls the Nix that has its own, closed protocol; only the stand-in needs no real one.
-  lix ? { name = "lix-2.94.0"; pname = "lix"; version = "2.94.0"; type = "derivation"; outPath = "/lix"; },
+  package,
+  # A Nix that NixOS takes for Lix.
+  lix,
 }:
 
 let
-  withStandIns =
-    let
-      inherit (lib) mkOption types;
-      any = mkOption { type = types.anything; default = { }; };
-      value = type: default: mkOption { inherit type default; };
-      strings = types.listOf types.str;
-      standIns.options = {
-        assertions = mkOption { type = types.listOf types.anything; default = [ ]; };
-        warnings = value strings [ ];
-        environment.etc = any;
-        environment.systemPackages = value (types.listOf types.anything) [ ];
-        security.allowUserNamespaces = value types.bool true;
-        programs.ssh.package = value types.anything "/openssh";
-        systemd.services = mkOption {
-          type = types.attrsOf (
-            types.submodule {
-              # As NixOS has it: lists of a setting are joined, other values must not contradict each other.
-              freeformType = types.attrsOf types.anything;
-              options.serviceConfig = mkOption {
-                type = types.attrsOf (
-                  types.oneOf [
-                    types.bool
-                    types.int
-                    types.str
-                    strings
-                  ]
-                );
-                default = { };
-              };
-            }
-          );
-          default = { };
-        };
-        users.users = any;
-        users.groups = any;
-        nix.enable = value types.bool true;
-        nix.distributedBuilds = value types.bool false;
-        nix.package = value types.anything { name = "nix-2.31.2"; };
-        nix.settings = mkOption {
-          type = types.submodule {
-            freeformType = types.attrsOf types.anything;
-            options.allowed-users = value strings [ "*" ];
-            options.trusted-users = value strings [ "root" ];
-          };
-          default = { };
-        };
-      };
-      pkgs = {
-        formats.toml = _: {
-          # The shape of what TOML can say, without dates.
-          type =
-            let
-              scalar = types.oneOf [
-                types.bool
-                types.int
-                types.float
-                types.str
-                types.path
-              ];
-              # The description ends the recursion that a description made of the parts' would be.
-              toml =
-                types.oneOf [
-                  scalar
-                  (types.listOf toml)
-                  (types.attrsOf toml)
-                ]
-                // {
-                  description = "what TOML can say";
-                };
-            in
-            toml;
-          generate = name: value: "/generated/${builtins.hashString "sha256" (builtins.toJSON value)}-${name}";
-        };
-        runCommand = name: _: script: "/checked/${builtins.hashString "sha256" script}-${name}";
-        stdenv = {
-          buildPlatform.canExecute = _: true;
-          hostPlatform = { };
-        };
-      };
-    in
-    module:
-    (lib.evalModules {
-      modules = [
-        ../module.nix
-        standIns
-        { services.nix-broker.package = package; }
-        module
-      ];
-      specialArgs = { inherit pkgs; };
-    }).config;
-
-  configured = if evaluate == null then withStandIns else evaluate;
-
   rack = {
     name = "rack";
     features = [ "big-parallel" ];
@@ -132,7 +33,7 @@ let
   # The machine of a case: the service with these pools, and the rest of its configuration.
   machine =
     pools: rest:
-    configured {
+    evaluate {
       imports = [ rest ];
       services.nix-broker = {
         enable = true;
@@ -144,7 +45,7 @@ let
   failures = config: ours (map (a: a.message) (lib.filter (a: !a.assertion) config.assertions));
   service = config: config.systemd.services.nix-broker;
   unit = config: (service config).serviceConfig;
-  inert = configured { };
+  inert = evaluate { };
   file = config: toString config.environment.etc."nix-broker/config.toml".source;
   fails = text: !(builtins.tryEval (builtins.stringLength text)).success;
   says = word: messages: lib.length messages == 1 && lib.hasInfix word (lib.head messages);
@@ -153,7 +54,27 @@ let
   local = machine [ rack here ] { };
   hook = "${package}/bin/broker-hook";
 
+  # Configurations that must not be built; each has one complaint, whose text is in the snapshot.
+  refused = {
+    "nix is not enabled" = machine [ rack ] { nix.enable = false; };
+    "no pool" = machine [ ] { };
+    "two pools of one name" = machine [ rack rack ] { };
+    "a pool with two providers" = machine [ (rack // { local = { }; }) ] { };
+    "a pool without a provider" = machine [ { name = "nothing"; } ] { };
+    "a local pool without user namespaces" = machine [ here ] { security.allowUserNamespaces = false; };
+    "distributedBuilds is false" = machine [ rack ] { nix.distributedBuilds = false; };
+    "shut out of the nix-daemon" = machine [ rack ] { nix.settings.allowed-users = [ "@wheel" ]; };
+    "on Lix a socket elsewhere" = machine [ rack ] {
+      nix.package = lix;
+      services.nix-broker.settings.socket = "/srv/b.sock";
+    };
+  };
+
   expectations = {
+    "what must not be built is refused, each for one reason" = lib.all (config: lib.length (failures config) == 1) (
+      lib.attrValues refused
+    );
+
     "switched off it leaves everything alone" =
       !(inert.systemd.services ? nix-broker)
       && !(inert.users.users ? nix-broker)
@@ -253,21 +174,54 @@ let
       in
       source true == source false;
 
-    "distributedBuilds = false is warned of" = says "distributedBuilds" (
-      ours (machine [ rack ] { nix.distributedBuilds = false; }).warnings
-    );
-    "no pool is refused" = says "pool is empty" (failures (machine [ ] { }));
-    "two pools of one name are refused" = says "same name" (failures (machine [ rack rack ] { }));
-    "a local pool without user namespaces is refused" = says "allowUserNamespaces" (
-      failures (machine [ here ] { security.allowUserNamespaces = false; })
-    );
     "hosts without user namespaces are fine" = failures (machine [ rack ] { security.allowUserNamespaces = false; }) == [ ];
-    "being shut out of the nix-daemon is refused" = says "allowed-users" (
-      failures (machine [ rack ] { nix.settings.allowed-users = [ "@wheel" ]; })
-    );
     "being let in by name is enough" =
       failures (machine [ rack ] { nix.settings.allowed-users = [ "@wheel" "nix-broker" ]; }) == [ ];
-    "a Lix with its own hook protocol is refused" = says "Lix" (failures (machine [ rack ] { nix.package = lix; }));
+
+    "on Lix the broker is a machine, and no hook is set" =
+      let
+        config = machine [ (rack // { slots = 4; max-builders = 3; }) here ] { nix.package = lix; };
+      in
+      failures config == [ ]
+      && !(config.nix.settings ? build-hook)
+      && !(config.environment.etc ? "xdg/nix/nix.conf")
+      && config.environment.etc."nix/machines".text == ''
+        ssh-ng://localhost?remote-program=${hook} ${system} - 12 1 big-parallel - -
+        ssh-ng://localhost?remote-program=${hook} ${system} - 64 1 - - -
+      '';
+    "on Nix nothing is added to the machines" = !(hosts.environment.etc ? "nix/machines");
+
+    "builders use substitutes, unless the user says no" =
+      hosts.nix.settings.builders-use-substitutes
+      && !(machine [ rack ] { nix.settings.builders-use-substitutes = false; }).nix.settings.builders-use-substitutes;
+
+    "everybody may ask for the status, or a group" =
+      let
+        config = machine [ rack ] { services.nix-broker.group = "operators"; };
+        access = config: lib.getAttrs [ "Group" "RuntimeDirectoryMode" ] (unit config);
+      in
+      access hosts == { Group = "nix-broker"; RuntimeDirectoryMode = "0755"; }
+      && access config == { Group = "operators"; RuntimeDirectoryMode = "0750"; }
+      && config.users.groups ? operators
+      && config.users.users.nix-broker.group == "nix-broker";
+
+    "secrets are handed over by systemd, and AWS is told where" =
+      let
+        config = machine [ rack ] {
+          services.nix-broker = {
+            credentials.aws = "/run/secrets/aws";
+            credentials.rack = "/run/secrets/rack";
+            environmentFile = "/run/secrets/env";
+          };
+        };
+      in
+      (unit config).LoadCredential == [ "aws:/run/secrets/aws" "rack:/run/secrets/rack" ]
+      && (unit config).EnvironmentFile == [ "/run/secrets/env" ]
+      && (service config).environment.AWS_SHARED_CREDENTIALS_FILE == "/run/credentials/nix-broker.service/aws"
+      && !((service hosts).environment ? AWS_SHARED_CREDENTIALS_FILE);
+    "an EC2 pool's keys are passed on" =
+      (lib.head (machine [ { name = "cloud"; ec2.regions = [ "eu-central-1" ]; } ] { }).services.nix-broker.settings.pool).ec2
+      == { regions = [ "eu-central-1" ]; };
 
     "a pool without a name is refused" = fails (file (machine [ { local = { }; } ] { }));
     "a name that is no name is refused" = fails (file (machine [ (here // { name = "a b"; }) ] { }));
@@ -281,7 +235,7 @@ let
       (machine [ rack ] { services.nix-broker.settings.socket = "broker.sock"; }).nix.settings.build-hook
     );
     "pools that are no list are refused" = fails (
-      file (configured {
+      file (evaluate {
         services.nix-broker = {
           enable = true;
           settings.pool.rack = rack;
@@ -292,5 +246,26 @@ let
       (machine [ (rack // { later = 1; }) ] { services.nix-broker.settings.metrics.port = 1; }).services.nix-broker.settings.metrics.port
       == 1;
   };
+
+  # One line for each value: what a change of an option, a default, a text or the hardening looks like in review.
+  lines =
+    path: value:
+    if lib.isAttrs value && value != { } && !(value ? outPath) then
+      lib.concatLists (lib.mapAttrsToList (name: lines "${path}.${name}") value)
+    else if lib.isList value && value != [ ] then
+      lib.concatLists (lib.genList (i: lines "${path}[${toString i}]" (lib.elemAt value i)) (lib.length value))
+    else
+      [ "${path} = ${builtins.toJSON value}" ];
 in
-lib.attrNames (lib.filterAttrs (_: holds: !holds) expectations)
+{
+  wrong = lib.attrNames (lib.filterAttrs (_: holds: !holds) expectations);
+
+  snapshot = lib.concatMapStringsSep "" (line: line + "\n") (
+    lines "options" (
+      removeAttrs (machine [ (here // { hosts = [ { address = "a"; user = "u"; } ]; }) ] { }).services.nix-broker [ "package" ]
+    )
+    ++ lines "refused" (lib.mapAttrs (_: failures) refused)
+    ++ lines "hosts" (unit hosts)
+    ++ lines "local" (unit local)
+  );
+}

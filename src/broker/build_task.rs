@@ -83,17 +83,57 @@ impl Attempt<'_> {
         }
         let inputs = self.build.inputs();
         let derivation = self.derivation(&inputs.paths).await?;
+        match self.once(&inputs.paths, &derivation).await {
+            Err(failure)
+                if may_be_for_lack_of_inputs(&failure) && self.inputs_are_gone(&inputs.paths).await =>
+            {
+                self.progress(RunPhase::Uploading);
+                self.once(&inputs.paths, &derivation).await
+            }
+            end => end,
+        }
+    }
+
+    /// Inputs up, build, outputs down. For inputs that are known to be there and outputs whose paths are known beforehand, it
+    /// all goes in one flight: a round trip, and what the build itself takes.
+    async fn once(
+        &self,
+        inputs: &BTreeSet<StorePath>,
+        derivation: &BasicDerivation,
+    ) -> Result<Products, Failure> {
         let substitute =
             if self.build.request.settings.use_substitutes { Substitute::Yes } else { Substitute::No };
-        let present = self.remote.ensure_present(&inputs.paths, substitute);
-        present.await.map_err(|error| lost("send the inputs", &error))?;
+        let known = known_outputs(derivation);
+        let (present, ahead) =
+            tokio::join!(self.remote.ensure_present(inputs, substitute), self.wanted(&known));
+        present.map_err(|error| lost("send the inputs", &error))?;
         let mut daemon = self.remote.daemon().await.map_err(|error| lost("start the build", &error))?;
+        let expected = self.remote.expect(&known);
         self.progress(RunPhase::Building);
-        let result = self.build_on(&mut daemon, &derivation).await?;
+        let result = self.build_on(&mut daemon, derivation, &ahead).await?;
         self.progress(RunPhase::Downloading);
-        let outputs = self.fetch(&mut daemon, &derivation, &result).await?;
+        let paths = output_paths(derivation, &result)?;
+        let mut outputs = self.receive(&mut daemon, &ahead).await?;
+        let rest = self.wanted(&paths.difference(&known).cloned().collect()).await;
+        if !rest.is_empty() {
+            let asked = download::request(&mut daemon.connection, &rest);
+            asked.map_err(|error| lost("fetch the outputs", &anyhow::Error::new(error)))?;
+            outputs.append(&mut self.receive(&mut daemon, &rest).await?);
+        }
         self.remote.give_back(daemon);
+        if outputs.len() == known.len() {
+            expected.are_valid();
+        }
         Ok(Products { result, outputs })
+    }
+
+    /// Whether a build failed because what it needs was deleted on the builder under our hands.
+    async fn inputs_are_gone(&self, inputs: &BTreeSet<StorePath>) -> bool {
+        let are_gone = matches!(self.remote.still_has(inputs).await, Ok(false));
+        if are_gone {
+            tracing::warn!(build = %self.build.id, builder = %self.remote.builder(), "inputs were deleted on the builder");
+        }
+        are_gone
     }
 
     fn progress(&self, phase: RunPhase) {
@@ -116,6 +156,7 @@ impl Attempt<'_> {
         &self,
         daemon: &mut Daemon,
         derivation: &BasicDerivation,
+        outputs: &BTreeSet<StorePath>,
     ) -> Result<BuildResult, Failure> {
         let settings = &self.build.request.settings;
         let options = ClientOptions {
@@ -130,13 +171,14 @@ impl Attempt<'_> {
         let (last_sign, signs) = watch::channel(Instant::now());
         let mut log = LogRelay { build: self.build, last_sign, failed: None };
         let built = async {
-            // Both in one flight.
+            // All in one flight, with the outputs that are known.
             let (set_options, build) = (
                 SetOptions(&options),
                 BuildDerivation { drv: &self.build.request.drv, derivation, mode: BuildMode::Normal },
             );
             daemon.connection.send(&set_options)?;
             daemon.connection.send(&build)?;
+            download::request(&mut daemon.connection, outputs)?;
             daemon.connection.receive(&set_options, &mut ()).await?;
             daemon.connection.receive(&build, &mut log).await
         };
@@ -184,23 +226,47 @@ impl Attempt<'_> {
         }
     }
 
-    async fn fetch(
+    /// Those of these outputs that are not in our store yet.
+    async fn wanted(&self, paths: &BTreeSet<StorePath>) -> BTreeSet<StorePath> {
+        if paths.is_empty() {
+            return BTreeSet::new();
+        }
+        // When the local daemon cannot say, everything is fetched: that is only slower.
+        let valid = self.shared.local_store.valid_paths(paths).await.unwrap_or_default();
+        paths.difference(&valid).cloned().collect()
+    }
+
+    async fn receive(
         &self,
         daemon: &mut Daemon,
-        derivation: &BasicDerivation,
-        result: &BuildResult,
+        paths: &BTreeSet<StorePath>,
     ) -> Result<BTreeMap<StorePath, crate::transfer::Output>, Failure> {
-        let paths = output_paths(derivation, result)?;
-        let valid = self.shared.local_store.valid_paths(&paths).await;
-        // When the local daemon cannot say, everything is fetched: that is only slower.
-        let wanted: BTreeSet<_> = paths.difference(&valid.unwrap_or_default()).cloned().collect();
         let beat = Beat::default();
-        let fetched = async {
-            let fetched = download(&mut daemon.connection, &wanted, &self.shared.spool_dir, &beat).await;
-            fetched.map_err(anyhow::Error::new)
+        let received = async {
+            let received =
+                download::receive(&mut daemon.connection, paths, &self.shared.spool_dir, &beat).await;
+            received.map_err(anyhow::Error::new)
         };
-        let fetched = unless_stalled(&beat, fetched).await;
-        fetched.map_err(|error| lost("fetch the outputs", &daemon.explain(error)))
+        let received = unless_stalled(&beat, received).await;
+        received.map_err(|error| lost("fetch the outputs", &daemon.explain(error)))
+    }
+}
+
+/// The outputs whose paths are known before the build.
+fn known_outputs(derivation: &BasicDerivation) -> BTreeSet<StorePath> {
+    derivation.outputs.values().filter_map(|output| output.path().cloned()).collect()
+}
+
+/// A build without one of its inputs fails in many words, depending on when it is missed.
+fn may_be_for_lack_of_inputs(failure: &Failure) -> bool {
+    match failure.kind {
+        FailureKind::Derivation | FailureKind::Transient | FailureKind::Request => true,
+        FailureKind::TimedOut
+        | FailureKind::LogLimitExceeded
+        | FailureKind::BuilderLost
+        | FailureKind::Transfer
+        | FailureKind::Provider
+        | FailureKind::Broker => false,
     }
 }
 

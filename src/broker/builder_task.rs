@@ -20,8 +20,10 @@ use tokio_util::sync::CancellationToken;
 use super::driver::DriverHandle;
 use super::remote::Remote;
 use super::{PoolRuntime, Shared, chain};
-use crate::model::{BuilderFacts, BuilderId, Demand, Ending, Instance, InstanceId, PoolName};
-use crate::provider::{BuilderNotice, LaunchOrder, Launched, Readiness, probe};
+use crate::model::{
+    BuilderFacts, BuilderId, Demand, Ending, HourlyRate, Instance, InstanceId, PoolName, Slots,
+};
+use crate::provider::{BuilderNotice, LaunchOrder, Launched, ProviderErrorKind, Readiness, probe};
 use crate::scheduler::{BuilderFault, BuilderFaultKind, Event};
 use crate::ssh::{RunOnceError, Sessions};
 
@@ -77,7 +79,7 @@ impl BuilderHandle {
 /// How the life of a builder begins.
 enum Beginning {
     /// With a launch.
-    Launch(Demand),
+    Launch(Demand, Option<HourlyRate>),
     /// An earlier broker launched it.
     Adopted(Launched),
 }
@@ -89,8 +91,9 @@ pub(crate) fn spawn(
     builder: BuilderId,
     pool: &PoolName,
     demand: Demand,
+    at_most: Option<HourlyRate>,
 ) -> BuilderHandle {
-    begin(shared, driver, builder, pool, Beginning::Launch(demand))
+    begin(shared, driver, builder, pool, Beginning::Launch(demand, at_most))
 }
 
 /// Goes on with the life of an instance that an earlier broker launched.
@@ -114,7 +117,10 @@ fn begin(
     let handle = BuilderHandle { end: Arc::default(), remote: Arc::default() };
     let Some(runtime) = shared.runtime(pool) else {
         // The scheduler knows pools from the same configuration, so this is a defect; it must still not hang.
-        driver.event(Event::Lost { builder, fault: launch_failed(format!("there is no pool `{pool}`")) });
+        driver.event(Event::Lost {
+            builder,
+            fault: fault(BuilderFaultKind::LaunchFailed, format!("there is no pool `{pool}`")),
+        });
         driver.event(Event::Gone(builder));
         return handle;
     };
@@ -144,7 +150,7 @@ struct Task {
 impl Task {
     async fn run(self, beginning: Beginning) {
         let launched = match beginning {
-            Beginning::Launch(demand) => self.launch(demand).await,
+            Beginning::Launch(demand, at_most) => self.launch(demand, at_most).await,
             Beginning::Adopted(launched) => Some(launched),
         };
         if let Some(launched) = launched {
@@ -154,11 +160,16 @@ impl Task {
         self.driver.event(Event::Gone(self.builder));
     }
 
-    async fn launch(&self, demand: Demand) -> Option<Launched> {
+    async fn launch(&self, demand: Demand, at_most: Option<HourlyRate>) -> Option<Launched> {
         // Not raced against the wish to end: an instance that was asked for and not waited for might come to life unseen.
         let progress = |text: &str| self.progress(text.to_owned());
-        let order =
-            LaunchOrder { builder: self.builder, pool: &self.runtime.spec, demand, progress: &progress };
+        let order = LaunchOrder {
+            builder: self.builder,
+            pool: &self.runtime.spec,
+            demand,
+            at_most,
+            progress: &progress,
+        };
         match self.runtime.provider.launch(order).await {
             Ok(launched) => {
                 let (builder, instance) = (self.builder, launched.instance.clone());
@@ -167,9 +178,16 @@ impl Task {
                 Some(launched)
             }
             Err(error) => {
+                let kind = match error.kind {
+                    ProviderErrorKind::OverBudget => BuilderFaultKind::OverBudget,
+                    ProviderErrorKind::Capacity
+                    | ProviderErrorKind::Refused
+                    | ProviderErrorKind::Config
+                    | ProviderErrorKind::Unknown => BuilderFaultKind::LaunchFailed,
+                };
                 let reason = chain(&anyhow::Error::new(error));
                 tracing::warn!(builder = %self.builder, pool = %self.runtime.spec.name, reason, "launch failed");
-                self.driver.event(Event::Lost { builder: self.builder, fault: launch_failed(reason) });
+                self.driver.event(Event::Lost { builder: self.builder, fault: fault(kind, reason) });
                 None
             }
         }
@@ -212,6 +230,11 @@ impl Task {
         let remote = Arc::new(Remote::new(self.builder, sessions, local, tasks));
         let remote = self.remote.get_or_init(|| remote);
         tracing::info!(builder = %self.builder, processors = facts.processors, nix = ?facts.nix_version, "ready");
+        // A builder comes up because builds wait for it: one daemon for each that it takes at once.
+        remote.warm(match self.runtime.spec.slots {
+            Slots::Fixed(slots) => slots as usize,
+            Slots::Auto { .. } => facts.processors as usize,
+        });
         self.driver.event(Event::Ready { builder: self.builder, facts });
         tokio::select! {
             fault = self.watch(remote) => fault,
@@ -220,7 +243,7 @@ impl Task {
     }
 
     /// Until it no longer answers.
-    async fn watch(&self, remote: &Remote) -> BuilderFault {
+    async fn watch(&self, remote: &Arc<Remote>) -> BuilderFault {
         let mut losses = remote.sessions().losses();
         let mut sweeps = tokio::time::interval(SWEEP_INTERVAL);
         loop {
@@ -390,10 +413,6 @@ async fn probe_once(sessions: &Sessions, limit: Duration) -> anyhow::Result<Buil
         "" => "look at the builder".to_owned(),
         complaint => format!("look at the builder, which says: {complaint}"),
     })
-}
-
-fn launch_failed(reason: String) -> BuilderFault {
-    fault(BuilderFaultKind::LaunchFailed, reason)
 }
 
 fn fault(kind: BuilderFaultKind, reason: String) -> BuilderFault {

@@ -212,6 +212,7 @@ impl Driver {
             | Event::Lost { .. }
             | Event::Interrupted { .. }
             | Event::Endangered { .. }
+            | Event::Clock { .. }
             | Event::StartRequested(_)
             | Event::DrainRequested(_)
             | Event::StopRequested(_)
@@ -239,9 +240,9 @@ impl Driver {
 
     fn perform(&mut self, action: Action) -> Flow {
         match action {
-            Action::Launch { builder, pool, demand } => {
-                tracing::info!(%builder, %pool, ?demand, "launch");
-                let handle = builder_task::spawn(&self.shared, &self.handle, builder, &pool, demand);
+            Action::Launch { builder, pool, demand, at_most } => {
+                tracing::info!(%builder, %pool, ?demand, ?at_most, "launch");
+                let handle = builder_task::spawn(&self.shared, &self.handle, builder, &pool, demand, at_most);
                 self.builders.insert(builder, handle);
             }
             Action::Terminate { builder, ending, reason } => match self.builders.get(&builder) {
@@ -268,6 +269,7 @@ impl Driver {
                     build.finish(outcome);
                 }
             }
+            Action::Record(record) => self.shared.history.record(super::since_1970(), record),
             Action::Exit => return Flow::Exit,
         }
         Flow::Continue

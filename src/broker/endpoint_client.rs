@@ -157,6 +157,7 @@ impl Store for Machine {
             ),
             am_willing: false,
             settings: BuildSettings {
+                only_remote: true,
                 timeout: options.timeout,
                 max_silent_time: options.max_silent_time,
                 cores: options.cores,

@@ -7,6 +7,7 @@ pub(crate) fn line(note: &Note) -> String {
     match note {
         Note::Queued { pool, ahead: 0 } => format!("queued in pool `{pool}`, next in line"),
         Note::Queued { pool, ahead } => format!("queued in pool `{pool}`, {ahead} builds ahead"),
+        Note::Held { pool, reason } => format!("nothing is launched in pool `{pool}`: {reason}"),
         Note::Launching { pool, builder } => format!("launching builder {builder} in pool `{pool}`"),
         Note::Booting { builder, instance } => format!("builder {builder} boots as `{instance}`"),
         Note::Progress { builder, text, after } => {

@@ -1,19 +1,21 @@
 //! A ready builder as builds see it: its daemons, and what its store is known to hold.
 //!
-//! Owns the idle daemons, the connection that holds the temp roots, and the single flight of uploads. Uploads and dials
+//! Owns the idle daemons, and the single flight of uploads; the temp roots are held by [`super::roots`]. Uploads and dials
 //! run in tasks of their own: a build that is cancelled takes nothing with it that others wait for. Whether the builder
 //! lives is the builder task's business; which build runs here is the scheduler's.
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use futures_util::FutureExt;
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::Notify;
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 use tokio_util::task::TaskTracker;
 
+use super::roots::Roots;
 use super::stall::unless_stalled;
 use crate::model::{BuilderId, StorePath};
 use crate::protocol::worker::{Connection, Substitute};
@@ -27,15 +29,14 @@ const DAEMON_COMMAND: &str = "nix-daemon --stdio";
 /// that takes longer is as good as lost for this attempt.
 const OPEN_LIMIT: Duration = Duration::from_secs(60);
 
-/// From wanting to ask which inputs are there to the answer: behind others who ask, and on a fresh connection.
-const ASK_LIMIT: Duration = Duration::from_secs(150);
-
 /// How long a builder may fetch inputs from its substituters before we send them.
 const SUBSTITUTE_LIMIT: Duration = Duration::from_secs(30 * 60);
 
 /// Daemons kept for the next build, and how long. Each is a process on the builder.
 const MAX_IDLE: usize = 16;
 const IDLE_LIMIT: Duration = Duration::from_secs(60);
+/// Daemons kept however long nobody wants them: a first build does not wait for one.
+const MIN_IDLE: usize = 2;
 
 /// See the module.
 #[derive(Debug)]
@@ -44,14 +45,36 @@ pub(crate) struct Remote {
     sessions: Sessions,
     local: Arc<LocalStore>,
     tasks: TaskTracker,
-    presence: Presence,
-    /// Holds the temp roots of everything in `presence` for as long as it is open.
-    roots: tokio::sync::Mutex<Option<Daemon>>,
-    idle: Mutex<Vec<Idle>>,
-    /// A daemon was given back.
+    pub(super) presence: Presence,
+    /// Keeps what is in `presence` from being collected.
+    roots: Roots,
+    daemons: Mutex<Daemons>,
+    /// A daemon was given back or opened, or cannot be opened.
     returned: Notify,
     /// Each daemon in use has a clone.
     in_use: Arc<()>,
+}
+
+#[derive(Debug, Default)]
+struct Daemons {
+    idle: Vec<Idle>,
+    /// Being opened.
+    opening: usize,
+    /// Callers of `daemon` that have none yet.
+    waiting: usize,
+    /// Why daemons could not be opened, for as many of those callers.
+    failures: Vec<anyhow::Error>,
+    /// Daemons of an older one are not kept: see [`Remote::still_has`].
+    generation: u64,
+}
+
+/// Counts a caller of `daemon` as long as it has none.
+struct Waiting<'a>(&'a Remote);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.lock().waiting -= 1;
+    }
 }
 
 #[derive(Debug)]
@@ -65,6 +88,7 @@ struct Idle {
 pub(crate) struct Daemon {
     pub(crate) connection: Connection,
     program: ssh::Remote,
+    generation: u64,
     _in_use: Option<Arc<()>>,
 }
 
@@ -75,7 +99,7 @@ impl Daemon {
     }
 
     /// Whether it can be asked something: in step, and as far as we have heard not gone.
-    fn is_usable(&self) -> bool {
+    pub(super) fn is_usable(&self) -> bool {
         self.connection.is_clean() && self.program.exit().now_or_never().is_none()
     }
 }
@@ -94,8 +118,8 @@ impl Remote {
             local,
             tasks,
             presence: Presence::default(),
-            roots: tokio::sync::Mutex::new(None),
-            idle: Mutex::default(),
+            roots: Roots::default(),
+            daemons: Mutex::default(),
             returned: Notify::new(),
             in_use: Arc::default(),
         }
@@ -119,7 +143,8 @@ impl Remote {
     /// A daemon that waits for its first or next operation: an idle one, or whatever comes first of a fresh one and one
     /// that another build gives back. A builder that is full is waited for.
     pub(crate) async fn daemon(self: &Arc<Self>) -> anyhow::Result<Daemon> {
-        let mut opening = None;
+        self.lock().waiting += 1;
+        let _waiting = Waiting(self);
         loop {
             let returned = self.returned.notified();
             tokio::pin!(returned);
@@ -127,46 +152,87 @@ impl Remote {
             if let Some(daemon) = self.take_idle() {
                 return Ok(daemon);
             }
-            tokio::select! {
-                () = returned => {}
-                opened = opening.get_or_insert_with(|| self.open_in_background()) => {
-                    opening = None;
-                    match opened.context("a task that opens a daemon was lost")? {
-                        Ok(daemon) => return Ok(self.in_use(daemon)),
-                        Err(error) if is_no_room(&error) && Arc::strong_count(&self.in_use) > 1 => {}
-                        Err(error) => return Err(error),
+            let failure = self.lock().failures.pop();
+            match failure {
+                Some(error) if is_no_room(&error) && Arc::strong_count(&self.in_use) > 1 => {}
+                Some(error) => return Err(error),
+                None => {}
+            }
+            self.open_for_those_who_wait(0);
+            returned.await;
+        }
+    }
+
+    /// Opens daemons ahead of those who will want them: as many as are not idle or on their way. What cannot be opened
+    /// is left to whoever wants it.
+    pub(crate) fn warm(self: &Arc<Self>, count: usize) {
+        let this = Arc::clone(self);
+        self.tasks.spawn(async move { this.roots.warm(&this).await });
+        self.open_for_those_who_wait(count.min(MAX_IDLE));
+    }
+
+    /// Opens daemons whatever becomes of those who want them; who comes first gets it.
+    fn open_for_those_who_wait(self: &Arc<Self>, ahead: usize) {
+        let mut state = self.lock();
+        let wanted = state.waiting.max(ahead).saturating_sub(state.idle.len());
+        while state.opening < wanted {
+            state.opening += 1;
+            let this = Arc::clone(self);
+            self.tasks.spawn(async move {
+                let opened = this.fresh_daemon().await;
+                this.lock().opening -= 1;
+                match opened {
+                    Ok(daemon) => this.give_back(daemon),
+                    Err(error) => {
+                        let mut state = this.lock();
+                        if state.failures.len() < state.waiting {
+                            state.failures.push(error);
+                        }
+                        drop(state);
+                        this.returned.notify_one();
                     }
                 }
-            }
+            });
         }
     }
 
     /// Keeps a daemon whose last operation ended cleanly; any other is ended.
     pub(crate) fn give_back(&self, daemon: Daemon) {
         let daemon = Daemon { _in_use: None, ..daemon };
-        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        if daemon.is_usable() && idle.len() < MAX_IDLE {
-            idle.push(Idle { daemon, since: Instant::now() });
-            drop(idle);
-            self.returned.notify_one();
+        let mut state = self.lock();
+        if daemon.is_usable() && daemon.generation == state.generation && state.idle.len() < MAX_IDLE {
+            state.idle.push(Idle { daemon, since: Instant::now() });
         }
+        drop(state);
+        // Whether it was kept or not: there is room for a channel now.
+        self.returned.notify_one();
     }
 
-    /// Ends the daemons that nobody has used for a while; to be called now and then.
-    pub(crate) fn sweep(&self) {
-        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        idle.retain(|idle| idle.since.elapsed() < IDLE_LIMIT && idle.daemon.is_usable());
+    /// Ends the daemons that nobody has used for a while, but for a few; to be called now and then.
+    pub(crate) fn sweep(self: &Arc<Self>) {
+        let mut state = self.lock();
+        state.idle.retain(|idle| idle.daemon.is_usable());
+        // Those at the end were used last.
+        let spare = state.idle.len().saturating_sub(MIN_IDLE);
+        let old = state.idle.iter().take(spare).take_while(|idle| idle.since.elapsed() >= IDLE_LIMIT).count();
+        state.idle.drain(..old);
+        drop(state);
+        self.warm(MIN_IDLE);
     }
 
     fn take_idle(&self) -> Option<Daemon> {
-        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.lock();
         loop {
-            let Idle { daemon, .. } = idle.pop()?;
+            let Idle { daemon, .. } = state.idle.pop()?;
             // Those of a connection that was lost are all dead, and not yet swept.
             if daemon.is_usable() {
                 return Some(self.in_use(daemon));
             }
         }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Daemons> {
+        self.daemons.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn in_use(&self, daemon: Daemon) -> Daemon {
@@ -181,23 +247,12 @@ impl Remote {
             .with_context(|| format!("start a daemon on builder {}", self.builder))
     }
 
-    /// Opens a daemon whatever becomes of the one who wants it; if nobody does any more, it is kept for the next.
-    fn open_in_background(self: &Arc<Self>) -> oneshot::Receiver<anyhow::Result<Daemon>> {
-        let (answer, opened) = oneshot::channel();
-        let this = Arc::clone(self);
-        self.tasks.spawn(async move {
-            if let Err(Ok(unwanted)) = answer.send(this.fresh_daemon().await) {
-                this.give_back(unwanted);
-            }
-        });
-        opened
-    }
-
-    async fn fresh_daemon(&self) -> anyhow::Result<Daemon> {
+    pub(super) async fn fresh_daemon(&self) -> anyhow::Result<Daemon> {
+        let generation = self.lock().generation;
         let Channel { stdin, stdout, remote: program } = self.channel().await?;
         let greeting = Connection::open(Box::new(stdout), Box::new(stdin));
         match timeout(OPEN_LIMIT, greeting).await {
-            Ok(Ok(connection)) => Ok(Daemon { connection, program, _in_use: None }),
+            Ok(Ok(connection)) => Ok(Daemon { connection, program, generation, _in_use: None }),
             Ok(Err(error)) => Err(explain(&program, anyhow::Error::new(error)))
                 .with_context(|| format!("greet the nix-daemon of builder {}", self.builder)),
             Err(_) => {
@@ -213,10 +268,7 @@ impl Remote {
         substitute: Substitute,
     ) -> anyhow::Result<()> {
         loop {
-            // Whoever holds the lock is asking, and finds out by itself.
-            if let Ok(mut roots) = self.roots.try_lock() {
-                self.forget_lost(&mut roots);
-            }
+            self.roots.look(&self.presence);
             let (claim, in_flight) = self.presence.claim(paths);
             if claim.paths().is_empty() {
                 if in_flight.is_empty() {
@@ -240,7 +292,7 @@ impl Remote {
         in_flight: InFlight,
         substitute: Substitute,
     ) -> anyhow::Result<()> {
-        let mut missing = self.root_and_ask(claim.paths()).await?;
+        let mut missing = self.missing(claim.paths()).await?;
         if substitute == Substitute::Yes && !missing.is_empty() {
             tokio::select! {
                 substituted = self.substitute(&missing) => missing = substituted?,
@@ -299,54 +351,64 @@ impl Remote {
         }
     }
 
-    /// Takes temp roots for these paths, then asks which are not valid: in this order nothing can be collected between
-    /// the question and its use.
-    async fn root_and_ask(&self, paths: &BTreeSet<StorePath>) -> anyhow::Result<BTreeSet<StorePath>> {
-        let doing = || format!("ask builder {} which inputs it has", self.builder);
-        match timeout(ASK_LIMIT, self.root_and_ask_unbounded(paths)).await {
-            Ok(answer) => answer.with_context(doing),
-            // The connection was left in the middle of a question, and the next who asks replaces it.
-            Err(_) => Err(anyhow::anyhow!("there is no answer within {ASK_LIMIT:?}")).with_context(doing),
-        }
+    async fn missing(&self, paths: &BTreeSet<StorePath>) -> anyhow::Result<BTreeSet<StorePath>> {
+        self.roots.missing(paths, self).await
     }
 
-    async fn root_and_ask_unbounded(
-        &self,
-        paths: &BTreeSet<StorePath>,
-    ) -> anyhow::Result<BTreeSet<StorePath>> {
-        let mut roots = self.roots.lock().await;
-        self.forget_lost(&mut roots);
-        let daemon = match &mut *roots {
-            Some(daemon) => daemon,
-            empty => empty.insert(self.fresh_daemon().await?),
-        };
-        let list: Vec<StorePath> = paths.iter().cloned().collect();
-        let asked = async {
-            daemon.connection.add_temp_roots(&list).await?;
-            daemon.connection.query_valid_paths(paths, Substitute::No).await
-        };
-        match asked.await {
-            Ok(valid) => Ok(paths.difference(&valid).cloned().collect()),
-            Err(error) => {
-                let error = daemon.explain(anyhow::Error::new(error));
-                *roots = None;
-                self.presence.forget();
-                Err(error)
-            }
-        }
+    /// Holds what a build is about to make, so that the builds after it need not ask for it. The answer comes while it is
+    /// built.
+    pub(crate) fn expect(self: &Arc<Self>, outputs: &BTreeSet<StorePath>) -> Expected {
+        let (this, paths) = (Arc::clone(self), outputs.clone());
+        let epoch = self.presence.epoch();
+        let held = self.tasks.spawn(async move { this.roots.hold(paths, &this).await });
+        Expected { remote: Arc::clone(self), outputs: outputs.clone(), epoch, held }
     }
 
-    /// Whatever a lost connection held may be collected from now on.
-    fn forget_lost(&self, roots: &mut Option<Daemon>) {
-        if roots.as_ref().is_some_and(|daemon| !daemon.is_usable()) {
-            self.presence.forget();
-            *roots = None;
+    /// Whether all these paths are still valid, whatever was known of them: there are ways to delete a path in spite of
+    /// all roots. If not, nothing that was known is believed any more, here or by a daemon that has been asked before.
+    pub(crate) async fn still_has(&self, paths: &BTreeSet<StorePath>) -> anyhow::Result<bool> {
+        let mut daemon = self.fresh_daemon().await?;
+        let asked = daemon.connection.query_valid_paths(paths, Substitute::No);
+        let valid = timeout(OPEN_LIMIT, asked).await.context("there is no answer")??;
+        if paths.is_subset(&valid) {
+            return Ok(true);
         }
+        {
+            let mut state = self.lock();
+            state.generation += 1;
+            state.idle.clear();
+        }
+        self.roots.reset(&self.presence).await;
+        Ok(false)
     }
 
     /// Ends every connection.
     pub(crate) fn close(&self) {
         self.sessions.close();
+    }
+}
+
+/// Outputs of a build that runs, on their way to being held.
+#[derive(Debug)]
+pub(crate) struct Expected {
+    remote: Arc<Remote>,
+    outputs: BTreeSet<StorePath>,
+    epoch: u64,
+    held: JoinHandle<anyhow::Result<()>>,
+}
+
+impl Expected {
+    /// The build made them, and the daemon that did has said that they are valid. It keeps them until it ends, which is
+    /// later than the answer that we wait for here.
+    pub(crate) fn are_valid(self) {
+        let Self { remote, outputs, epoch, held } = self;
+        let tasks = remote.tasks.clone();
+        tasks.spawn(async move {
+            // Whoever cannot hold them asks for them when they are needed.
+            if matches!(held.await, Ok(Ok(()))) {
+                remote.presence.add(&outputs, epoch);
+            }
+        });
     }
 }
 

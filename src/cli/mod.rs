@@ -1,22 +1,32 @@
 //! The command line: what people type, and what they get to read.
 //!
-//! One file per command. Every command but `serve` and `check` is a client of the broker's socket (`client`); what
+//! One file per command. Every command but `serve`, `check` and those about AWS (`init`, `sweep`) is a client of the broker's socket (`client`); what
 //! goes to standard output is laid out by `output` alone, and every complaint by `report`. Exit status: 0 done,
 //! 1 failed, 2 wrong usage, 3 the broker is not running, 70 a defect of ours.
 
+#[cfg(feature = "ec2")]
+mod aws;
 mod builders;
 mod builds;
 mod check;
 mod client;
+#[cfg(feature = "ec2")]
+mod confirm;
+mod cost;
 mod daemon;
 mod doctor;
 mod drain;
+mod history;
+#[cfg(feature = "ec2")]
+mod init;
 mod output;
 mod picture;
 mod report;
 mod start;
 mod status;
 mod stop;
+#[cfg(feature = "ec2")]
+mod sweep;
 mod text;
 mod why;
 
@@ -38,6 +48,7 @@ const EXAMPLES: &str = "\
 Examples:
   broker status             What runs, what waits for what, and when each machine ends
   broker status --watch     The same, kept up to date
+  broker cost               What was spent, day by day
   broker why hello          Why a derivation is built where it is
   broker doctor             What keeps Nix from asking the broker, and what to do about it
   broker check              Whether the configuration is right
@@ -61,11 +72,17 @@ enum Command {
     Builders(builders::Args),
     Builds(builds::Args),
     Why(why::Args),
+    Cost(cost::Args),
+    History(history::Args),
     Start(start::Args),
     Drain(drain::Args),
     Stop(stop::Args),
     Check(check::Args),
     Doctor(doctor::Args),
+    #[cfg(feature = "ec2")]
+    Init(init::Args),
+    #[cfg(feature = "ec2")]
+    Sweep(sweep::Args),
     Serve(ServeArgs),
     /// One machine of a `local` pool; started by the broker.
     #[command(hide = true, disable_help_flag = true)]
@@ -167,11 +184,17 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Complaint> {
         Command::Builders(args) => builders::run(&args, &context),
         Command::Builds(args) => builds::run(&args, &context),
         Command::Why(args) => why::run(args, &context),
+        Command::Cost(args) => cost::run(&args, &context),
+        Command::History(args) => history::run(&args, &context),
         Command::Start(args) => start::run(args, &context),
         Command::Drain(args) => drain::run(&args, &context),
         Command::Stop(args) => stop::run(&args, &context),
         Command::Check(args) => check::run(&args),
         Command::Doctor(args) => doctor::run(&args, &context),
+        #[cfg(feature = "ec2")]
+        Command::Init(args) => init::run(&args),
+        #[cfg(feature = "ec2")]
+        Command::Sweep(args) => sweep::run(&args),
         Command::Serve(args) => Ok(daemon::serve(ServeArgs { socket: context.socket, ..args })?),
         Command::LocalMachine { args } => Ok(provider::local::machine::main(&args)),
     }

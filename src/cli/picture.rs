@@ -4,8 +4,8 @@
 //! as it came.
 
 use super::output::{Document, Mark};
-use super::text::{count, shorten, span};
-use crate::ipc::view::{BuildView, BuilderView, PoolView, StatusView};
+use super::text::{amount, count, rate, shorten, span};
+use crate::ipc::view::{BuildView, BuilderView, MoneyView, PoolView, StatusView};
 
 /// Builds that `status` lists; the rest is counted.
 const MAX_LISTED: usize = 20;
@@ -51,8 +51,15 @@ fn pools(document: &mut Document, view: &StatusView) {
             span(pool.idle_timeout),
         ]
     };
-    let header = ["POOL", "BUILDERS", "MAX", "SLOTS", "QUEUED", "IDLE TIMEOUT"];
-    document.table(&header, view.pools.iter().map(row).collect());
+    let mut header = vec!["POOL", "BUILDERS", "MAX", "SLOTS", "QUEUED", "IDLE TIMEOUT"];
+    let mut rows: Vec<_> = view.pools.iter().map(row).collect();
+    if view.pools.iter().any(|pool| pool.rate.is_some()) {
+        header.extend(["RATE", "TODAY"]);
+        for (row, pool) in rows.iter_mut().zip(&view.pools) {
+            row.extend([rate(pool.rate), amount(pool.today)]);
+        }
+    }
+    document.table(&header, rows);
     for pool in &view.pools {
         if let Some(fault) = &pool.last_fault {
             let next =
@@ -60,7 +67,27 @@ fn pools(document: &mut Document, view: &StatusView) {
             let text = format!("pool `{}`: {} ({} ago){next}", pool.name, fault.reason, span(fault.ago));
             document.marked(Mark::Warn, &text, None);
         }
+        if let Some(cap) = &pool.capped {
+            document.marked(Mark::Warn, &format!("pool `{}` launches nothing: {cap}", pool.name), None);
+        }
     }
+    if let Some(money) = &view.money {
+        document.blank().line(costs(money));
+    }
+}
+
+/// `Costs $0.62/h now, $3.10 today (cap $20.00), $41.00 this month`.
+pub(super) fn costs(money: &MoneyView) -> String {
+    let part = |amount: String, when: &str, cap: Option<String>| {
+        let cap = cap.map(|cap| format!(" (cap {cap})")).unwrap_or_default();
+        format!("{amount} {when}{cap}")
+    };
+    let parts = [
+        part(rate(Some(money.rate)), "now", money.cap_hour.map(|cap| rate(Some(cap)))),
+        part(amount(Some(money.today)), "today", money.cap_day.map(|cap| amount(Some(cap)))),
+        part(amount(Some(money.month)), "this month", money.cap_month.map(|cap| amount(Some(cap)))),
+    ];
+    format!("Costs {} (UTC; `broker cost`)", parts.join(", "))
 }
 
 /// `2 ready, 1 booting (38s)`: those on their way with the time of the one that takes longest.
@@ -101,8 +128,18 @@ pub(super) fn builders<'a>(document: &mut Document, builders: impl Iterator<Item
             builder.instance.clone().unwrap_or_else(|| "-".to_owned()),
         ]
     };
-    let header = ["BUILDER", "POOL", "STATE", "FOR", "SLOTS", "ENDS", "INSTANCE"];
-    document.table(&header, builders.map(row).collect());
+    let builders: Vec<_> = builders.collect();
+    let mut header = vec!["BUILDER", "POOL", "STATE", "FOR", "SLOTS", "ENDS", "INSTANCE"];
+    let mut rows: Vec<_> = builders.iter().map(|builder| row(builder)).collect();
+    if builders.iter().any(|builder| builder.rate.is_some()) {
+        header.extend(["TYPE", "MARKET", "ZONE", "RATE", "SO FAR"]);
+        for (row, builder) in rows.iter_mut().zip(&builders) {
+            let word = |word: &Option<String>| word.clone().unwrap_or_else(|| "-".to_owned());
+            row.extend([word(&builder.instance_type), word(&builder.market), word(&builder.zone)]);
+            row.extend([rate(builder.rate), amount(builder.cost)]);
+        }
+    }
+    document.table(&header, rows);
 }
 
 fn end_of(builder: &BuilderView) -> String {
@@ -131,8 +168,16 @@ pub(super) fn builds<'a>(
             whereabouts(build, view),
         ]
     };
-    let header = ["BUILD", "DERIVATION", "STATE", "FOR", "WHERE"];
-    document.table(&header, builds.map(row).collect());
+    let builds: Vec<_> = builds.collect();
+    let mut header = vec!["BUILD", "DERIVATION", "STATE", "FOR", "WHERE"];
+    let mut rows: Vec<_> = builds.iter().map(|build| row(build)).collect();
+    if builds.iter().any(|build| build.cost.is_some()) {
+        header.push("COST");
+        for (row, build) in rows.iter_mut().zip(&builds) {
+            row.push(amount(build.cost));
+        }
+    }
+    document.table(&header, rows);
 }
 
 /// Where a build runs or ran, or what it waits for.
@@ -162,6 +207,9 @@ fn waits_for(build: &BuildView, view: &StatusView) -> String {
     let on_its_way = view.builders.iter().find(|builder| {
         builder.pool == pool.name && matches!(builder.state.as_str(), "launching" | "booting")
     });
+    if let (0, None, Some(_)) = (pool.ready, on_its_way, &pool.capped) {
+        return format!("waits for {}, which launches nothing{ahead}", pool.name);
+    }
     match (pool.ready, on_its_way, pool.cooling) {
         (0, Some(builder), _) => {
             format!("waits for {} ({}, {}){ahead}", builder.id, pool.name, builder.state)

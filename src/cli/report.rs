@@ -40,6 +40,17 @@ impl Complaint {
         Self { exit: Exit::Failed, message: message.into(), causes: Vec::new(), details: Vec::new(), hint }
     }
 
+    /// An error with what it comes from.
+    pub(super) fn of(error: &dyn std::error::Error, hint: Option<String>) -> Self {
+        Self { causes: sources(error), ..Self::new(error.to_string(), hint) }
+    }
+
+    /// What went wrong, in one sentence.
+    #[cfg(feature = "ec2")]
+    pub(super) fn message(&self) -> &str {
+        &self.message
+    }
+
     pub(super) fn internal() -> Self {
         let hint = "this is a defect of the broker; please report it with the lines above";
         Self { exit: Exit::Internal, ..Self::new("internal error", Some(hint.to_owned())) }

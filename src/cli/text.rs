@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::model::{HourlyRate, Usd};
+
 /// Two units at most: `38s`, `4m 10s`, `4h 12m`, `3d 2h`.
 ///
 /// Takes what the broker sent, which may be no duration at all.
@@ -18,6 +20,21 @@ pub(super) fn span(seconds: f64) -> String {
         0 => format!("{}{}", large.0, large.1),
         _ => format!("{}{} {}{}", large.0, large.1, small.0, small.1),
     }
+}
+
+/// `$0.62`; `-` where there is no amount. Takes what the broker sent, which may be no amount at all.
+pub(super) fn amount(dollars: Option<f64>) -> String {
+    dollars.map_or_else(|| "-".to_owned(), |dollars| usd(dollars).to_string())
+}
+
+/// `$0.62/h`; `-` where there is no rate.
+pub(super) fn rate(dollars: Option<f64>) -> String {
+    dollars.map_or_else(|| "-".to_owned(), |dollars| HourlyRate(usd(dollars)).to_string())
+}
+
+fn usd(dollars: f64) -> Usd {
+    // A cast saturates, and makes nothing of what is no number.
+    Usd::from_micros((dollars * 1e6).round() as u64)
 }
 
 /// `1 build`, `2 builds`.
@@ -62,6 +79,17 @@ mod tests {
             (f64::INFINITY, "0s"),
         ] {
             assert_eq!(span(seconds), text, "{seconds}");
+        }
+    }
+
+    #[test]
+    fn money_is_shown_in_cents_and_small_sums_with_their_digits() {
+        assert_eq!(amount(Some(12.4)), "$12.40");
+        assert_eq!(amount(Some(0.000_7)), "$0.0007");
+        assert_eq!(rate(Some(0.612)), "$0.61/h");
+        assert_eq!(amount(None), "-");
+        for odd in [f64::NAN, -1.0] {
+            assert_eq!(amount(Some(odd)), "$0.00");
         }
     }
 

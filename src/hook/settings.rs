@@ -103,6 +103,7 @@ impl ClientSettings {
             system: request.system.clone(),
             features: request.features.clone(),
             am_willing: request.am_willing,
+            only_remote: self.cannot_build_locally(request),
             timeout: self.timeout,
             max_silent_time: self.max_silent_time,
             cores: self.cores,

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::view::StatusView;
+use super::view::{CostView, HistoryView, StatusView};
 use crate::model::{
     BuildRequest, BuildSettings, DrvPath, Failure, FailureKind, Feature, Requirement, StorePathError, System,
 };
@@ -108,6 +108,9 @@ pub struct Ask {
     pub features: Vec<String>,
     /// Whether Nix could start it locally right now.
     pub am_willing: bool,
+    /// Whether this machine's Nix surely cannot build it.
+    #[serde(default)]
+    pub only_remote: bool,
     /// Seconds; 0 is none.
     pub timeout: u64,
     /// Seconds; 0 is none.
@@ -131,6 +134,7 @@ impl Ask {
             system: request.requirement.system.to_string(),
             features: request.requirement.features.iter().map(ToString::to_string).collect(),
             am_willing: request.am_willing,
+            only_remote: request.settings.only_remote,
             timeout: seconds(request.settings.timeout),
             max_silent_time: seconds(request.settings.max_silent_time),
             cores: request.settings.cores,
@@ -154,6 +158,7 @@ impl TryFrom<Ask> for BuildRequest {
             ),
             am_willing: ask.am_willing,
             settings: BuildSettings {
+                only_remote: ask.only_remote,
                 timeout: seconds(ask.timeout),
                 max_silent_time: seconds(ask.max_silent_time),
                 cores: ask.cores,
@@ -232,6 +237,20 @@ pub enum Target {
     All,
 }
 
+/// What costs are added up by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CostBy {
+    /// Days in UTC, the latest first.
+    Day,
+    /// Pools, this month.
+    Pool,
+    /// Instances, the latest first.
+    Builder,
+    /// Derivations by name, the dearest first.
+    Build,
+}
+
 /// From the command line.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "request")]
@@ -244,6 +263,16 @@ pub enum OperatorRequest {
     Why {
         /// Full path of a derivation, its name or part of it, or `#12`.
         subject: String,
+    },
+    /// What was spent. Answered by `Cost`.
+    Cost {
+        /// Added up by what.
+        by: CostBy,
+    },
+    /// The builds that ended last, from before the broker started too. Answered by `History`.
+    History {
+        /// So many at most.
+        most: u32,
     },
     /// One builder more. Answered by `Done`.
     Start {
@@ -268,6 +297,10 @@ pub enum OperatorRequest {
 pub enum OperatorReply {
     /// The picture.
     Status(StatusView),
+    /// What was spent.
+    Cost(CostView),
+    /// What was built.
+    History(HistoryView),
     /// Lines for a person.
     Why {
         /// The lines.

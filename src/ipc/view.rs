@@ -7,7 +7,10 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::{BuildPhase, BuildStatus, BuilderState, BuilderStatus, PoolStatus, Status};
+use super::CostBy;
+use crate::model::{
+    BuildPhase, BuildStatus, BuilderState, BuilderStatus, MoneyStatus, PoolStatus, Status, Usd,
+};
 
 /// Version of the document.
 pub const SCHEMA: u32 = 1;
@@ -32,6 +35,27 @@ pub struct StatusView {
     pub builds: Vec<BuildView>,
     /// Builds that have ended since the broker started.
     pub ended: EndedView,
+    /// What all of it costs; missing when nothing costs anything.
+    #[serde(default)]
+    pub money: Option<MoneyView>,
+}
+
+/// What all of it costs, in dollars. Estimates; days and months in UTC.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct MoneyView {
+    /// Per hour, now.
+    pub rate: f64,
+    /// Today.
+    pub today: f64,
+    /// This month.
+    pub month: f64,
+    /// Per hour at most.
+    pub cap_hour: Option<f64>,
+    /// Per day at most.
+    pub cap_day: Option<f64>,
+    /// Per month at most.
+    pub cap_month: Option<f64>,
 }
 
 /// How builds ended, counted.
@@ -74,6 +98,15 @@ pub struct PoolView {
     pub last_fault: Option<FaultView>,
     /// Seconds until a launch is tried again.
     pub cooling: Option<f64>,
+    /// The cap that keeps it from launching.
+    #[serde(default)]
+    pub capped: Option<String>,
+    /// Dollars per hour that its instances cost now.
+    #[serde(default)]
+    pub rate: Option<f64>,
+    /// Dollars that they have cost today, in UTC.
+    #[serde(default)]
+    pub today: Option<f64>,
 }
 
 /// Something that went wrong.
@@ -111,6 +144,21 @@ pub struct BuilderView {
     pub slots: u32,
     /// When it is idle: seconds until it ends.
     pub ends_in: Option<f64>,
+    /// `c7a.4xlarge`, where it was bought.
+    #[serde(default)]
+    pub instance_type: Option<String>,
+    /// `spot` or `on-demand`.
+    #[serde(default)]
+    pub market: Option<String>,
+    /// Where it is.
+    #[serde(default)]
+    pub zone: Option<String>,
+    /// Dollars per hour.
+    #[serde(default)]
+    pub rate: Option<f64>,
+    /// Dollars that it has cost.
+    #[serde(default)]
+    pub cost: Option<f64>,
 }
 
 /// One build.
@@ -139,6 +187,9 @@ pub struct BuildView {
     pub builder: Option<String>,
     /// Attempts so far.
     pub attempts: u32,
+    /// Dollars: its share of what its builders cost.
+    #[serde(default)]
+    pub cost: Option<f64>,
 }
 
 impl StatusView {
@@ -157,6 +208,7 @@ impl StatusView {
                 failed: status.ended.failed,
                 cancelled: status.ended.cancelled,
             },
+            money: status.money.as_ref().map(MoneyView::from),
         }
     }
 }
@@ -178,6 +230,9 @@ impl From<&PoolStatus> for PoolView {
                 .as_ref()
                 .map(|(reason, ago)| FaultView { reason: reason.clone(), ago: seconds(*ago) }),
             cooling: pool.cooling.map(seconds),
+            capped: pool.capped.clone(),
+            rate: pool.money.map(|(rate, _)| dollars(rate.0)),
+            today: pool.money.map(|(_, today)| dollars(today)),
         }
     }
 }
@@ -191,6 +246,7 @@ impl From<&BuilderStatus> for BuilderView {
             BuilderState::Draining => "draining",
             BuilderState::Terminating => "terminating",
         };
+        let class = builder.class.as_ref();
         Self {
             id: builder.id.to_string(),
             pool: builder.pool.to_string(),
@@ -202,6 +258,11 @@ impl From<&BuilderStatus> for BuilderView {
             slots_used: builder.slots_used,
             slots: builder.slots,
             ends_in: builder.ends_in.map(seconds),
+            instance_type: class.map(|class| class.instance_type.clone()),
+            market: class.map(|class| class.market.name().to_owned()),
+            zone: class.map(|class| class.zone.clone()),
+            rate: class.map(|class| dollars(class.rate.0)),
+            cost: class.map(|_| dollars(builder.cost)),
         }
     }
 }
@@ -238,10 +299,123 @@ impl From<&BuildStatus> for BuildView {
             pool: build.pool.as_ref().map(ToString::to_string),
             builder: build.builder.as_ref().map(ToString::to_string),
             attempts: build.attempts,
+            cost: (build.cost != Usd::ZERO).then(|| dollars(build.cost)),
         }
     }
 }
 
-fn seconds(duration: Duration) -> f64 {
+impl From<&MoneyStatus> for MoneyView {
+    fn from(money: &MoneyStatus) -> Self {
+        Self {
+            rate: dollars(money.rate.0),
+            today: dollars(money.today),
+            month: dollars(money.month),
+            cap_hour: money.caps.hour.map(|cap| dollars(cap.0)),
+            cap_day: money.caps.day.map(dollars),
+            cap_month: money.caps.month.map(dollars),
+        }
+    }
+}
+
+/// Dollars as a number; it has six digits at most after the point.
+pub fn dollars(amount: Usd) -> f64 {
+    amount.micros() as f64 / 1e6
+}
+
+/// Seconds as a number, rounded down to milliseconds.
+pub fn seconds(duration: Duration) -> f64 {
     duration.as_millis() as f64 / 1_000.0
 }
+
+/// A bill.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct CostView {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// What it is added up by.
+    pub by: CostBy,
+    /// Now, today and this month; missing when nothing costs anything.
+    pub money: Option<MoneyView>,
+    /// Its lines.
+    pub rows: Vec<CostRowView>,
+}
+
+/// One line of a bill.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct CostRowView {
+    /// The day, the pool, the instance, the derivation's name.
+    pub name: String,
+    /// Where, unless it is the name or several.
+    pub pool: Option<String>,
+    /// What was bought, for an instance.
+    pub instance_type: Option<String>,
+    /// `spot` or `on-demand`, for an instance.
+    pub market: Option<String>,
+    /// Instances, or builds.
+    pub count: u64,
+    /// Seconds in all.
+    pub time: f64,
+    /// Dollars.
+    pub cost: f64,
+}
+
+/// What was built.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct HistoryView {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// The builds that ended last, the very last first.
+    pub builds: Vec<PastBuildView>,
+}
+
+/// A build that ended.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct PastBuildView {
+    /// When, in seconds since 1970.
+    pub ended: u64,
+    /// How many seconds ago that was.
+    pub ago: f64,
+    /// Its number in that run of the broker.
+    pub id: u64,
+    /// Full path of the derivation.
+    pub drv: String,
+    /// Its name.
+    pub name: String,
+    /// Its system.
+    pub system: String,
+    /// What it required.
+    pub features: Vec<String>,
+    /// The pool it ran in last.
+    pub pool: Option<String>,
+    /// The builder.
+    pub builder: Option<String>,
+    /// The provider's name for its instance.
+    pub instance: Option<String>,
+    /// `c7a.4xlarge`, where it was bought.
+    pub instance_type: Option<String>,
+    /// `spot` or `on-demand`.
+    pub market: Option<String>,
+    /// Seconds without a slot.
+    pub waiting: f64,
+    /// Seconds in which inputs went to the builder.
+    pub uploading: f64,
+    /// Seconds on the builder.
+    pub building: f64,
+    /// Seconds in which outputs came from the builder.
+    pub downloading: f64,
+    /// Attempts.
+    pub attempts: u32,
+    /// `succeeded`, `failed` or `cancelled`.
+    pub outcome: String,
+    /// Why it failed.
+    pub reason: Option<String>,
+    /// Dollars: its share of what its builders cost.
+    pub cost: f64,
+}
+
+impl Eq for CostView {}
+impl Eq for HistoryView {}

@@ -44,6 +44,16 @@ pub enum Market {
     Spot,
 }
 
+impl Market {
+    /// `on-demand` or `spot`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::OnDemand => "on-demand",
+            Self::Spot => "spot",
+        }
+    }
+}
+
 /// What an instance boots.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ImageSpec {

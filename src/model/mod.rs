@@ -10,24 +10,30 @@
 //!   provider's thing behind it. A *slot* is one unit of capacity on a builder, a *lease* the right to use one.
 //! - [`Status`]: the read-only picture of all of it.
 
+pub mod day;
 pub mod ec2;
 pub mod ids;
 pub mod instance;
 pub mod money;
 pub mod outcome;
 pub mod pool;
+pub mod record;
 pub mod request;
 pub mod requirement;
 pub mod status;
 pub mod store_path;
 
+pub use day::UtcDay;
 pub use ec2::{Ec2Spec, Market};
 pub use ids::{BuildId, BuilderId, InstanceId, LeaseId, PoolName};
 pub use instance::{BuilderFacts, Demand, Ending, Instance, InstanceClass};
-pub use money::{Caps, HourlyRate, Usd};
+pub use money::{Caps, HourlyRate, Spent, Usd};
 pub use outcome::{Blame, Failure, FailureKind, Outcome};
 pub use pool::{HostSpec, LocalSpec, PoolSpec, ProviderSpec, Slots};
+pub use record::{BuildRecord, InstanceRecord, Phases, Place, Record};
 pub use request::{BuildInputs, BuildRequest, BuildSettings, Verdict};
 pub use requirement::{Feature, Inherited, Misfit, Offer, Requirement, System};
-pub use status::{BuildPhase, BuildStatus, BuilderState, BuilderStatus, EndedCounts, PoolStatus, Status};
+pub use status::{
+    BuildPhase, BuildStatus, BuilderState, BuilderStatus, EndedCounts, MoneyStatus, PoolStatus, Status,
+};
 pub use store_path::{DrvPath, OutputName, StorePath, StorePathError};

@@ -3,10 +3,14 @@
 //! Whole micro-dollars, so that sums over months are exact and comparisons mean something. An instance-hour costs about
 //! a dollar; a second of the smallest machine some 10 micro-dollars.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::iter::Sum;
 use std::ops::{Add, AddAssign};
 use std::time::Duration;
+
+use super::PoolName;
+use super::day::UtcDay;
 
 const MICROS: u64 = 1_000_000;
 const MICROS_PER_HOUR: u128 = 3_600_000_000;
@@ -121,6 +125,17 @@ pub struct Caps {
     pub day: Option<Usd>,
     /// Within a month.
     pub month: Option<Usd>,
+}
+
+/// What was spent before this broker started.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Spent {
+    /// Today.
+    pub day: UtcDay,
+    /// Today, by pool; pools that are not configured any more count as well.
+    pub today: BTreeMap<PoolName, Usd>,
+    /// This month, today included.
+    pub month: Usd,
 }
 
 #[cfg(test)]

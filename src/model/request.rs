@@ -31,6 +31,8 @@ pub struct BuildSettings {
     pub keep_failed: bool,
     /// `builders-use-substitutes`: let the builder fetch inputs from its own substituters first.
     pub use_substitutes: bool,
+    /// This machine's Nix surely cannot build it: declined, it fails.
+    pub only_remote: bool,
     /// `max-build-log-size` in bytes; `None` is unlimited.
     pub max_log_size: Option<u64>,
 }

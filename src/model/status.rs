@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use super::{BuildId, BuilderId, DrvPath, InstanceId, PoolName};
+use super::{BuildId, BuilderId, Caps, DrvPath, HourlyRate, InstanceClass, InstanceId, PoolName, Usd};
 
 /// Everything, at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -20,6 +20,8 @@ pub struct Status {
     pub ended: EndedCounts,
     /// Whether new builds are accepted.
     pub accepting: bool,
+    /// What all of it costs; `None` when there is nothing that costs anything.
+    pub money: Option<MoneyStatus>,
 }
 
 /// How builds ended, counted.
@@ -31,6 +33,19 @@ pub struct EndedCounts {
     pub failed: u64,
     /// Because their clients went away.
     pub cancelled: u64,
+}
+
+/// What all of it costs. Estimates.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MoneyStatus {
+    /// Now.
+    pub rate: HourlyRate,
+    /// Since the day began, in UTC.
+    pub today: Usd,
+    /// Since the month began, in UTC.
+    pub month: Usd,
+    /// At most.
+    pub caps: Caps,
 }
 
 /// One pool.
@@ -58,6 +73,10 @@ pub struct PoolStatus {
     pub last_fault: Option<(String, Duration)>,
     /// No launch is tried for this long.
     pub cooling: Option<Duration>,
+    /// The cap that keeps it from launching.
+    pub capped: Option<String>,
+    /// What its instances cost now, and have cost today; `None` where nobody sends a bill.
+    pub money: Option<(HourlyRate, Usd)>,
 }
 
 /// One builder.
@@ -83,6 +102,10 @@ pub struct BuilderStatus {
     pub slots: u32,
     /// When it is idle: how long until it ends.
     pub ends_in: Option<Duration>,
+    /// What was bought; `None` where nobody sends a bill.
+    pub class: Option<InstanceClass>,
+    /// What it has cost.
+    pub cost: Usd,
 }
 
 /// Where a builder is in its life.
@@ -119,6 +142,8 @@ pub struct BuildStatus {
     pub builder: Option<BuilderId>,
     /// Attempts so far.
     pub attempts: u32,
+    /// Its share of what its builders cost.
+    pub cost: Usd,
     /// Why it is where it is: decisions in order, oldest first.
     pub why: Vec<String>,
 }

@@ -20,7 +20,9 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 pub use crate::model::Ending;
-use crate::model::{BuilderFacts, BuilderId, Demand, Instance, InstanceId, PoolSpec, ProviderSpec};
+use crate::model::{
+    BuilderFacts, BuilderId, Demand, HourlyRate, Instance, InstanceId, PoolSpec, ProviderSpec,
+};
 
 use self::hosts::Hosts;
 use self::local::Local;
@@ -89,6 +91,9 @@ pub struct LaunchOrder<'a> {
     pub pool: &'a PoolSpec,
     /// What for.
     pub demand: Demand,
+    /// An instance that costs more is one too many: what is left of the cap per hour. When nothing that would do costs as
+    /// little, the launch fails with [`ProviderErrorKind::OverBudget`].
+    pub at_most: Option<HourlyRate>,
     /// Hears, in words for the person who waits, what is going on.
     pub progress: &'a (dyn Fn(&str) + Send + Sync),
 }
@@ -209,6 +214,8 @@ pub struct ProviderError {
 pub enum ProviderErrorKind {
     /// Nothing is free right now; later there may be.
     Capacity,
+    /// Nothing that would do costs as little as it may.
+    OverBudget,
     /// It will not do this for us.
     Refused,
     /// It was asked for something that cannot be: a person has to change the configuration or this host.
@@ -228,6 +235,20 @@ impl ProviderError {
     }
 }
 
+/// Ends what an earlier broker had on EC2 when no pool is there any more. Never ends, as
+/// [`tend`](Provider::tend).
+pub async fn tend_leftovers(context: ProviderContext) {
+    #[cfg(feature = "ec2")]
+    if context.estate.get().is_none() && context.state_dir.join("ec2").is_dir() {
+        match context.estate() {
+            Ok(estate) => estate.tend().await,
+            Err(error) => tracing::error!(%error, "cannot see to what an earlier broker had on EC2"),
+        }
+    }
+    drop(context);
+    std::future::pending().await
+}
+
 /// An error with its causes, on one line.
 pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
@@ -244,6 +265,7 @@ impl fmt::Display for ProviderErrorKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Capacity => "no capacity",
+            Self::OverBudget => "over budget",
             Self::Refused => "refused",
             Self::Config => "configuration",
             Self::Unknown => "failure",
@@ -329,7 +351,10 @@ impl Provider {
             Self::Local(local) => local.reap_strays().await,
             Self::Hosts(_) => Ok(0),
             #[cfg(feature = "ec2")]
-            Self::Ec2(ec2) => ec2.reap_strays().await,
+            Self::Ec2(ec2) => {
+                ec2.reap_strays().await;
+                Ok(0)
+            }
         }
     }
 
@@ -341,7 +366,16 @@ impl Provider {
             // What an earlier broker left of a local machine was reaped; a host is nobody's until it is handed out.
             Self::Local(_) | Self::Hosts(_) => Ok(Vec::new()),
             #[cfg(feature = "ec2")]
-            Self::Ec2(ec2) => ec2.survivors().await,
+            Self::Ec2(ec2) => ec2.survivors(),
+        }
+    }
+
+    /// What the instances cost that are put aside for the next time.
+    pub fn put_aside(&self) -> HourlyRate {
+        match self {
+            Self::Local(_) | Self::Hosts(_) => HourlyRate::default(),
+            #[cfg(feature = "ec2")]
+            Self::Ec2(ec2) => ec2.put_aside(),
         }
     }
 

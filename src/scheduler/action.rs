@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use crate::model::{BuildId, BuilderId, Demand, Ending, InstanceId, LeaseId, Outcome, PoolName};
+use crate::model::{
+    BuildId, BuilderId, Demand, Ending, HourlyRate, InstanceId, LeaseId, Outcome, PoolName, Record,
+};
 
 /// An effect that is wanted.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,6 +17,8 @@ pub enum Action {
         pool: PoolName,
         /// What for: a provider with machines of several sizes chooses by it.
         demand: Demand,
+        /// An instance that costs more is one too many: what is left of the cap per hour.
+        at_most: Option<HourlyRate>,
     },
     /// End this builder's instance (or the launch under way), until the provider agrees that it is gone.
     Terminate {
@@ -55,6 +59,8 @@ pub enum Action {
         /// How it ended.
         outcome: Outcome,
     },
+    /// Worth remembering.
+    Record(Record),
     /// The shutdown is complete: no build and no builder is left.
     Exit,
 }
@@ -68,6 +74,13 @@ pub enum Note {
         pool: PoolName,
         /// Builds ahead of it.
         ahead: u32,
+    },
+    /// Nothing is launched for it for now.
+    Held {
+        /// In which pool.
+        pool: PoolName,
+        /// Why.
+        reason: String,
     },
     /// A builder is launched for its pool.
     Launching {

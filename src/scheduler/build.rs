@@ -9,7 +9,7 @@ use super::pool::PoolIx;
 use super::queue::{LaneIx, Ticket};
 use super::retry::Attempt;
 use super::trail::{Trail, Why};
-use crate::model::{BuildId, BuildPhase, BuildRequest, BuilderId, LeaseId};
+use crate::model::{BuildId, BuildPhase, BuildRequest, BuilderId, LeaseId, Phases, Usd};
 
 /// An accepted build that has not ended.
 #[derive(Clone, Debug)]
@@ -22,6 +22,10 @@ pub(super) struct Build {
     pub(super) stage: Stage,
     /// Since when it is in that stage, or its phase.
     pub(super) since: Instant,
+    /// How long it was where, but for where it is.
+    pub(super) phases: Phases,
+    /// What its attempts that have ended cost.
+    pub(super) cost: Usd,
     /// Attempts that were started.
     pub(super) starts: u32,
     /// Attempts that failed, and count.
@@ -88,6 +92,8 @@ impl Build {
             accepted_at: now,
             stage: Stage::Accepted,
             since: now,
+            phases: Phases::default(),
+            cost: Usd::ZERO,
             starts: 0,
             failed: Vec::new(),
             shuns_loose: false,
@@ -97,7 +103,22 @@ impl Build {
     }
 
     pub(super) fn enter(&mut self, now: Instant, stage: Stage) {
+        self.leave(now);
         self.stage = stage;
+    }
+
+    /// Its phase ends, another begins.
+    pub(super) fn leave(&mut self, now: Instant) {
+        let spent = now.saturating_duration_since(self.since);
+        let phases = &mut self.phases;
+        *match &self.stage {
+            Stage::Accepted | Stage::Queued { .. } => &mut phases.waiting,
+            Stage::Running(run) => match run.phase {
+                RunPhase::Uploading => &mut phases.uploading,
+                RunPhase::Building => &mut phases.building,
+                RunPhase::Downloading => &mut phases.downloading,
+            },
+        } += spent;
         self.since = now;
     }
 

@@ -7,9 +7,10 @@ use std::fmt;
 use std::time::{Duration, Instant};
 
 use super::event::BuilderFault;
+use super::money::{Tab, cost_of};
 use super::pool::PoolIx;
 use crate::model::ec2::Market;
-use crate::model::{BuildId, BuilderId, BuilderState, Demand, Ending, Instance, LeaseId};
+use crate::model::{BuildId, BuilderId, BuilderState, Demand, Ending, HourlyRate, Instance, LeaseId, Usd};
 
 /// A termination the provider has not confirmed in this time is asked for again.
 pub(super) const TERMINATE_AGAIN_AFTER: Duration = Duration::from_secs(60);
@@ -45,6 +46,11 @@ pub(super) struct Builder {
     /// Whether its Nix builds content-addressed derivations; only a ready one has been asked.
     pub(super) has_ca_derivations: bool,
     pub(super) life: Life,
+    /// What a launch may cost, under a cap.
+    pub(super) at_most: Option<HourlyRate>,
+    /// What of its cost is in the ledger.
+    pub(super) booked: Usd,
+    tab: Tab,
     /// What it does on its way to ready.
     pub(super) progress: Option<String>,
     /// Since when it is in that state.
@@ -111,6 +117,10 @@ pub(super) enum EndReason {
     Interrupted(String),
     /// Its provider may take it back.
     Endangered(String),
+    /// It has no work, and what it costs is needed for another.
+    Yields,
+    /// Nothing is started any more on what is paid for.
+    Capped(String),
     /// This many builds in a row failed on it.
     Unhealthy(usize),
     /// The broker ends.
@@ -126,8 +136,11 @@ impl fmt::Display for EndReason {
             Self::TooOld(lifetime) => write!(f, "older than {} s", lifetime.as_secs()),
             Self::Drained => f.write_str("drained by an operator"),
             Self::Stopped => f.write_str("stopped by an operator"),
+            Self::Yields => f.write_str("it is idle, and the cap per hour leaves nothing for what waits"),
             Self::Surplus => f.write_str("an earlier broker launched more than `max-builders`"),
-            Self::Interrupted(reason) | Self::Endangered(reason) => f.write_str(reason),
+            Self::Interrupted(reason) | Self::Endangered(reason) | Self::Capped(reason) => {
+                f.write_str(reason)
+            }
             Self::Unhealthy(streak) => write!(f, "{streak} builds in a row failed on it"),
             Self::Shutdown => f.write_str("the broker is shutting down"),
             Self::Fault(fault) => f.write_str(&fault.reason),
@@ -139,13 +152,14 @@ impl EndReason {
     /// Whether the instance may be put aside for the next time: only when nothing but work is missing.
     pub(super) fn ending(&self) -> Ending {
         match self {
-            Self::Idle(_) => Ending::Idle,
+            Self::Idle(_) | Self::Yields => Ending::Idle,
             Self::TooOld(_)
             | Self::Drained
             | Self::Stopped
             | Self::Surplus
             | Self::Interrupted(_)
             | Self::Endangered(_)
+            | Self::Capped(_)
             | Self::Unhealthy(_)
             | Self::Shutdown
             | Self::Fault(_) => Ending::Final,
@@ -175,6 +189,9 @@ impl Builder {
             slots: 0,
             has_ca_derivations: false,
             life: Life::Launching { deadline: now + timeout },
+            at_most: None,
+            booked: Usd::ZERO,
+            tab: Tab::default(),
             progress: None,
             since: now,
             audience: Vec::new(),
@@ -197,6 +214,8 @@ impl Builder {
         builder.launched_at = now.checked_sub(age).unwrap_or(now);
         builder.is_adopted = true;
         builder.boot(now, instance);
+        // What it has cost so far was read from the history, where it is split by days.
+        builder.booked = builder.cost(now);
         builder
     }
 
@@ -215,6 +234,10 @@ impl Builder {
 
     pub(super) fn is_terminating(&self) -> bool {
         matches!(self.life, Life::Terminating { .. })
+    }
+
+    pub(super) fn is_yielding(&self) -> bool {
+        matches!(self.life, Life::Terminating { why: EndReason::Yields, .. })
     }
 
     /// Slots in use.
@@ -268,16 +291,44 @@ impl Builder {
         );
     }
 
+    /// What it costs, as long as there is an instance that somebody sends a bill for.
+    pub(super) fn rate(&self) -> HourlyRate {
+        let class = self.instance.as_ref().and_then(|instance| instance.class.as_ref());
+        class.map(|class| class.rate).unwrap_or_default()
+    }
+
+    /// What it may cost, as long as the provider has not said what it does cost.
+    pub(super) fn unknown_price(&self) -> Option<HourlyRate> {
+        if self.instance.is_some() || self.is_ready() { None } else { self.at_most }
+    }
+
+    /// What it has cost.
+    pub(super) fn cost(&self, now: Instant) -> Usd {
+        let has_instance = self.instance.is_some();
+        if has_instance {
+            cost_of(self.rate(), now.saturating_duration_since(self.launched_at))
+        } else {
+            Usd::ZERO
+        }
+    }
+
+    /// What the build under this lease has cost.
+    pub(super) fn cost_under(&self, now: Instant, lease: LeaseId) -> Usd {
+        self.tab.so_far(now, self.rate(), lease)
+    }
+
     /// One slot more in use.
-    pub(super) fn grant(&mut self, lease: LeaseId, build: BuildId) {
+    pub(super) fn grant(&mut self, now: Instant, lease: LeaseId, build: BuildId) {
+        self.tab.open(now, self.rate(), lease);
         self.leases.insert(lease, build);
         if let Life::Ready { idle_deadline, .. } = &mut self.life {
             *idle_deadline = None;
         }
     }
 
-    /// One slot less in use.
-    pub(super) fn release(&mut self, now: Instant, lease: LeaseId, idle: Duration) {
+    /// One slot less in use. Answers what its build has cost.
+    pub(super) fn release(&mut self, now: Instant, lease: LeaseId, idle: Duration) -> Usd {
+        let cost = self.tab.close(now, self.rate(), lease);
         let was_leased = self.leases.remove(&lease).is_some();
         if let Life::Ready { idle_deadline, .. } = &mut self.life
             && was_leased
@@ -285,6 +336,7 @@ impl Builder {
         {
             *idle_deadline = Some(now + idle);
         }
+        cost
     }
 
     /// It is idle, but its pool needs it: looked at again after another idle window.

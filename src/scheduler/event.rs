@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use crate::model::{BuildId, BuildRequest, BuilderFacts, BuilderId, Failure, Instance, LeaseId, PoolName};
+use crate::model::{
+    BuildId, BuildRequest, BuilderFacts, BuilderId, Failure, HourlyRate, Instance, LeaseId, PoolName, UtcDay,
+};
 
 /// A fact that arrived.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -84,6 +86,14 @@ pub enum Event {
     },
     /// The provider agrees that nothing of it is left.
     Gone(BuilderId),
+    /// What time it is, told every minute or so: bills are split by days, and a clock that stood still with its machine
+    /// is put right.
+    Clock {
+        /// Today, in UTC.
+        day: UtcDay,
+        /// What instances cost that are stopped, by pool.
+        aside: Vec<(PoolName, HourlyRate)>,
+    },
     /// An operator wants one builder more in this pool, for the idle window at least.
     StartRequested(PoolName),
     /// An operator wants these to take no new builds and end when they are idle.
@@ -154,6 +164,8 @@ pub struct BuilderFault {
 pub enum BuilderFaultKind {
     /// The provider refused or failed to launch.
     LaunchFailed,
+    /// Nothing that would do costs as little as what is left of a cap.
+    OverBudget,
     /// It never answered, or not in time.
     BootFailed,
     /// It answered, but is not what its pool promises (features, system, host key, Nix).

@@ -12,6 +12,7 @@ use super::build::{Build, Run, Stage};
 use super::builder::Builder;
 use super::event::{Event, RunPhase};
 use super::history::History;
+use super::money::Ledger;
 use super::placement::{self, Placement};
 use super::pool::{Pool, PoolIx};
 use super::queue::Queue;
@@ -36,6 +37,7 @@ pub struct Fleet {
     pub(super) builds: BTreeMap<BuildId, Build>,
     pub(super) queue: Queue,
     pub(super) history: History,
+    pub(super) ledger: Ledger,
     /// What is wanted since the event came in.
     pub(super) actions: Vec<Action>,
     /// Advances with every failed launch, so that a build can tell which ones it has waited through.
@@ -81,6 +83,7 @@ impl Fleet {
             builds: BTreeMap::new(),
             queue: Queue::default(),
             history: History::default(),
+            ledger: Ledger::default(),
             actions: Vec::new(),
             failure_counter: 0,
             awaiting_inputs: 0,
@@ -114,6 +117,7 @@ impl Fleet {
             Event::Interrupted { builder, within, why } => self.on_interrupted(builder, within, &why),
             Event::Endangered { builder, why } => self.on_endangered(builder, why),
             Event::Gone(builder) => self.on_gone(builder),
+            Event::Clock { day, aside } => self.on_clock(day, aside),
             Event::StartRequested(pool) => self.on_start_requested(&pool),
             Event::DrainRequested(selection) => self.on_drain_requested(selection),
             Event::StopRequested(selection) => self.on_stop_requested(selection),
@@ -157,6 +161,7 @@ impl Fleet {
     ///
     /// Slots are given before deadlines are looked at: a builder must not end as idle at the moment it gets work.
     fn settle(&mut self) {
+        self.keep_to_caps();
         self.place();
         for pool in &mut self.pools {
             pool.wake(self.now);
@@ -170,6 +175,8 @@ impl Fleet {
         self.tell_queued(&newly_queued);
         self.scale();
         self.tell_of_start_under_way(&newly_queued);
+        self.tell_of_holds(&newly_queued);
+        self.make_room_under_cap();
         self.end_unneeded_for_shutdown();
         self.exit_if_nothing_is_left();
         self.refresh_offers();
@@ -189,9 +196,10 @@ impl Fleet {
         self.last_lease += 1;
         let lease = LeaseId(self.last_lease);
         self.queue.remove(lane, ticket);
+        let now = self.now;
         let granted = self.roster.change(builder, |builder| {
             let beside = builder.used();
-            builder.grant(lease, id);
+            builder.grant(now, lease, id);
             (builder.pool, beside)
         });
         let (Some((pool, beside)), Some(build)) = (granted, self.builds.get_mut(&id)) else { return };
@@ -239,6 +247,8 @@ impl Fleet {
         if plan.launches == 0 || pool.gathers_until().is_some() {
             return;
         }
+        // Those before it in the same round may have changed what is left of a cap.
+        let at_once = if self.launches_one_by_one(ix) { self.room(ix).min(1) } else { plan.launches };
         let kept = pool.spec.min_builders.saturating_sub(self.roster.census(ix).staffed());
         let usual = pool.expected_slots();
         let demands = plan.shares().zip(0..).map(|(share, n)| Demand {
@@ -246,8 +256,8 @@ impl Fleet {
             builds: share.max(if n < kept { usual } else { 1 }),
             on_demand_only: n < plan.steady,
         });
-        let builders: Vec<BuilderId> =
-            demands.collect::<Vec<_>>().into_iter().map(|demand| self.launch(ix, demand)).collect();
+        let demands: Vec<_> = demands.take(at_once as usize).collect();
+        let builders: Vec<BuilderId> = demands.into_iter().map(|demand| self.launch(ix, demand)).collect();
         self.tell_of_launches(ix, &builders);
     }
 
@@ -262,8 +272,13 @@ impl Fleet {
         let per_builder = pool.expected_slots();
         let short = pool.spec.min_builders.saturating_sub(census.staffed());
         let mut slots = census.free;
-        for builder in census.starting.iter().filter_map(|id| self.roster.get(*id)) {
-            *slots.of(builder.is_loose) += u64::from(pool.expected_slots_for(builder.demand));
+        if pool.is_paid_for() {
+            for builder in census.starting.iter().filter_map(|id| self.roster.get(*id)) {
+                *slots.of(builder.is_loose) += u64::from(pool.expected_slots_for(builder.demand));
+            }
+        } else {
+            // Where all machines are alike they need only be counted.
+            slots.steady += census.starting.len() as u64 * u64::from(per_builder);
         }
         Supply {
             slots,
@@ -276,9 +291,9 @@ impl Fleet {
     }
 
     /// Builders that may be launched in this pool now.
-    fn room(&self, ix: PoolIx) -> u32 {
+    pub(super) fn room(&self, ix: PoolIx) -> u32 {
         let pool = &self.pools[ix.0];
-        if pool.rests_until().is_some() {
+        if pool.rests_until().is_some() || self.held(ix).is_some() || self.awaits_a_price(ix) {
             return 0;
         }
         pool.spec.max_builders.saturating_sub(self.roster.census(ix).alive())
@@ -292,9 +307,12 @@ impl Fleet {
         // While spot is off for a pool, every launch is for a machine that stays.
         let demand =
             Demand { on_demand_only: demand.on_demand_only || pool.avoids_loose(self.now), ..demand };
-        self.actions.push(Action::Launch { builder: id, pool: pool.spec.name.clone(), demand });
+        let at_most = if pool.is_paid_for() { self.left_of_hour() } else { None };
+        self.actions.push(Action::Launch { builder: id, pool: pool.spec.name.clone(), demand, at_most });
         let timeout = pool.spec.launch_timeout;
-        self.roster.insert(Builder::launching(id, ix, self.now, timeout, demand, is_loose));
+        let mut builder = Builder::launching(id, ix, self.now, timeout, demand, is_loose);
+        builder.at_most = at_most;
+        self.roster.insert(builder);
         id
     }
 
@@ -370,10 +388,15 @@ impl Fleet {
         let is_current = self.offers.accepting == accepting
             && pools.clone().zip(&self.offers.pools).all(|((ix, pool), offer)| {
                 let unfit = if self.has_ready(PoolIx(ix)) { None } else { pool.unfit() };
-                offer.unfit.as_deref() == unfit && offer.offer.features.len() == pool.offer.features.len()
+                offer.capped == self.declines(PoolIx(ix))
+                    && offer.unfit.as_deref() == unfit
+                    && offer.offer.features.len() == pool.offer.features.len()
             });
         if !is_current {
-            let pools = pools.map(|(ix, pool)| PoolOffer::of(pool, self.has_ready(PoolIx(ix))));
+            let pools = pools.map(|(ix, pool)| PoolOffer {
+                capped: self.declines(PoolIx(ix)),
+                ..PoolOffer::of(pool, self.has_ready(PoolIx(ix)))
+            });
             self.offers = Arc::new(Offers::of(accepting, pools));
         }
     }

@@ -5,7 +5,9 @@ use std::time::Instant;
 
 use super::build::{Build, Stage};
 use super::trail::{Trail, Why};
-use crate::model::{BuildId, BuildPhase, BuildStatus, BuilderId, DrvPath, EndedCounts, Outcome, PoolName};
+use crate::model::{
+    BuildId, BuildPhase, BuildStatus, BuilderId, DrvPath, EndedCounts, Outcome, PoolName, Usd,
+};
 
 /// Ended builds that are remembered.
 const REMEMBERED: usize = 1_000;
@@ -26,6 +28,7 @@ struct Ended {
     ended_at: Instant,
     place: Option<(PoolName, BuilderId)>,
     attempts: u32,
+    cost: Usd,
     trail: Trail,
 }
 
@@ -80,6 +83,7 @@ impl History {
             ended_at: now,
             place,
             attempts: build.starts,
+            cost: build.cost,
             trail,
         };
         self.ended.insert(build.id, ended);
@@ -102,6 +106,7 @@ impl History {
             pool,
             builder,
             attempts: ended.attempts,
+            cost: ended.cost,
             why: ended.trail.lines(),
         })
     }

@@ -31,6 +31,7 @@ impl Fleet {
             let spec = &self.pools[ix.0].spec;
             let (timeout, lifetime) = (spec.launch_timeout, spec.max_lifetime);
             self.roster.insert(Builder::adopted(id, ix, self.now, age, timeout, instance));
+            self.record_instance(id, false);
             pools.insert(ix);
             if age >= lifetime {
                 self.end_builder(id, EndReason::TooOld(lifetime));

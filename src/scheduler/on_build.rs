@@ -1,5 +1,7 @@
 //! What the events of a build do.
 
+use std::time::Instant;
+
 use super::action::{Action, Note};
 use super::build::{Build, Run, Stage, StopCause};
 use super::builder::Builder;
@@ -49,10 +51,12 @@ impl Fleet {
 
     pub(super) fn on_progressed(&mut self, id: BuildId, lease: LeaseId, phase: RunPhase) {
         let Some(build) = self.builds.get_mut(&id) else { return };
-        let Some(run) = build.run_under(lease) else { return };
-        if run.phase != phase {
+        let is_news = build.run_under(lease).is_some_and(|run| run.phase != phase);
+        if is_news {
+            build.leave(self.now);
+        }
+        if let Some(run) = build.run_under(lease) {
             run.phase = phase;
-            build.since = self.now;
         }
     }
 
@@ -94,29 +98,15 @@ impl Fleet {
     fn release(&mut self, id: BuildId, run: &Run, end: &AttemptEnd) {
         let now = self.now;
         let idle = self.pools[run.pool.0].spec.idle_timeout;
-        let streak = self.roster.change(run.builder, |builder| {
-            builder.release(now, run.lease, idle);
-            match end {
-                AttemptEnd::Succeeded => builder.record_good_attempt(),
-                AttemptEnd::Aborted => {}
-                AttemptEnd::Failed(failure) => match failure.kind {
-                    FailureKind::Derivation | FailureKind::TimedOut | FailureKind::LogLimitExceeded => {
-                        builder.record_good_attempt();
-                    }
-                    FailureKind::BuilderLost => return builder.suspect(now, id),
-                    FailureKind::Transient | FailureKind::Transfer if run.stop.is_none() => {
-                        return builder.record_bad_attempt(id);
-                    }
-                    FailureKind::Transient
-                    | FailureKind::Transfer
-                    | FailureKind::Provider
-                    | FailureKind::Request
-                    | FailureKind::Broker => {}
-                },
-            }
-            0
+        let released = self.roster.change(run.builder, |builder| {
+            let cost = builder.release(now, run.lease, idle);
+            (cost, judge(builder, now, id, run, end))
         });
-        self.drain_if_unhealthy(run.builder, streak.unwrap_or(0));
+        let (cost, streak) = released.unwrap_or_default();
+        if let Some(build) = self.builds.get_mut(&id) {
+            build.cost += cost;
+        }
+        self.drain_if_unhealthy(run.builder, streak);
         self.end_if_drained(run.builder);
     }
 
@@ -271,16 +261,41 @@ impl Fleet {
 
     /// Ends a build. The only place that does, so that it happens once.
     pub(super) fn finish(&mut self, id: BuildId, outcome: Outcome) {
-        let Some(build) = self.builds.remove(&id) else { return };
+        let Some(mut build) = self.builds.remove(&id) else { return };
+        build.leave(self.now);
         match build.stage {
             Stage::Accepted => self.awaiting_inputs -= 1,
             Stage::Queued { lane, .. } => self.queue.remove(lane, build.ticket),
             Stage::Running(_) => {}
         }
         let place = place_of(&build, |ix| self.pools[ix.0].spec.name.clone());
+        self.record_build(&build, place.as_ref(), &outcome);
         self.history.record(self.now, build, &outcome, place);
         self.actions.push(Action::Finish { build: id, outcome });
     }
+}
+
+/// What the end of an attempt says of its builder. Answers how many builds in a row have failed there.
+fn judge(builder: &mut Builder, now: Instant, id: BuildId, run: &Run, end: &AttemptEnd) -> usize {
+    match end {
+        AttemptEnd::Succeeded => builder.record_good_attempt(),
+        AttemptEnd::Aborted => {}
+        AttemptEnd::Failed(failure) => match failure.kind {
+            FailureKind::Derivation | FailureKind::TimedOut | FailureKind::LogLimitExceeded => {
+                builder.record_good_attempt();
+            }
+            FailureKind::BuilderLost => return builder.suspect(now, id),
+            FailureKind::Transient | FailureKind::Transfer if run.stop.is_none() => {
+                return builder.record_bad_attempt(id);
+            }
+            FailureKind::Transient
+            | FailureKind::Transfer
+            | FailureKind::Provider
+            | FailureKind::Request
+            | FailureKind::Broker => {}
+        },
+    }
+    0
 }
 
 /// The end of a stopped attempt, if it came to one of its own before it was stopped.

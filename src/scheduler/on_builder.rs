@@ -22,6 +22,9 @@ impl Fleet {
             builder.boot(now, instance);
             had_one
         });
+        if known == Some(false) {
+            self.record_instance(id, false);
+        }
         if is_starting && known == Some(false) {
             self.tell_audience(id, &note);
         }
@@ -86,6 +89,7 @@ impl Fleet {
         if self.note_fault(id, &fault) {
             self.tell_audience_of_failure(id, &fault.reason);
         }
+        self.close_account(id);
         self.roster.remove(id);
     }
 
@@ -97,6 +101,12 @@ impl Fleet {
         let is_news_of_launching = is_of_our_making || fault.kind == BuilderFaultKind::Unfit;
         if builder.is_terminating() {
             return false;
+        }
+        if fault.kind == BuilderFaultKind::OverBudget {
+            // No trouble of the pool: it launches again when there is more to spend.
+            let at_most = builder.at_most.unwrap_or_default();
+            self.pools[ix.0].found_too_dear(self.now, at_most);
+            return true;
         }
         if is_news_of_launching {
             self.count_failure(ix, launched_at, fault);

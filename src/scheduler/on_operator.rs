@@ -13,7 +13,8 @@ impl Fleet {
     pub(super) fn on_start_requested(&mut self, name: &PoolName) {
         let Some(ix) = self.pools.iter().position(|pool| pool.spec.name == *name).map(PoolIx) else { return };
         // An operator who asks while the pool rests has probably repaired something: the rest is no reason to refuse.
-        if self.accepting() && self.roster.census(ix).alive() < self.pools[ix.0].spec.max_builders {
+        let has_room = self.roster.census(ix).alive() < self.pools[ix.0].spec.max_builders;
+        if self.accepting() && has_room && self.held(ix).is_none() {
             let builds = self.pools[ix.0].expected_slots();
             self.launch(ix, Demand { builds, on_demand_only: false });
         }

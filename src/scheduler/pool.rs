@@ -9,7 +9,7 @@ use super::event::{BuilderFault, BuilderFaultKind};
 use super::retry::{self, LAUNCH_FAILURES_TO_WAIT_THROUGH};
 use crate::model::ec2::Market;
 use crate::model::requirement::CA_DERIVATIONS;
-use crate::model::{BuilderFacts, Demand, Feature, Offer, PoolSpec, ProviderSpec, Slots};
+use crate::model::{BuilderFacts, Demand, Feature, HourlyRate, Offer, PoolSpec, ProviderSpec, Slots};
 
 /// More slots than this on one machine are a misreading, not a machine.
 const MOST_SLOTS: u32 = 1024;
@@ -24,6 +24,9 @@ const LONGEST_GATHERING: Duration = Duration::from_secs(2);
 const INTERRUPTION_WINDOW: Duration = Duration::from_secs(15 * 60);
 /// and for this time the pool launches none that may be taken away.
 const STEADY_TIME: Duration = Duration::from_secs(30 * 60);
+
+/// How long it is believed that nothing is cheaper: spot prices move.
+const PRICES_HOLD: Duration = Duration::from_secs(10 * 60);
 
 /// The place of a pool in the configuration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -43,6 +46,8 @@ pub(super) struct Pool {
     /// Only machines that stay are launched until then.
     steady_until: Option<Instant>,
     trouble: Trouble,
+    /// No machine that would do cost as little as this, and when that was found.
+    too_dear: Option<(HourlyRate, Instant)>,
     /// The last thing that went wrong, and when.
     pub(super) last_fault: Option<(String, Instant)>,
 }
@@ -90,6 +95,7 @@ impl Pool {
             interrupted_at: None,
             steady_until: None,
             trouble: Trouble::default(),
+            too_dear: None,
             last_fault: None,
         }
     }
@@ -97,6 +103,11 @@ impl Pool {
     /// Whether a launch that is told of more builds may bring a larger machine.
     pub(super) fn comes_in_sizes(&self) -> bool {
         matches!((&self.spec.provider, self.spec.slots), (ProviderSpec::Ec2(_), Slots::Auto { .. }))
+    }
+
+    /// Whether somebody sends a bill for its machines.
+    pub(super) fn is_paid_for(&self) -> bool {
+        matches!(self.spec.provider, ProviderSpec::Ec2(_))
     }
 
     /// Whether the machines that it launches now may be taken away.
@@ -232,6 +243,7 @@ impl Pool {
                 self.rest(now, retry::LONGEST_REST);
             }
             BuilderFaultKind::LaunchFailed
+            | BuilderFaultKind::OverBudget
             | BuilderFaultKind::BootFailed
             | BuilderFaultKind::ConnectionLost => {
                 let rest = retry::rest_after(trouble.failures);
@@ -259,6 +271,16 @@ impl Pool {
         self.trouble.rests_until
     }
 
+    /// Nothing that would do costs as little as this, as was just found.
+    pub(super) fn found_too_dear(&mut self, now: Instant, at_most: HourlyRate) {
+        self.too_dear = Some((at_most, now));
+    }
+
+    /// Whether this much is surely too little for any of its machines.
+    pub(super) fn is_too_dear(&self, at_most: HourlyRate) -> bool {
+        self.too_dear.is_some_and(|(rate, _)| at_most <= rate)
+    }
+
     /// When something that keeps it from launching is over.
     pub(super) fn next_deadline(&self) -> Option<Instant> {
         [self.rests_until(), self.gathers_until()].into_iter().flatten().min()
@@ -270,6 +292,8 @@ impl Pool {
             self.trouble.rests_until = None;
             self.trouble.unfit = None;
         }
+        let is_recent = |at: Instant| now.saturating_duration_since(at) < PRICES_HOLD;
+        self.too_dear = self.too_dear.filter(|(_, at)| is_recent(*at));
         self.gathering = self.gathering.filter(|gathering| now < gathering.until);
     }
 

@@ -29,6 +29,7 @@ impl Fleet {
             builds: live.chain(ended).collect(),
             ended: self.history.counts(),
             accepting: self.accepting(),
+            money: self.money_status(now),
         }
     }
 
@@ -74,6 +75,8 @@ impl Fleet {
                 .rests_until()
                 .map(|until| until.saturating_duration_since(now))
                 .filter(|rest| !rest.is_zero()),
+            capped: self.held(ix),
+            money: self.pool_money(now, ix),
         };
         for builder in self.roster.iter().filter(|builder| builder.pool == ix) {
             match builder.state() {
@@ -101,6 +104,8 @@ impl Fleet {
             slots_used: builder.used(),
             slots: builder.slots,
             ends_in: self.ends_in(now, builder),
+            class: builder.instance.as_ref().and_then(|instance| instance.class.clone()),
+            cost: builder.cost(now),
         }
     }
 
@@ -133,6 +138,7 @@ impl Fleet {
             pool,
             builder,
             attempts: build.starts,
+            cost: build.cost + self.cost_under_way(now, build),
             why: build.trail.lines(),
         }
     }

@@ -21,6 +21,7 @@ pub(super) enum Why {
         pools: Vec<PoolName>,
         ahead: u32,
     },
+    Held(String),
     Launching {
         builder: BuilderId,
         pool: PoolName,
@@ -60,6 +61,7 @@ impl Why {
                 let pools = pools.iter().map(|pool| format!("`{pool}`")).collect::<Vec<_>>().join(", then ");
                 format!("waits for a slot in {pools}, {ahead} ahead of it")
             }
+            Self::Held(reason) => format!("nothing is launched: {reason}"),
             Self::Launching { builder, pool } => format!("{builder} is launched in pool `{pool}`"),
             Self::BuilderFailed { builder, reason } => format!("{builder} did not become ready: {reason}"),
             Self::Started { builder, pool, beside } => {

@@ -21,6 +21,8 @@ pub struct PoolOffer {
     pub offer: Offer,
     /// Why no build can be trusted to it now, although its offer may fit.
     pub unfit: Option<String>,
+    /// The cap that keeps it from launching, although its offer may fit.
+    pub capped: Option<String>,
 }
 
 /// What to reply to a request. The driver makes the model's `Verdict` of it, with a fresh build.
@@ -55,18 +57,37 @@ impl Offers {
     /// declined. `am_willing` says nothing about whether this machine *can* build it, so it is no reason to decline.
     pub fn answer(&self, request: &BuildRequest) -> Answer {
         let mut misfits = Vec::with_capacity(self.pools.len());
+        let mut capped = Vec::new();
         for pool in &self.pools {
             match pool.offer.satisfies(&request.requirement) {
-                Ok(()) => match &pool.unfit {
-                    None if self.accepting => return Answer::Accept { pool: pool.name.clone() },
-                    None => return shutting_down(request),
-                    Some(unfit) => misfits.push(format!("pool `{}` is unfit: {unfit}", pool.name)),
+                Ok(()) => match (&pool.unfit, &pool.capped) {
+                    (None, _) if !self.accepting => return shutting_down(request),
+                    (None, None) => return Answer::Accept { pool: pool.name.clone() },
+                    (None, Some(cap)) => capped.push((pool, format!("pool `{}`: {cap}", pool.name))),
+                    (Some(unfit), _) => misfits.push(format!("pool `{}` is unfit: {unfit}", pool.name)),
                 },
                 Err(misfit) => misfits.push(format!("pool `{}` {misfit}", pool.name)),
             }
         }
+        if let Some((first, _)) = capped.first() {
+            let why = capped.iter().map(|(_, why)| why.as_str()).collect::<Vec<_>>().join("; ");
+            return over_the_cap(request, first, why);
+        }
         let why = if misfits.is_empty() { "no pool is configured".to_owned() } else { misfits.join("; ") };
         Answer::Decline { why }
+    }
+}
+
+/// The answer to a request that only pools could take which may cost no more.
+///
+/// Where this machine can build it, it does: now, or when it has a job free. Where it cannot, a decline would end in Nix's
+/// own "a machine with these features is required", which says nothing of money: it is accepted, to wait for what is left
+/// of the hour, or to fail with the sentence that names the cap.
+fn over_the_cap(request: &BuildRequest, first: &PoolOffer, why: String) -> Answer {
+    match (request.settings.only_remote, request.am_willing) {
+        (true, _) => Answer::Accept { pool: first.name.clone() },
+        (false, true) => Answer::Decline { why },
+        (false, false) => Answer::Postpone { why },
     }
 }
 
@@ -84,7 +105,7 @@ impl PoolOffer {
     /// `has_builder`: whether a ready builder proves that the pool is not unfit.
     pub(super) fn of(pool: &Pool, has_builder: bool) -> Self {
         let unfit = if has_builder { None } else { pool.unfit().map(str::to_owned) };
-        Self { name: pool.spec.name.clone(), offer: pool.offer.clone(), unfit }
+        Self { name: pool.spec.name.clone(), offer: pool.offer.clone(), unfit, capped: None }
     }
 }
 
@@ -102,6 +123,7 @@ mod tests {
                 mandatory: [].into(),
             },
             unfit: None,
+            capped: None,
         };
         Offers {
             accepting: true,
@@ -146,6 +168,22 @@ mod tests {
             panic!("was not declined");
         };
         assert!(why.starts_with("pool `x86` is unfit: its Nix lacks `kvm`"), "{why}");
+    }
+
+    #[test]
+    fn a_capped_pool_is_built_around_where_that_is_possible() {
+        let mut offers = offers();
+        offers.pools[0].capped = Some("the cap of $1.00 a day is reached".to_owned());
+        let why = "pool `x86`: the cap of $1.00 a day is reached".to_owned();
+        let mut asked = request("x86_64-linux", &["kvm"]);
+        assert_eq!(offers.answer(&asked), Answer::Decline { why: why.clone() });
+        asked.am_willing = false;
+        assert_eq!(offers.answer(&asked), Answer::Postpone { why });
+        // What fits elsewhere goes elsewhere, and what fits nowhere else is told why it fails.
+        asked.settings.only_remote = true;
+        assert_eq!(offers.answer(&asked), Answer::Accept { pool: PoolName::new("x86") });
+        let anywhere = request("builtin", &[]);
+        assert_eq!(offers.answer(&anywhere), Answer::Accept { pool: PoolName::new("arm") });
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Outputs from a builder, checked on the way: one round trip for all of a build.
+//! Outputs from a builder, checked on the way: one round trip for all of a build, or none when they are asked for ahead.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -50,26 +50,22 @@ pub enum DownloadError {
     },
 }
 
-/// Fetches outputs, all asked for in one flight; large ones go to files without a name in this directory.
+/// Asks for outputs, all in one flight with whatever else was sent ahead on this connection; [`receive`] takes them.
 ///
-/// Only for what a build that ended well has just made: a daemon that is asked for the archive of an invalid path ends the
-/// whole connection.
-pub async fn download(
+/// A daemon that is asked for the archive of an invalid path ends the whole connection: when the build that should make
+/// these fails, the connection is of no further use.
+pub fn request(connection: &mut Connection, paths: &BTreeSet<StorePath>) -> Result<(), ProtocolError> {
+    paths.iter().try_for_each(|path| connection.send(&QueryPathInfo(path)))?;
+    paths.iter().try_for_each(|path| connection.send_nar_from_path(path))
+}
+
+/// Receives outputs that were asked for; large ones go to files without a name in this directory.
+pub async fn receive(
     connection: &mut Connection,
     paths: &BTreeSet<StorePath>,
     spool_dir: &Path,
     beat: &Beat,
 ) -> Result<BTreeMap<StorePath, Output>, DownloadError> {
-    let failed = |path: &StorePath| {
-        let path = path.clone();
-        move |source| DownloadError::Protocol { path, source }
-    };
-    for path in paths {
-        connection.send(&QueryPathInfo(path)).map_err(failed(path))?;
-    }
-    for path in paths {
-        connection.send_nar_from_path(path).map_err(failed(path))?;
-    }
     let mut infos = Vec::with_capacity(paths.len());
     for path in paths {
         let info = connection.receive(&QueryPathInfo(path), &mut ()).await.map_err(failed(path))?;
@@ -87,4 +83,9 @@ pub async fn download(
         outputs.insert(path, Output { info, nar: spool.into_inner().finish() });
     }
     Ok(outputs)
+}
+
+fn failed(path: &StorePath) -> impl FnOnce(ProtocolError) -> DownloadError {
+    let path = path.clone();
+    move |source| DownloadError::Protocol { path, source }
 }

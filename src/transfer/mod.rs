@@ -12,7 +12,7 @@ pub mod spool;
 pub mod upload;
 
 pub use beat::Beat;
-pub use download::{DownloadError, Output, Products, download};
+pub use download::{DownloadError, Output, Products};
 pub use local_store::{LocalStore, LocalStoreError};
 pub use presence::{Claim, InFlight, Presence};
 pub use spool::{Spool, SpoolReader, SpoolWriter};

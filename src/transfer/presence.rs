@@ -80,6 +80,19 @@ impl Presence {
         (claim, InFlight(others))
     }
 
+    /// Counts the losses: what is learned in one epoch is not known in the next.
+    pub fn epoch(&self) -> u64 {
+        self.lock().epoch
+    }
+
+    /// These paths are present, rooted by a connection that was open in this epoch.
+    pub fn add(&self, paths: &BTreeSet<StorePath>, epoch: u64) {
+        let mut state = self.lock();
+        if state.epoch == epoch {
+            state.present.extend(paths.iter().cloned());
+        }
+    }
+
     /// Forgets what is present: the connection that held the temp roots is gone.
     pub fn forget(&self) {
         let mut state = self.lock();
@@ -113,10 +126,7 @@ impl Claim {
     /// All claimed paths are present now, rooted by a connection that was open since before the claim was made.
     pub fn succeed(mut self) {
         self.has_succeeded = true;
-        let mut state = self.presence.lock();
-        if state.epoch == self.epoch {
-            state.present.extend(self.paths.iter().cloned());
-        }
+        self.presence.add(&self.paths, self.epoch);
     }
 }
 
@@ -198,6 +208,20 @@ mod tests {
         claim.succeed();
         let (again, _) = presence.claim(&paths(&["a"]));
         assert_eq!(again.paths(), &paths(&["a"]));
+    }
+
+    #[test]
+    fn what_was_built_is_present_until_all_is_forgotten() {
+        let presence = Presence::default();
+        let epoch = presence.epoch();
+        presence.add(&paths(&["a"]), epoch);
+        let (claim, _) = presence.claim(&paths(&["a", "b"]));
+        assert_eq!(claim.paths(), &paths(&["b"]));
+        drop(claim);
+        presence.forget();
+        presence.add(&paths(&["a", "b"]), epoch);
+        let (claim, _) = presence.claim(&paths(&["a", "b"]));
+        assert_eq!(claim.paths(), &paths(&["a", "b"]), "learned before the loss");
     }
 
     #[tokio::test]

@@ -13,35 +13,38 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 /// The Debian releases whose Nix the product is tested with: 2.8, 2.26 and 2.34.
-const RELEASES: [&str; 3] = ["bookworm", "trixie", "forky"];
+pub(crate) const RELEASES: [&str; 3] = ["bookworm", "trixie", "forky"];
 
 /// Runs a test on every release, on a fresh machine each. `NIX_BROKER_RELEASES=forky` narrows it for one's own use.
 pub(crate) fn on_every_release(config: &str, test: impl Fn(&mut Lab)) {
-    for release in every_release() {
-        eprintln!("--- {release}");
-        test(&mut Lab::start(release, config));
+    on_each_of(&RELEASES, |release| test(&mut Lab::start(release, config)));
+}
+
+/// Runs a test for each of these releases, narrowed in the same way; the test makes its own machine.
+pub(crate) fn on_each_of(releases: &[&'static str], test: impl Fn(&'static str)) {
+    let wanted = std::env::var("NIX_BROKER_RELEASES").unwrap_or_else(|_| releases.join(" "));
+    let chosen: Vec<_> = releases.iter().copied().filter(|release| wanted.contains(release)).collect();
+    assert!(!chosen.is_empty(), "NIX_BROKER_RELEASES=`{wanted}` names none of {releases:?}");
+    for release in chosen {
+        note(release);
+        test(release);
     }
 }
 
-/// The releases to test with.
-pub(crate) fn every_release() -> Vec<&'static str> {
-    let wanted = std::env::var("NIX_BROKER_RELEASES").unwrap_or_else(|_| RELEASES.join(" "));
-    let releases: Vec<_> = RELEASES.into_iter().filter(|release| wanted.contains(release)).collect();
-    assert!(!releases.is_empty(), "NIX_BROKER_RELEASES=`{wanted}` names none of {RELEASES:?}");
-    releases
-}
-
-/// This one, unless `NIX_BROKER_RELEASES` says otherwise.
-pub(crate) fn one_release(release: &'static str) -> Vec<&'static str> {
-    if std::env::var_os("NIX_BROKER_RELEASES").is_some() { every_release() } else { vec![release] }
+/// A line for whoever reads the test's output.
+pub(crate) fn note(text: &str) {
+    eprintln!("--- {text}");
 }
 
 /// Runs a test on this release alone, for what takes long and depends little on the version of Nix: every release has a
 /// share of it. `NIX_BROKER_RELEASES` overrules it, so that each can be tried on all.
 pub(crate) fn on_release(release: &'static str, config: &str, test: impl Fn(&mut Lab)) {
-    for release in one_release(release) {
-        test(&mut Lab::start(release, config));
-    }
+    on_each_of(&only(release), |release| test(&mut Lab::start(release, config)));
+}
+
+/// For [`on_each_of`]: this release, unless `NIX_BROKER_RELEASES` says otherwise.
+pub(crate) fn only(release: &'static str) -> Vec<&'static str> {
+    if std::env::var_os("NIX_BROKER_RELEASES").is_some() { RELEASES.to_vec() } else { vec![release] }
 }
 
 /// Generous: these machines are slow and shared, and a deadline only bounds a failure.
@@ -109,7 +112,14 @@ impl Lab {
             cat >> /etc/nix/nix.conf <<'E'\n# test\nbuild-hook = {HOOK}\nmax-jobs = 0\n{extra}\nE
             mkdir -p /etc/xdg/nix && echo 'build-hook = {HOOK}' > /etc/xdg/nix/nix.conf && chmod 400 /etc/xdg/nix/nix.conf"
         ));
-        let daemon = self.host(&["daemon", &self.name]);
+        self.start_daemon(&[]);
+    }
+
+    /// Starts or restarts nix-daemon with these variables (`NAME=VALUE`) in its environment.
+    pub(crate) fn start_daemon(&self, environment: &[String]) {
+        let mut words = vec!["daemon", &self.name];
+        words.extend(environment.iter().map(String::as_str));
+        let daemon = self.host(&words);
         assert!(daemon.status.success(), "nix-daemon: {}", text(&daemon));
     }
 
@@ -317,6 +327,12 @@ impl Lab {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         std::io::Write::write_all(&mut file, content.as_bytes()).unwrap();
         self.put(file.path(), path);
+    }
+
+    /// Writes a program.
+    pub(crate) fn install(&self, path: &str, content: &str) {
+        self.write(path, content);
+        self.sh(&format!("chmod 755 {path}"));
     }
 
     fn put(&self, file: &Path, path: &str) {

@@ -5,8 +5,11 @@
 //!
 //! - [`setup`]: the configuration, the broker, its socket.
 //! - [`hook`]: whether Nix asks our hook, whoever starts it.
+//! - [`aws`]: what pools on EC2 need of AWS, with `--aws` only, because it asks AWS.
 //! - [`needs`]: what the pools' providers need of this machine (`broker check` shows these as well).
 
+#[cfg(feature = "ec2")]
+mod aws;
 pub(super) mod facts;
 pub(super) mod finding;
 pub(super) mod gather;
@@ -38,6 +41,7 @@ use crate::ipc::view::SCHEMA;
 Examples:
   sudo broker doctor        As root it can look into the nix-daemon; it changes nothing
   broker doctor --json
+  broker doctor --aws       With the credentials of this shell: the service may have others
 
 Exit status: 1 when something fails; a warning alone is no failure.")]
 pub(super) struct Args {
@@ -50,6 +54,10 @@ pub(super) struct Args {
     /// Look at the machine whose root folder this is: for tests.
     #[arg(long, hide = true, value_name = "DIR", default_value = "/")]
     root: PathBuf,
+    /// Ask AWS instead whether pools on EC2 have what they need there: credentials, permissions, images, network
+    #[cfg(feature = "ec2")]
+    #[arg(long)]
+    aws: bool,
 }
 
 #[derive(Serialize)]
@@ -59,8 +67,21 @@ struct Report<'a> {
 }
 
 pub(super) fn run(args: &Args, context: &Context) -> Result<ExitCode, Complaint> {
+    #[cfg(feature = "ec2")]
+    if args.aws {
+        let config = config::load(&args.config, &config::Defaults::here())?;
+        let findings = super::aws::block_on(aws::findings(&config))?;
+        return report(
+            args,
+            &findings,
+            "Nothing keeps the pools on EC2 from launching, as far as can be seen.",
+        );
+    }
     let facts = gather::facts(&args.root, &args.config, context.socket.as_deref());
-    let findings = judge(&facts);
+    report(args, &judge(&facts), "Nothing keeps Nix from asking the broker, as far as can be seen.")
+}
+
+fn report(args: &Args, findings: &[Finding], all_well: &str) -> Result<ExitCode, Complaint> {
     let n_failed = findings.iter().filter(|finding| finding.mark == Mark::Fail).count();
     let mut screen = Screen::stdout();
     if args.json {
@@ -68,11 +89,11 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<ExitCode, Complaint>
         screen.json(&Report { schema: SCHEMA, findings }, Json::Pretty)?;
     } else {
         let mut document = Document::default();
-        for finding in &findings {
+        for finding in findings {
             finding.print(&mut document);
         }
         document.blank().line(match n_failed {
-            0 => "Nothing keeps Nix from asking the broker, as far as can be seen.".to_owned(),
+            0 => all_well.to_owned(),
             n => format!("{} to be put right.", count(n, "thing")),
         });
         screen.print(&document)?;

@@ -105,6 +105,7 @@ fn healthy() -> Facts {
         },
         socket: "/run/nix-broker/broker.sock".into(),
         broker: BrokerFact::Answers(StatusView {
+            money: None,
             schema: 1,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             uptime: 60.0,
@@ -398,6 +399,9 @@ fn each_trouble_with_the_broker_has_its_own_words() {
             view.accepting = false;
             let fault = FaultView { reason: "lacks `kvm`".to_owned(), ago: 125.0 };
             view.pools.push(PoolView {
+                capped: None,
+                rate: None,
+                today: None,
                 name: "zen3".to_owned(),
                 ready: 0,
                 starting: 0,

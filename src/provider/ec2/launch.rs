@@ -69,6 +69,7 @@ impl Estate {
         match attempt.api.run_instance(&order).await {
             Ok(instance) => {
                 self.claim(&intent);
+                self.show(&instance);
                 // The record no longer carries the request, and with it the private host key.
                 self.advance(&intent, Stage::Live { instance: instance.id.clone(), class });
                 drop(flight);

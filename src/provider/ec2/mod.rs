@@ -25,12 +25,14 @@ mod health;
 pub mod ladder;
 mod launch;
 pub mod network;
+pub mod permissions;
 mod pool;
 pub mod price;
 mod reconcile;
 mod records;
 mod retire;
 mod surroundings;
+pub mod sweep;
 mod watch;
 
 pub use estate::{Connect, Estate, WallClock};

@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 use crate::model::ec2::{DiskSpec, IdleAction, ImageSpec, Market, Reach};
 use crate::model::requirement::CA_DERIVATIONS;
 use crate::model::{
-    BuildId, BuildRequest, BuildSettings, BuilderFacts, BuilderId, Demand, DrvPath, Ec2Spec, Failure,
+    BuildId, BuildRequest, BuildSettings, BuilderFacts, BuilderId, Caps, Demand, DrvPath, Ec2Spec, Failure,
     FailureKind, Feature, HourlyRate, Instance, InstanceClass, InstanceId, LeaseId, LocalSpec, Offer,
-    Outcome, PoolName, PoolSpec, ProviderSpec, Requirement, Slots, System, Usd,
+    Outcome, PoolName, PoolSpec, ProviderSpec, Record, Requirement, Slots, Spent, System, Usd,
 };
 use crate::scheduler::build::{Build, Stage};
 use crate::scheduler::fleet::Mode;
@@ -108,6 +108,7 @@ pub(super) struct World {
     pub(super) running: BTreeMap<BuildId, (BuilderId, LeaseId)>,
     pub(super) pools_of: BTreeMap<BuilderId, PoolName>,
     pub(super) demands: BTreeMap<BuilderId, Demand>,
+    pub(super) records: Vec<Record>,
     pub(super) terminated: Vec<BuilderId>,
     pub(super) aborted: Vec<BuildId>,
     pub(super) ended: BTreeMap<BuildId, Outcome>,
@@ -116,14 +117,19 @@ pub(super) struct World {
 
 impl World {
     pub(super) fn new(specs: Vec<PoolSpec>) -> Self {
+        Self::with_caps(specs, Caps::default())
+    }
+
+    pub(super) fn with_caps(specs: Vec<PoolSpec>, caps: Caps) -> Self {
         let now = Instant::now();
         let mut world = Self {
-            fleet: Fleet::new(specs.clone(), now),
+            fleet: Fleet::new(specs.clone(), now).with_money(caps, &Spent::default()),
             now,
             specs,
             running: BTreeMap::new(),
             pools_of: BTreeMap::new(),
             demands: BTreeMap::new(),
+            records: vec![],
             terminated: vec![],
             aborted: vec![],
             ended: BTreeMap::new(),
@@ -153,7 +159,7 @@ impl World {
 
     fn take_note(&mut self, action: &Action) {
         match action {
-            Action::Launch { builder, pool, demand } => {
+            Action::Launch { builder, pool, demand, .. } => {
                 assert!(self.pools_of.insert(*builder, pool.clone()).is_none(), "{builder} launched twice");
                 assert!(demand.builds > 0, "{builder} is launched for nothing");
                 self.demands.insert(*builder, *demand);
@@ -176,6 +182,7 @@ impl World {
                 assert!(!self.running.contains_key(build), "{build} finished while it runs");
                 assert!(self.ended.insert(*build, outcome.clone()).is_none(), "{build} finished twice");
             }
+            Action::Record(record) => self.records.push(record.clone()),
             Action::Exit => {
                 assert!(self.running.is_empty(), "exit with running builds");
                 self.exits += 1;

@@ -2,8 +2,11 @@
 
 use super::fixtures::*;
 use crate::model::ec2::Market;
-use crate::model::{BuilderId, BuilderState, FailureKind, Instance, InstanceId, PoolName, PoolSpec, Slots};
-use crate::scheduler::{Adoption, AttemptEnd, BuilderFaultKind, Event, Fleet};
+use crate::model::{
+    BuildId, BuilderId, BuilderState, Caps, FailureKind, HourlyRate, Instance, InstanceId, Phases, PoolName,
+    PoolSpec, Record, Slots, Usd, UtcDay,
+};
+use crate::scheduler::{Action, Adoption, Answer, AttemptEnd, BuilderFaultKind, Event, Fleet, RunPhase};
 
 fn ec2(market: Market, max_builders: u32) -> World {
     World::new(vec![PoolSpec { max_builders, ..ec2_pool("ec2", market) }])
@@ -188,7 +191,8 @@ fn a_pool_that_keeps_builders_counts_the_adopted_ones() {
     let builder = fleet.reserve_builder();
     let instance = Instance { id: InstanceId::new("i-1"), pool: PoolName::new("x86"), class: None };
     let adoption = Adoption { builder, instance: instance.clone(), age: seconds(1) };
-    assert_eq!(fleet.apply(now, Event::Adopted(vec![adoption.clone()])), []);
+    let actions = fleet.apply(now, Event::Adopted(vec![adoption.clone()]));
+    assert!(matches!(actions[..], [Action::Record(_)]), "{actions:?}");
     assert_eq!(fleet.apply(now, Event::Tick), []);
     // Told twice, it is still one.
     let again = Adoption { builder: fleet.reserve_builder(), ..adoption };
@@ -271,4 +275,110 @@ fn after_two_interruptions_within_a_quarter_of_an_hour_spot_is_off_for_half_an_h
     assert_eq!(bought(&mut world, 4), Market::OnDemand);
     world.wait(31 * 60);
     assert_eq!(bought(&mut world, 5), Market::Spot);
+}
+
+fn dollars(text: &str) -> Usd {
+    Usd::parse(text).unwrap()
+}
+
+#[test]
+fn nothing_that_would_do_within_the_whole_cap_fails_with_its_name() {
+    let caps = Caps { hour: Some(HourlyRate(dollars("0.10"))), ..Caps::default() };
+    let mut world = World::with_caps(vec![ec2_pool("ec2", Market::Spot)], caps);
+    world.accept(1, X86, &[]);
+    world.wait(1);
+    world.lose(1, BuilderFaultKind::OverBudget);
+    let failure = world.failure_of(1);
+    assert_eq!(failure.kind, FailureKind::Provider);
+    assert!(failure.reason.contains("costs as little as the cap of $0.10/h"), "{failure}");
+    world.gone(1);
+    assert!(matches!(world.fleet.offers().answer(&request(X86, &[])), Answer::Decline { .. }));
+    // Spot prices move.
+    world.wait(600);
+    world.apply(Event::Clock { day: UtcDay(1), aside: vec![] });
+    assert!(matches!(world.fleet.offers().answer(&request(X86, &[])), Answer::Accept { .. }));
+}
+
+#[test]
+fn stopped_machines_count_towards_every_cap() {
+    let caps = Caps { hour: Some(HourlyRate(dollars("1"))), day: Some(dollars("2")), month: None };
+    let mut world = World::with_caps(vec![ec2_pool("ec2", Market::Spot)], caps);
+    let aside = || {
+        vec![
+            (PoolName::new("ec2"), HourlyRate(dollars("1"))),
+            (PoolName::new("no such"), HourlyRate::default()),
+        ]
+    };
+    world.apply(Event::Clock { day: UtcDay(1), aside: aside() });
+    assert!(matches!(world.fleet.offers().answer(&request(X86, &[])), Answer::Decline { .. }));
+    world.wait(3600);
+    world.apply(Event::Clock { day: UtcDay(1), aside: aside() });
+    assert_eq!(world.fleet.status(world.now).money.unwrap().today, dollars("1"));
+    world.wait(3600);
+    world.apply(Event::Clock { day: UtcDay(1), aside: vec![] });
+    let Answer::Decline { why } = world.fleet.offers().answer(&request(X86, &[])) else { panic!("accepted") };
+    assert!(why.contains("the cap of $2.00 a day is reached"), "{why}");
+    assert!(world.records.iter().any(|record| matches!(record, Record::PutAside { .. })));
+}
+
+#[test]
+fn what_runs_over_midnight_is_split_there() {
+    let mut world = ec2(Market::OnDemand, 1);
+    world.apply(Event::Clock { day: UtcDay(10), aside: vec![] });
+    world.accept(1, X86, &[]);
+    world.wait(1);
+    world.launched_as(1, class(Market::OnDemand));
+    world.ready_with(1, 4);
+    world.wait(1799);
+    world.apply(Event::Clock { day: UtcDay(11), aside: vec![] });
+    world.wait(900);
+    let money = world.fleet.status(world.now).money.unwrap();
+    let cents = |amount: Usd| (amount.micros() + 5_000) / 10_000;
+    assert_eq!((cents(money.today), cents(money.month)), (25, 75));
+    assert_eq!(money.rate, HourlyRate(dollars("1")));
+}
+
+#[test]
+fn every_build_and_every_machine_is_recorded_once_with_its_cost() {
+    let mut world = ec2(Market::OnDemand, 1);
+    for build in [1, 2] {
+        world.accept(build, X86, &[]);
+    }
+    world.wait(1);
+    world.launched_as(1, class(Market::OnDemand));
+    world.ready_with(1, 4);
+    let (_, lease) = world.running[&BuildId(1)];
+    world.pass(36);
+    world.apply(Event::Progressed { build: BuildId(1), lease, phase: RunPhase::Building });
+    world.pass(36);
+    world.end(1, AttemptEnd::Succeeded);
+    world.pass(36);
+    world.end(2, failed(FailureKind::Derivation));
+    world.wait(600);
+    world.gone(1);
+    let builds: Vec<_> = world
+        .records
+        .iter()
+        .filter_map(|record| match record {
+            Record::Build(build) => Some((build.build.0, build.cost, build.phases)),
+            Record::Instance(_) | Record::PutAside { .. } => None,
+        })
+        .collect();
+    let phases = |uploading, building| Phases {
+        waiting: seconds(1),
+        uploading: seconds(uploading),
+        building: seconds(building),
+        downloading: seconds(0),
+    };
+    // A cent per 36 s: two builds share the first 72 s.
+    assert_eq!(builds, [(1, dollars("0.01"), phases(36, 36)), (2, dollars("0.02"), phases(108, 0))]);
+    let ends: Vec<_> = world
+        .records
+        .iter()
+        .filter_map(|record| match record {
+            Record::Instance(instance) => Some((instance.has_ended, instance.cost > dollars("0.19"))),
+            Record::Build(_) | Record::PutAside { .. } => None,
+        })
+        .collect();
+    assert_eq!(ends, [(false, false), (true, true)]);
 }

@@ -12,8 +12,8 @@ use super::fixtures::*;
 use crate::model::ec2::Market;
 use crate::model::requirement::CA_DERIVATIONS;
 use crate::model::{
-    BuildId, BuilderFacts, BuilderId, FailureKind, Feature, Instance, InstanceId, LeaseId, Outcome, PoolName,
-    PoolSpec, Slots,
+    BuildId, BuilderFacts, BuilderId, Caps, FailureKind, Feature, HourlyRate, Instance, InstanceId, LeaseId,
+    Outcome, PoolName, PoolSpec, Slots, Usd, UtcDay,
 };
 use crate::scheduler::{AttemptEnd, BuilderFaultKind, Event, RunPhase, Selection};
 
@@ -37,6 +37,7 @@ enum Step {
     Gone(Index),
     Interrupted(Index),
     Endangered(Index),
+    Clock(u32),
     Start(usize),
     Drain(Index),
     DrainAll,
@@ -62,10 +63,11 @@ fn step() -> impl Strategy<Value = Step> {
         5 => index().prop_map(Step::Launched),
         1 => vec((0..4_usize, 0..8000_u64), 0..4).prop_map(Step::Adopt),
         8 => (index(), 0..12_usize).prop_map(|(at, facts)| Step::Ready(at, facts)),
-        3 => (index(), 0..4_usize).prop_map(|(at, kind)| Step::Lost(at, kind)),
+        3 => (index(), 0..5_usize).prop_map(|(at, kind)| Step::Lost(at, kind)),
         5 => index().prop_map(Step::Gone),
         2 => index().prop_map(Step::Interrupted),
         1 => index().prop_map(Step::Endangered),
+        2 => (0..3_u32).prop_map(Step::Clock),
         1 => (0..3_usize).prop_map(Step::Start),
         1 => index().prop_map(Step::Drain),
         1 => Just(Step::DrainAll),
@@ -95,6 +97,7 @@ fn end_of(number: usize) -> AttemptEnd {
 
 fn fault_kind(number: usize) -> BuilderFaultKind {
     match number {
+        4 => BuilderFaultKind::OverBudget,
         0 => BuilderFaultKind::LaunchFailed,
         1 => BuilderFaultKind::BootFailed,
         2 => BuilderFaultKind::Unfit,
@@ -133,11 +136,16 @@ struct Chaos {
     /// Builders that the provider has told us to be gone, so that it tells it again at most out of malice.
     gone: Vec<BuilderId>,
     last_build: u64,
+    day: u32,
 }
 
 impl Chaos {
     fn new(specs: Vec<PoolSpec>) -> Self {
-        Self { world: World::new(specs), gone: vec![], last_build: 0 }
+        Self::with_caps(specs, Caps::default())
+    }
+
+    fn with_caps(specs: Vec<PoolSpec>, caps: Caps) -> Self {
+        Self { world: World::with_caps(specs, caps), gone: vec![], last_build: 0, day: 1 }
     }
 
     fn builder(&self, at: Index) -> BuilderId {
@@ -238,6 +246,11 @@ impl Chaos {
                 let (builder, within) = (self.builder(*at), Some(seconds(at.index(120) as u64)));
                 self.world.apply(Event::Interrupted { builder, within, why: "as told".to_owned() });
             }
+            Step::Clock(days) => {
+                self.day += days;
+                let aside = vec![(PoolName::new("plain"), HourlyRate(Usd::from_micros(5_000)))];
+                self.world.apply(Event::Clock { day: UtcDay(self.day), aside });
+            }
             Step::Endangered(at) => {
                 let builder = self.builder(*at);
                 self.world.apply(Event::Endangered { builder, why: "as told".to_owned() });
@@ -301,6 +314,24 @@ fn specs_min(specs: &[PoolSpec]) -> usize {
     specs.iter().map(|spec| spec.min_builders as usize).sum()
 }
 
+fn caps() -> impl Strategy<Value = Caps> {
+    let amount =
+        || prop_oneof![Just(None), (1_u64..4_000_000).prop_map(|micros| Some(Usd::from_micros(micros)))];
+    (amount(), amount(), amount()).prop_map(|(hour, day, month)| Caps {
+        hour: hour.map(HourlyRate),
+        day,
+        month,
+    })
+}
+
+/// Launches since there were so many in pools that cost nothing.
+fn unpaid_launches(chaos: &Chaos, before: usize) -> usize {
+    let status = chaos.world.fleet.status(chaos.world.now);
+    let is_free =
+        |name: &PoolName| status.pools.iter().any(|pool| pool.name == *name && pool.money.is_none());
+    chaos.world.pools_of.values().skip(before).filter(|name| is_free(name)).count()
+}
+
 /// Seeds of failures are kept beside this file, not in the top level of the repository.
 fn config() -> ProptestConfig {
     let persistence = FileFailurePersistence::WithSource("seeds");
@@ -309,6 +340,41 @@ fn config() -> ProptestConfig {
 
 proptest! {
     #![proptest_config(config())]
+
+    #[test]
+    fn under_any_caps_every_build_ends_and_nothing_runs_that_may_not(
+        specs in pools(),
+        caps in caps(),
+        steps in vec(step(), 1..120),
+    ) {
+        // What a pool keeps can keep the rest of the cap from all others for ever: a person's decision.
+        let specs: Vec<PoolSpec> = specs.into_iter().map(|spec| PoolSpec { min_builders: 0, ..spec }).collect();
+        let mut chaos = Chaos::with_caps(specs, caps);
+        for step in &steps {
+            chaos.perform(step);
+            let money = chaos.world.fleet.status(chaos.world.now).money.unwrap_or_default();
+            let over_the_day = caps.day.is_some_and(|cap| money.today >= cap);
+            let before = chaos.world.launches();
+            chaos.world.apply(Event::Tick);
+            // Adopted ones come into a world that is over its cap already.
+            let paid: Vec<_> = chaos.world.fleet.status(chaos.world.now).pools;
+            let paid: Vec<_> = paid.into_iter().filter(|pool| pool.money.is_some()).collect();
+            if over_the_day {
+                prop_assert_eq!(chaos.world.launches(), before + unpaid_launches(&chaos, before));
+                prop_assert!(paid.iter().all(|pool| pool.ready + pool.starting == 0), "{:?}", paid);
+            }
+        }
+        for _ in 0..200 + chaos.last_build {
+            if chaos.world.ended.len() == chaos.last_build as usize {
+                break;
+            }
+            chaos.one_good_round();
+            chaos.world.wait(60);
+        }
+        for build in 1..=chaos.last_build {
+            prop_assert!(chaos.world.ended.contains_key(&BuildId(build)), "#{build} never ended");
+        }
+    }
 
     #[test]
     fn when_faults_stop_every_build_ends_and_the_fleet_shrinks_to_its_minimum(

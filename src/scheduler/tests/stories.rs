@@ -27,6 +27,7 @@ fn notes_to(actions: &[Action], build: u64) -> Vec<Note> {
             | Action::Start { .. }
             | Action::Abort { .. }
             | Action::Finish { .. }
+            | Action::Record(_)
             | Action::Exit => None,
         })
         .collect()

@@ -4,7 +4,7 @@
 //! pattern (`Invalid*`, `*LimitExceeded`) are matched by it, after the whole ones.
 
 use super::error::{ErrorClass, Quota, QuotaFamily};
-use crate::model::Market;
+use crate::model::ec2::Market;
 
 /// What was asked for, as far as a class or the advice depends on it.
 #[derive(Clone, Debug, Default)]
@@ -110,11 +110,10 @@ pub(super) fn class(code: Option<&str>, status: u16, asked: &Asked<'_>) -> Error
         | "DefaultVpcDoesNotExist" => ErrorClass::Config,
         _ if code.ends_with("LimitExceeded") => ErrorClass::Quota(Quota::Other),
         _ if code.starts_with("Invalid") => ErrorClass::Config,
-        _ => match class_of_status(status) {
-            // A code that we do not know is a considered answer, whatever the status says.
-            ErrorClass::Transient => ErrorClass::Unknown,
-            other => other,
-        },
+        // A code that we do not know is a considered answer, whatever the status says.
+        _ if status == 429 => ErrorClass::Throttle,
+        _ if status == 401 || status == 403 => ErrorClass::Identity,
+        _ => ErrorClass::Unknown,
     }
 }
 
@@ -227,5 +226,106 @@ pub(super) fn expired_advice(profile: Option<&str>) -> String {
     match profile {
         Some(profile) => format!("the session has ended: `aws sso login --profile {profile}`"),
         None => "the session has ended: `aws sso login`, or new temporary credentials".into(),
+    }
+}
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn asked(instance: Option<(&'static str, Market)>) -> Asked<'static> {
+        Asked { action: "RunInstances", region: "eu-central-1", profile: Some("work"), instance }
+    }
+
+    /// Every code of the facts, and what the answer to it has to be.
+    #[test]
+    fn each_code_is_of_the_class_whose_reaction_is_right() {
+        let on_demand = asked(Some(("c6a.4xlarge", Market::OnDemand)));
+        let standard = QuotaFamily::Standard;
+        for (class_of, codes) in [
+            (
+                ErrorClass::Capacity,
+                "InsufficientInstanceCapacity UnfulfillableCapacity InsufficientCapacityOnHost SpotMaxPriceTooLow \
+                 Unsupported ReservationCapacityExceeded",
+            ),
+            (ErrorClass::Quota(Quota::OnDemand(standard)), "VcpuLimitExceeded InstanceLimitExceeded"),
+            (ErrorClass::Quota(Quota::Spot(standard)), "MaxSpotInstanceCountExceeded"),
+            (ErrorClass::Quota(Quota::Verification), "PendingVerification"),
+            (
+                ErrorClass::Quota(Quota::Other),
+                "MaxFleetCountExceeded VolumeLimitExceeded SecurityGroupLimitExceeded NewThingLimitExceeded",
+            ),
+            (ErrorClass::Subnet, "InsufficientFreeAddressesInSubnet"),
+            (ErrorClass::SpotRole, "AuthFailure.ServiceLinkedRoleCreationNotPermitted"),
+            (
+                ErrorClass::Throttle,
+                "RequestLimitExceeded Throttling EC2ThrottledException ThrottlingException \
+                 TooManyRequestsException BandwidthLimitExceeded",
+            ),
+            (ErrorClass::Transient, "InternalError ServiceUnavailable Unavailable InternalFailure"),
+            (
+                ErrorClass::Identity,
+                "UnauthorizedOperation AuthFailure ExpiredToken OptInRequired RequestExpired \
+                 SignatureDoesNotMatch InvalidClientTokenId",
+            ),
+            (
+                ErrorClass::Config,
+                "InvalidAMIID.NotFound InvalidAMIID.Malformed InvalidSubnetID.NotFound InvalidGroup.NotFound \
+                 InvalidParameterValue InvalidParameterCombination InvalidUserData.Malformed MissingParameter \
+                 UnsupportedOperation InvalidInstanceID.Malformed InvalidInstanceType",
+            ),
+            (ErrorClass::NotFound, "InvalidInstanceID.NotFound InvalidVolume.NotFound"),
+            (ErrorClass::Busy, "IncorrectInstanceState DependencyViolation VolumeInUse"),
+            (ErrorClass::Idempotency, "IdempotentParameterMismatch IdempotentInstanceTerminated"),
+            (ErrorClass::Unknown, "BrandNew Whatever.Else"),
+        ] {
+            for code in codes.split_whitespace() {
+                for status in [400, 500, 503] {
+                    assert_eq!(class(Some(code), status, &on_demand), class_of, "{code}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn only_throttling_and_trouble_on_the_way_are_asked_for_again() {
+        for code in ["InsufficientInstanceCapacity", "VcpuLimitExceeded", "UnauthorizedOperation", "BrandNew"]
+        {
+            assert!(!class(Some(code), 500, &asked(None)).is_repeated(), "{code}");
+        }
+        assert!(class(Some("InternalError"), 500, &asked(None)).is_repeated());
+        assert!(class(Some("RequestLimitExceeded"), 503, &asked(None)).is_repeated());
+        assert!(class(None, 503, &asked(None)).is_repeated());
+        assert!(!class(None, 500, &asked(None)).is_repeated());
+    }
+
+    #[test]
+    fn a_quota_is_that_of_the_market_and_family_that_was_asked_for() {
+        let spot = asked(Some(("x8g.large", Market::Spot)));
+        let of = |code| class(Some(code), 400, &spot);
+        assert_eq!(of("VcpuLimitExceeded"), ErrorClass::Quota(Quota::Spot(QuotaFamily::X)));
+        let advice = advice(of("VcpuLimitExceeded"), Some("VcpuLimitExceeded"), &spot).unwrap();
+        assert!(advice.contains("L-E3A00192") && advice.contains("eu-central-1"), "{advice}");
+        for (name, family) in [
+            ("c6a.large", QuotaFamily::Standard),
+            ("c7i-flex.large", QuotaFamily::Standard),
+            ("i7ie.large", QuotaFamily::Standard),
+            ("im4gn.large", QuotaFamily::Standard),
+            ("hpc7a.12xlarge", QuotaFamily::Hpc),
+            ("x8i.large", QuotaFamily::X),
+            ("g6.xlarge", QuotaFamily::G),
+            ("p5.48xlarge", QuotaFamily::P),
+            ("u-6tb1.metal", QuotaFamily::Other),
+        ] {
+            assert_eq!(QuotaFamily::of(name), family, "{name}");
+        }
+    }
+
+    #[test]
+    fn advice_names_the_profile_and_what_to_type() {
+        let words = |code| advice(ErrorClass::Identity, Some(code), &asked(None)).unwrap();
+        assert!(words("UnauthorizedOperation").contains("`ec2:RunInstances`"));
+        assert!(words("UnauthorizedOperation").contains("profile `work`"));
+        assert!(words("ExpiredToken").contains("aws sso login --profile work"));
+        assert_eq!(advice(ErrorClass::Capacity, Some("InsufficientInstanceCapacity"), &asked(None)), None);
     }
 }

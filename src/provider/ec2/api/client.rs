@@ -28,7 +28,7 @@ use super::classify::Asked;
 use super::error::{ApiError, ErrorClass};
 use super::failure;
 use super::wire::{Wire, WireClient};
-use crate::model::Market;
+use crate::model::ec2::Market;
 
 /// EC2 takes a connection in milliseconds, or something is wrong.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -83,8 +83,6 @@ pub(super) enum Repeat {
     Always,
     /// Only when it surely was not done.
     Undone,
-    /// Not at all: the answer to one question is wanted.
-    Never,
 }
 
 impl<'a> Call<'a> {
@@ -150,11 +148,10 @@ impl Api {
                 Ok(_) => {}
                 Err(error) => {
                     let about = failure::about_credentials(&error, named.as_deref());
-                    return Err(ApiError {
-                        class: about.class,
-                        advice: about.advice,
-                        ..ApiError::config(ACTION, &region, about.message)
-                    });
+                    let mut failed = ApiError::config(ACTION, &region, about.message);
+                    failed.class = about.class;
+                    failed.words.advice = about.advice;
+                    return Err(failed);
                 }
             }
         }
@@ -229,7 +226,6 @@ impl Api {
         let again = |error: &ApiError| match call.repeat {
             Repeat::Always => error.class.is_repeated(),
             Repeat::Undone => error.class.is_repeated() && !error.may_have_acted,
-            Repeat::Never => false,
         };
         let mut last = None;
         let calls = attempt
@@ -258,8 +254,7 @@ impl Api {
         ApiError {
             class: ErrorClass::Transient,
             may_have_acted: true,
-            subject: call.subject.clone(),
-            ..ApiError::config(call.action.name(), self.region(), "no answer in time")
+            ..ApiError::config(call.action.name(), self.region(), "no answer in time").of(&call.subject)
         }
     }
 

@@ -41,10 +41,14 @@ pub enum Permission {
         /// EC2's words, which name who may not do what.
         reason: String,
     },
+    /// It was done, whatever it was: this is an endpoint that knows no DryRun.
+    Done,
     /// EC2 did not say.
     Unclear {
         /// What it said instead.
         reason: String,
+        /// Its code for that (`InvalidInstanceID.NotFound`), if it gave one.
+        code: Option<String>,
     },
 }
 
@@ -56,6 +60,9 @@ const NO_SUBNET: &str = "subnet-00000000000000000";
 const NO_VOLUME: &str = "vol-00000000000000000";
 /// Of the range that is for documentation.
 const NO_CIDR: &str = "192.0.2.1/32";
+const NO_GATEWAY: &str = "igw-00000000000000000";
+/// The one tag that is ever set later than at the launch: a policy need not allow others.
+const RENEWED_TAG: &str = "nix-broker:expires-at";
 
 impl Api {
     /// Whether this identity may do this. An error is about the way to EC2 or about who asks, not about the permission.
@@ -69,7 +76,7 @@ impl Api {
         let range = IpRange::builder().cidr_ip(NO_CIDR).build();
         let rule =
             IpPermission::builder().ip_protocol("tcp").from_port(22).to_port(22).ip_ranges(range).build();
-        let tag = Tag::builder().key("nix-broker:doctor").value("dry-run").build();
+        let tag = Tag::builder().key(RENEWED_TAG).value("2000-01-01T00:00:00Z").build();
         match action {
             Action::AuthorizeSecurityGroupIngress => {
                 let request = client.authorize_security_group_ingress().group_id(group).ip_permissions(rule);
@@ -93,6 +100,27 @@ impl Api {
             Action::CreateTags => {
                 let request = client.create_tags().resources(instance).tags(tag);
                 self.ask(action, || request.clone().dry_run(true).send()).await
+            }
+            Action::CreateDefaultVpc => {
+                self.ask(action, || client.create_default_vpc().dry_run(true).send()).await
+            }
+            Action::DeleteVpc => {
+                let request = client.delete_vpc().vpc_id(vpc);
+                self.ask(action, || request.clone().dry_run(true).send()).await
+            }
+            Action::DeleteInternetGateway => {
+                let request = client.delete_internet_gateway().internet_gateway_id(NO_GATEWAY);
+                self.ask(action, || request.clone().dry_run(true).send()).await
+            }
+            Action::DetachInternetGateway => {
+                let request = client.detach_internet_gateway().internet_gateway_id(NO_GATEWAY).vpc_id(vpc);
+                self.ask(action, || request.clone().dry_run(true).send()).await
+            }
+            Action::DescribeInternetGateways => {
+                self.ask(action, || client.describe_internet_gateways().dry_run(true).send()).await
+            }
+            Action::DescribeRegions => {
+                self.ask(action, || client.describe_regions().dry_run(true).send()).await
             }
             Action::DeleteSecurityGroup => {
                 let request = client.delete_security_group().group_id(group);
@@ -171,17 +199,13 @@ impl Api {
         R: Future<Output = Result<T, SdkError<E, HttpResponse>>>,
         E: ProvideErrorMetadata + StdError + Send + Sync + 'static,
     {
-        let error = match self.call(&Call::new(action).repeat(Repeat::Undone), send).await {
-            Ok(_) => {
-                let reason = format!("the endpoint answered a dry run of {action} as if it had done it");
-                return Ok(Permission::Unclear { reason });
-            }
-            Err(error) => error,
+        let Err(error) = self.call(&Call::new(action).repeat(Repeat::Undone), send).await else {
+            return Ok(Permission::Done);
         };
         match error.code.as_deref() {
             Some("DryRunOperation") => return Ok(Permission::Allowed),
             Some("UnauthorizedOperation" | "AccessDenied" | "AccessDeniedException") => {
-                return Ok(Permission::Denied { reason: error.message });
+                return Ok(Permission::Denied { reason: error.words.message });
             }
             Some(_) | None => {}
         }
@@ -195,7 +219,7 @@ impl Api {
             | ErrorClass::NotFound
             | ErrorClass::Busy
             | ErrorClass::Idempotency
-            | ErrorClass::Unknown => Ok(Permission::Unclear { reason: error.to_string() }),
+            | ErrorClass::Unknown => Ok(Permission::Unclear { reason: error.to_string(), code: error.code }),
         }
     }
 }

@@ -168,6 +168,13 @@ pub struct ApiError {
     pub request_id: Option<String>,
     /// EC2 may have done what it was asked for all the same.
     pub may_have_acted: bool,
+    /// For the person who reads it.
+    pub(super) words: Box<Words>,
+}
+
+/// What an error says.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Words {
     /// What the request was about, where that helps.
     pub(super) subject: String,
     /// Where it was sent.
@@ -187,13 +194,20 @@ impl ApiError {
 
     /// What a person can do about it, if it is known.
     pub fn advice(&self) -> Option<&str> {
-        self.advice.as_deref()
+        self.words.advice.as_deref()
     }
 
     /// The same with more to do about it, which only the caller knows.
     #[must_use]
     pub fn with_advice(mut self, advice: impl Into<String>) -> Self {
-        self.advice = Some(advice.into());
+        self.words.advice = Some(advice.into());
+        self
+    }
+
+    /// The same about this.
+    #[must_use]
+    pub(super) fn of(mut self, subject: &str) -> Self {
+        subject.clone_into(&mut self.words.subject);
         self
     }
 
@@ -206,10 +220,7 @@ impl ApiError {
             status: None,
             request_id: None,
             may_have_acted: false,
-            subject: String::new(),
-            region: region.to_owned(),
-            message: message.into(),
-            advice: None,
+            words: Box::new(Words { region: region.to_owned(), message: message.into(), ..Words::default() }),
         }
     }
 }
@@ -217,22 +228,22 @@ impl ApiError {
 impl fmt::Display for ApiError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.action)?;
-        if !self.subject.is_empty() {
-            write!(f, " of {}", self.subject)?;
+        if !self.words.subject.is_empty() {
+            write!(f, " of {}", self.words.subject)?;
         }
-        if !self.region.is_empty() {
-            write!(f, " in {}", self.region)?;
+        if !self.words.region.is_empty() {
+            write!(f, " in {}", self.words.region)?;
         }
         f.write_str(" fails: ")?;
         match &self.code {
-            Some(code) if self.message.is_empty() => f.write_str(code)?,
-            Some(code) => write!(f, "{code}: {}", self.message)?,
-            None => f.write_str(&self.message)?,
+            Some(code) if self.words.message.is_empty() => f.write_str(code)?,
+            Some(code) => write!(f, "{code}: {}", self.words.message)?,
+            None => f.write_str(&self.words.message)?,
         }
         if let Some(id) = &self.request_id {
             write!(f, " (request {id})")?;
         }
-        match &self.advice {
+        match &self.words.advice {
             Some(advice) => write!(f, "; {advice}"),
             None => Ok(()),
         }

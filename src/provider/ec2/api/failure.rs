@@ -11,7 +11,7 @@ use aws_sdk_ec2::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_ec2::operation::RequestId;
 
 use super::classify::{self, Asked};
-use super::error::{ApiError, ErrorClass};
+use super::error::{ApiError, ErrorClass, Words};
 
 /// How much of somebody else's words is shown.
 const MAX_MESSAGE: usize = 600;
@@ -28,12 +28,13 @@ where
         action: asked.action,
         code: None,
         status,
-        request_id: error.request_id().map(str::to_owned),
+        request_id: error.request_id().map(str::to_owned).or_else(|| request_id(body)),
         may_have_acted: false,
-        subject: subject.to_owned(),
-        region: asked.region.to_owned(),
-        message: String::new(),
-        advice: None,
+        words: Box::new(Words {
+            subject: subject.to_owned(),
+            region: asked.region.to_owned(),
+            ..Words::default()
+        }),
     };
     match error {
         SdkError::ServiceError(service) if service.err().code().is_some() => {
@@ -41,9 +42,9 @@ where
             let status = status.unwrap_or_default();
             answer.class = classify::class(code, status, asked);
             answer.may_have_acted = classify::may_have_acted(code, status, answer.class);
-            answer.advice = classify::advice(answer.class, code, asked);
+            answer.words.advice = classify::advice(answer.class, code, asked);
             answer.code = code.map(str::to_owned);
-            answer.message = readable(service.err().message().unwrap_or_default());
+            answer.words.message = readable(service.err().message().unwrap_or_default());
         }
         SdkError::ServiceError(_) | SdkError::ResponseError(_) => {
             nonsense(&mut answer, status.unwrap_or_default(), body, asked);
@@ -51,16 +52,24 @@ where
         SdkError::TimeoutError(_) => {
             answer.class = ErrorClass::Transient;
             answer.may_have_acted = true;
-            answer.message = "no answer in time".into();
+            answer.words.message = "no answer in time".into();
         }
         SdkError::ConstructionFailure(_) | SdkError::DispatchFailure(_) => unsent(&mut answer, error, asked),
         // The SDK may grow another kind: whatever it is, EC2 may have heard of it.
         _ => {
             answer.may_have_acted = true;
-            answer.message = readable(&chain(error));
+            answer.words.message = readable(&chain(error));
         }
     }
     answer
+}
+
+/// The id of a request as the body of a refusal has it; it is not always in a header.
+fn request_id(body: &[u8]) -> Option<String> {
+    let text = std::str::from_utf8(body).ok()?;
+    let id = text.split_once("<RequestID>")?.1.split_once("</RequestID>")?.0;
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
+    (id.len() <= 64 && id.bytes().all(is_plain)).then(|| id.to_owned())
 }
 
 /// An answer that is none of EC2's.
@@ -75,15 +84,13 @@ fn nonsense(answer: &mut ApiError, status: u16, body: &[u8], asked: &Asked<'_>) 
     } else {
         "an answer that is not EC2's XML"
     };
-    answer.message = format!("HTTP status {status} with {what}");
-    answer.advice = match answer.class {
-        ErrorClass::Transient | ErrorClass::Throttle => None,
-        _ => Some(
-            "the endpoint does not speak EC2: see AWS_ENDPOINT_URL_EC2, AWS_ENDPOINT_URL and `endpoint_url` in \
+    answer.words.message = format!("HTTP status {status} with {what}");
+    let is_passing = answer.class.is_repeated();
+    answer.words.advice = (!is_passing).then(|| {
+        "the endpoint does not speak EC2: see AWS_ENDPOINT_URL_EC2, AWS_ENDPOINT_URL and `endpoint_url` in \
              ~/.aws/config, and any proxy in between"
-                .into(),
-        ),
-    };
+            .into()
+    });
 }
 
 /// Nothing came back: no credentials, no way to send, or a connection that broke.
@@ -94,14 +101,14 @@ where
     if let Some(credentials) = find::<CredentialsError>(error) {
         let about = about_credentials(credentials, asked.profile);
         answer.class = about.class;
-        answer.message = about.message;
-        answer.advice = about.advice;
+        answer.words.message = about.message;
+        answer.words.advice = about.advice;
         return;
     }
     let words = chain(error);
     if matches!(error, SdkError::ConstructionFailure(_)) {
         answer.class = ErrorClass::Config;
-        answer.message = readable(&words);
+        answer.words.message = readable(&words);
         return;
     }
     answer.class = ErrorClass::Transient;
@@ -111,17 +118,17 @@ where
         .any(|sign| words.contains(sign));
     answer.may_have_acted = !refused && !unknown_name;
     if unknown_name {
-        answer.message = "the name of the endpoint cannot be resolved".into();
-        answer.advice = Some(format!(
+        answer.words.message = "the name of the endpoint cannot be resolved".into();
+        answer.words.advice = Some(format!(
             "is `{}` a region, and does this machine resolve names? `aws ec2 describe-regions` lists them",
             asked.region
         ));
     } else if refused {
-        answer.message = "the connection is refused".into();
-        answer.advice =
+        answer.words.message = "the connection is refused".into();
+        answer.words.advice =
             Some("nothing listens at the endpoint: see AWS_ENDPOINT_URL_EC2 and AWS_ENDPOINT_URL".into());
     } else {
-        answer.message = readable(&words);
+        answer.words.message = readable(&words);
     }
 }
 
@@ -197,5 +204,28 @@ fn readable(words: &str) -> String {
     match line.char_indices().nth(MAX_MESSAGE) {
         Some((at, _)) => format!("{}...", &line[..at]),
         None => line,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn somebody_elses_words_fit_on_one_line_and_cannot_move_the_cursor() {
+        assert_eq!(readable("one\n\ttwo \u{1b}[2Jthree\r\n"), "one two [2Jthree");
+        let long = readable(&"\u{2603} ".repeat(1000));
+        assert!(long.ends_with("...") && long.chars().count() == MAX_MESSAGE + 3);
+        assert_eq!(readable("no. Encoded authorization failure message: abc"), "no.");
+    }
+
+    #[test]
+    fn only_what_looks_like_the_id_of_a_request_is_one() {
+        let id = |text: &str| request_id(text.as_bytes());
+        assert_eq!(id("<Response><RequestID>a-1</RequestID></Response>").as_deref(), Some("a-1"));
+        for odd in ["", "<RequestID>", "<RequestID>\u{1b}</RequestID>", "<RequestID><b></RequestID>"] {
+            assert_eq!(id(odd), None, "{odd}");
+        }
+        assert_eq!(id(&format!("<RequestID>{}</RequestID>", "a".repeat(65))), None);
     }
 }

@@ -18,7 +18,7 @@ use super::encode::{base64, from_base64};
 use super::error::{ApiError, ErrorClass};
 use super::order::RunOrder;
 use super::read::{self, Observed};
-use crate::model::Market;
+use crate::model::ec2::Market;
 
 /// Ids in one request; EC2 takes a thousand, and refuses them all for one that it does not know.
 const MAX_IDS: usize = 100;

@@ -9,6 +9,7 @@
 //! | run, observe, tag, stop, start, terminate | `instances`, `order`, `read` |
 //! | images, types, offerings, spot prices | `describe` |
 //! | VPCs, subnets, security groups, volumes | `network` |
+//! | the default VPC made and unmade, regions | `vpc` |
 //! | may we? | `dry_run`, `action` |
 //! | what went wrong, and what to do | `error`, `classify`, `failure` |
 //! | EC2 in this process | `wire` |
@@ -25,6 +26,7 @@ mod instances;
 mod network;
 mod order;
 mod read;
+mod vpc;
 mod wire;
 
 pub use action::Action;

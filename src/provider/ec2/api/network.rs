@@ -3,7 +3,7 @@
 //! Owns the requests that find, make and remove those. What is missing and whether it may be made is decided by
 //! `broker init`; everything made here carries the tags it is given from its first moment.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use aws_sdk_ec2::types::{IpPermission, IpRange, ResourceType};
 
@@ -22,8 +22,8 @@ const SSH: i32 = 22;
 pub struct Vpc {
     /// `vpc-...`
     pub id: String,
-    /// Its first IPv4 range.
-    pub cidr: String,
+    /// Its IPv4 ranges.
+    pub cidrs: Vec<String>,
     /// The region's default one.
     pub is_default: bool,
     /// Its tags.
@@ -75,8 +75,8 @@ pub struct Ingress {
     pub from_port: i32,
     /// Last port.
     pub to_port: i32,
-    /// From where, as IPv4 range.
-    pub cidr: String,
+    /// From where: an IPv4 or IPv6 range, a security group or a prefix list.
+    pub source: String,
     /// What it says about itself.
     pub description: String,
 }
@@ -115,9 +115,11 @@ impl Api {
         };
         self.pages(&Call::new(Action::DescribeVpcs), send, |output| {
             let one = |vpc: &aws_sdk_ec2::types::Vpc| {
+                let more = vpc.cidr_block_association_set().iter().filter_map(|range| range.cidr_block());
+                let cidrs: BTreeSet<_> = vpc.cidr_block().into_iter().chain(more).collect();
                 Some(Vpc {
                     id: vpc.vpc_id()?.to_owned(),
-                    cidr: vpc.cidr_block().unwrap_or_default().to_owned(),
+                    cidrs: cidrs.into_iter().map(str::to_owned).collect(),
                     is_default: vpc.is_default() == Some(true),
                     tags: read::tags(vpc.tags()),
                 })
@@ -281,14 +283,14 @@ impl Api {
         ApiError {
             class: ErrorClass::Unknown,
             may_have_acted: true,
-            subject: call.subject.clone(),
             ..ApiError::config(call.action.name(), self.region(), "the answer names nothing")
+                .of(&call.subject)
         }
     }
 }
 
 /// Removing what is not there has succeeded.
-fn gone_is_fine<T>(result: Result<T, ApiError>) -> Result<(), ApiError> {
+pub(super) fn gone_is_fine<T>(result: Result<T, ApiError>) -> Result<(), ApiError> {
     match result {
         Err(error) if error.code.as_deref().is_some_and(|code| code.ends_with(".NotFound")) => Ok(()),
         other => other.map(|_| ()),
@@ -311,12 +313,16 @@ fn subnet(subnet: &aws_sdk_ec2::types::Subnet) -> Option<Subnet> {
 
 fn security_group(group: &aws_sdk_ec2::types::SecurityGroup) -> Option<SecurityGroup> {
     let rules = group.ip_permissions().iter().flat_map(|rule| {
-        rule.ip_ranges().iter().map(|range| Ingress {
+        let v4 = rule.ip_ranges().iter().map(|range| (range.cidr_ip(), range.description()));
+        let v6 = rule.ipv6_ranges().iter().map(|range| (range.cidr_ipv6(), range.description()));
+        let groups = rule.user_id_group_pairs().iter().map(|pair| (pair.group_id(), pair.description()));
+        let lists = rule.prefix_list_ids().iter().map(|list| (list.prefix_list_id(), list.description()));
+        v4.chain(v6).chain(groups).chain(lists).map(|(source, description)| Ingress {
             protocol: rule.ip_protocol().unwrap_or_default().to_owned(),
             from_port: rule.from_port().unwrap_or(-1),
             to_port: rule.to_port().unwrap_or(-1),
-            cidr: range.cidr_ip().unwrap_or_default().to_owned(),
-            description: range.description().unwrap_or_default().to_owned(),
+            source: source.unwrap_or_default().to_owned(),
+            description: description.unwrap_or_default().to_owned(),
         })
     });
     Some(SecurityGroup {

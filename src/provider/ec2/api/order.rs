@@ -8,7 +8,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::{HourlyRate, Market, Usd};
+use crate::model::ec2::Market;
+use crate::model::{HourlyRate, Usd};
 
 /// One instance, wanted once: EC2 gives the same instance for the same token and order.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -73,11 +74,13 @@ enum MarketForm {
     Spot,
 }
 
+/// A rate as whole micro-dollars an hour.
 mod rate_form {
     use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
     use super::{HourlyRate, Usd};
 
+    #[allow(clippy::ref_option, reason = "serde calls it with a reference to the field")]
     pub(super) fn serialize<S: Serializer>(rate: &Option<HourlyRate>, to: S) -> Result<S::Ok, S::Error> {
         rate.map(|rate| rate.0.micros()).serialize(to)
     }

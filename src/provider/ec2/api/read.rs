@@ -13,7 +13,7 @@ use aws_sdk_ec2::types::{Filter, Instance, InstanceLifecycleType, Tag};
 
 use super::client::{Api, Call};
 use super::error::{ApiError, ErrorClass};
-use crate::model::Market;
+use crate::model::ec2::Market;
 
 /// More pages than any account has of anything; a server that never stops must not fill our memory.
 const MAX_PAGES: usize = 100;

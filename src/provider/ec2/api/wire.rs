@@ -15,7 +15,6 @@ use aws_smithy_runtime_api::client::http::{
     HttpClient, HttpConnector, HttpConnectorFuture, HttpConnectorSettings, SharedHttpConnector,
 };
 use aws_smithy_runtime_api::http::StatusCode;
-use aws_smithy_types::body::SdkBody;
 
 /// The other end of a wire.
 pub trait Wire: Send + Sync + fmt::Debug {
@@ -89,7 +88,7 @@ impl HttpConnector for WireClient {
             })?;
             let status = StatusCode::try_from(response.status)
                 .map_err(|error| ConnectorError::other(Box::new(error), None))?;
-            Ok(HttpResponse::new(status, SdkBody::from(response.body)))
+            Ok(HttpResponse::new(status, response.body.into()))
         })
     }
 }

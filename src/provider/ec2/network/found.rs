@@ -91,12 +91,8 @@ pub struct Rule {
 pub enum Source {
     /// A range of IPv4 addresses.
     Ipv4(Cidr),
-    /// A range of IPv6 addresses.
-    Ipv6(String),
-    /// The members of a security group.
-    Group(String),
-    /// A prefix list.
-    PrefixList(String),
+    /// A range of IPv6 addresses, a security group, or a prefix list.
+    Other(String),
 }
 
 /// An instance that a network cannot be removed under.
@@ -200,7 +196,7 @@ impl Rule {
     pub(super) fn ssh_source(&self) -> Option<Cidr> {
         match self.source {
             Source::Ipv4(cidr) if self.protocol == "tcp" && self.ports == Some((SSH, SSH)) => Some(cidr),
-            Source::Ipv4(_) | Source::Ipv6(_) | Source::Group(_) | Source::PrefixList(_) => None,
+            Source::Ipv4(_) | Source::Other(_) => None,
         }
     }
 
@@ -213,7 +209,7 @@ impl Rule {
         };
         match self.source {
             Source::Ipv4(cidr) => has_port && cidr.covers(who),
-            Source::Ipv6(_) | Source::Group(_) | Source::PrefixList(_) => false,
+            Source::Other(_) => false,
         }
     }
 }
@@ -232,7 +228,7 @@ impl fmt::Display for Rule {
         }
         match &self.source {
             Source::Ipv4(cidr) => write!(f, " from {cidr}"),
-            Source::Ipv6(name) | Source::Group(name) | Source::PrefixList(name) => write!(f, " from {name}"),
+            Source::Other(name) => write!(f, " from {name}"),
         }
     }
 }

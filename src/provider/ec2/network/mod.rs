@@ -9,12 +9,21 @@
 mod address;
 mod cidr;
 mod found;
+mod look;
+mod perform;
 mod plan;
 
 pub use address::{ADDRESS_URL, ADDRESS_URL_VARIABLE, AddressError, public_address};
 pub use cidr::{Cidr, CidrError};
 pub use found::{Found, Given, Group, Network, Rule, Source, Subnet, Tenant, Vpc, is_broker_id};
+pub use look::{find, look, look_to_remove};
+pub use perform::{admit, admits, perform};
 pub use plan::{Change, Entrant, Place, Plan, Wish, plan, removal};
+
+use std::io::Read;
+use std::path::Path;
+
+use super::api::ApiError;
 
 /// The name of the security group that `broker init` makes.
 pub const GROUP_NAME: &str = "nix-broker";
@@ -46,30 +55,25 @@ pub enum NetworkError {
          in the pool's `security-groups`"
     )]
     Namesake(String),
+    /// EC2 says no.
+    #[error(transparent)]
+    Api(#[from] ApiError),
+    /// A change needs what a change before it should have made.
+    #[error("what this depends on was not made")]
+    NotMade,
+    /// Whoever is told of each change cannot be told any more.
+    #[error("cannot report what was done")]
+    Report(#[source] std::io::Error),
 }
 
 fn quoted(names: &[String]) -> String {
     names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
 }
 
-/// (until the branch lands)
-pub async fn find(api: &super::api::Api, spec: &crate::model::Ec2Spec) -> Result<Network, NetworkError> {
-    let subnets = api
-        .subnets(&[("subnet-id", &spec.subnets)])
-        .await
-        .map_err(|error| NetworkError::Unknown(error.to_string()))?;
-    let subnets = subnets
-        .into_iter()
-        .map(|subnet| Subnet {
-            id: subnet.id,
-            vpc: subnet.vpc,
-            zone: subnet.zone,
-            cidr: subnet.cidr.parse().expect("cidr"),
-            free_addresses: subnet.free_addresses,
-            is_default: subnet.is_default,
-            is_public: subnet.public_ip,
-            is_ours: false,
-        })
-        .collect();
-    Ok(Network { vpc: String::new(), subnets, groups: spec.security_groups.clone() })
+/// The id of the broker with this state directory, if it ever started and we may read it.
+pub fn broker_id(state_dir: &Path) -> Option<String> {
+    let mut text = String::new();
+    let file = std::fs::File::open(state_dir.join("ec2").join("broker-id")).ok()?;
+    file.take(64).read_to_string(&mut text).ok()?;
+    Some(text.trim().to_owned()).filter(|id| is_broker_id(id))
 }

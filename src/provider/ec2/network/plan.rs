@@ -1,7 +1,7 @@
 //! What `broker init` does to a region's network, and what `broker init --remove` does: decided here, done in
 //! [`super::perform`].
 //!
-//! Pure. Nothing that a person made is ever changed: what carries our tag is, and new things are added.
+//! Pure. Nothing that a person made is ever changed or deleted, not even a rule that was added to our group.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -111,6 +111,8 @@ pub struct Plan {
     pub uses: Vec<String>,
     /// What cannot be done, and why not.
     pub obstacles: Vec<String>,
+    /// What works and may not be meant.
+    pub warnings: Vec<String>,
 }
 
 impl fmt::Display for Place {
@@ -175,6 +177,23 @@ pub fn plan(found: &Found, wish: &Wish) -> Result<Plan, NetworkError> {
     subnets(found, vpc, wish, &mut plan);
     groups(found, vpc, wish, &mut plan)?;
     Ok(plan)
+}
+
+impl Plan {
+    /// This and that, each thing once.
+    pub fn merge(&mut self, other: Self) {
+        fn add<T: PartialEq>(all: &mut Vec<T>, more: Vec<T>) {
+            for one in more {
+                if !all.contains(&one) {
+                    all.push(one);
+                }
+            }
+        }
+        add(&mut self.changes, other.changes);
+        add(&mut self.uses, other.uses);
+        add(&mut self.obstacles, other.obstacles);
+        add(&mut self.warnings, other.warnings);
+    }
 }
 
 impl Wish {
@@ -286,6 +305,12 @@ fn groups(found: &Found, vpc: &Vpc, wish: &Wish, plan: &mut Plan) -> Result<(), 
         rule: rule.clone(),
         why,
     }));
+    for rule in group.ingress.iter().filter(|rule| Purpose::of(rule) == Purpose::Foreign) {
+        plan.warnings.push(format!(
+            "security group `{}` also lets in {rule}, which no broker asked for: revoke it unless it is meant",
+            group.id
+        ));
+    }
     Ok(())
 }
 
@@ -312,7 +337,8 @@ fn superfluous<'a>(
             }
             Purpose::Broker(_) => None,
             Purpose::Vpc => Some((rule, "the VPC has that range no longer")),
-            Purpose::Foreign => Some((rule, "the broker did not make this rule")),
+            // A person made it.
+            Purpose::Foreign => None,
         }
     })
 }

@@ -174,7 +174,7 @@ fn a_network_that_a_person_laid_out_gets_no_subnets() {
     let given = Given { groups: set(&["sg-1"]), ..Given::default() };
     let wish = Wish { given, zones: set(&["xa", "xc"]), ..wish() };
     let plan = plan(&found, &wish).unwrap();
-    assert_eq!((plan.changes, plan.obstacles), (vec![], vec![]));
+    assert_eq!((plan.changes, plan.obstacles, plan.warnings), (vec![], vec![], vec![]));
     assert!(plan.uses.iter().any(|line| line.contains("no subnet in xc")), "{:?}", plan.uses);
 }
 
@@ -221,7 +221,7 @@ fn a_group_of_our_name_that_is_not_ours_is_left_alone() {
 }
 
 #[test]
-fn a_group_lets_in_nobody_else_but_other_brokers_and_the_vpc() {
+fn rules_that_are_no_longer_ours_go_and_other_brokers_and_a_persons_stay() {
     let ping = Rule { protocol: "icmp".into(), ports: Some((-1, -1)), ..of(US, "0.0.0.0/0") };
     let found = Found {
         groups: vec![group(&[
@@ -245,14 +245,19 @@ fn a_group_lets_in_nobody_else_but_other_brokers_and_the_vpc() {
             "revoke tcp 22 from 203.0.113.3/32 in `sg-1`: this machine was seen there earlier",
             "revoke tcp 22 from 203.0.113.4/32 in `sg-1`: an earlier `--address`",
             "revoke tcp 22 from 10.0.0.0/16 in `sg-1`: the VPC has that range no longer",
-            "revoke tcp 22 from 0.0.0.0/0 in `sg-1`: the broker did not make this rule",
-            "revoke tcp 0-65535 from 203.0.113.5/32 in `sg-1`: the broker did not make this rule",
-            "revoke icmp -1 from 0.0.0.0/0 in `sg-1`: the broker did not make this rule",
         ]
     );
+    let warnings = plan(&found, &wish()).unwrap().warnings;
+    assert_eq!(warnings.len(), 3);
+    for (warning, words) in warnings.iter().zip(["tcp 22 from 0.0.0.0/0", "tcp 0-65535", "icmp"]) {
+        assert!(warning.contains(words) && warning.contains("`sg-1`"), "{warning}");
+    }
     // Who only needs the VPC leaves every way in from outside that a broker or a person asked for.
     let private = Wish { admit: None, admit_vpc: true, ..wish() };
-    assert_eq!(planned(&found, &private).len(), 4);
+    assert_eq!(
+        planned(&found, &private),
+        ["revoke tcp 22 from 10.0.0.0/16 in `sg-1`: the VPC has that range no longer"]
+    );
 }
 
 #[test]

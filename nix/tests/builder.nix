@@ -1,0 +1,54 @@
+# One virtual machine as ./builder.nix makes it, without EC2: it takes its user-data, it lets the broker's key in and
+# nobody else, nothing else listens, and it powers off by itself when nobody calls.
+#
+# Written with care and never run: where it was written there is neither KVM nor a cache of NixOS. The scripts are run by
+# tests/builder_image.rs and by the tests of provider/ec2/boot.
+{ modules }:
+{ hostPkgs, ... }:
+
+let
+  keys = import "${hostPkgs.path}/nixos/tests/ssh-keys.nix" hostPkgs;
+in
+{
+  name = "nix-broker-builder";
+
+  nodes.builder = {
+    imports = [ modules.builder ];
+    services.nix-broker-builder = {
+      enable = true;
+      preload = [ ];
+      buildUsers = 4;
+      limits.lease = 240;
+    };
+    # What EC2 brings, by hand.
+    environment.etc."ec2-metadata/user-data".text = ''
+      client-key=${keys.snakeOilEd25519PublicKey}
+      features=big-parallel gccarch-znver3
+      version=7
+    '';
+  };
+
+  testScript = ''
+    builder.wait_for_unit("multi-user.target")
+
+    with subtest("the dead-man ticks, whatever the user-data says"):
+        builder.succeed("systemctl is-active nix-broker-dead-man.timer nix-broker-hard-limit.timer")
+        builder.wait_until_succeeds("test -e /run/nix-broker/looked_at")
+
+    with subtest("the user-data is taken"):
+        builder.wait_for_file("/run/nix-broker/ready")
+        builder.succeed("grep '^7 ' /run/nix-broker/ready")
+        builder.succeed("nix config show system-features | grep gccarch-znver3")
+        builder.succeed("grep -q ssh-ed25519 /root/.ssh/authorized_keys")
+
+    with subtest("nothing listens but sshd"):
+        listening = builder.succeed("ss --listening --numeric --no-header --tcp --udp | grep -v '127\\.\\|\\[::1\\]'").strip().splitlines()
+        assert all(":22 " in line for line in listening), listening
+
+    with subtest("a build does not reach the instance's metadata"):
+        builder.fail("runuser -u nobody -- curl --max-time 5 --silent http://169.254.169.254/ 2>/dev/null")
+
+    with subtest("without a word from a broker it is off before long"):
+        builder.wait_for_shutdown()
+  '';
+}

@@ -1,0 +1,137 @@
+//! `nixos-rebuild build --flake .#tiger` with no wrapper and no flag, on a machine that is set up as our NixOS module sets
+//! it up: nix.conf, the file beside it, the daemon's environment and the broker's configuration are evaluated from the
+//! module and put in place.
+//!
+//! Two things are taken as real as they can be had, and the test says which it took. The module is evaluated in the real
+//! NixOS where `NIXPKGS` names a tree of nixpkgs, else in the stand-in of nix/tests. The command is the real
+//! `nixos-rebuild` where `NIXOS_REBUILD` names its script, else what nixos-rebuild-ng runs for `build`, word for word.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on says so by panicking")]
+
+// Harness code: not every test file uses all of it.
+#[allow(dead_code)]
+#[path = "common/lab.rs"]
+mod lab;
+
+use std::path::Path;
+use std::process::{Command, Output};
+use std::sync::LazyLock;
+
+use serde_json::Value;
+
+use lab::{Lab, on_each_of, text};
+
+/// Packages and sources, and the system on top: what the hook is asked about.
+const REMOTE: u64 = 20 * 10 + 20 + 1;
+
+/// What nixos-rebuild-ng runs for `nixos-rebuild build --flake .#tiger`.
+const COMMAND: &str = "#!/bin/sh\n\
+    [ \"$*\" = 'build --flake .#tiger' ] || exit 64\n\
+    exec nix --extra-experimental-features 'nix-command flakes' build --print-out-paths \
+    '.#nixosConfigurations.\"tiger\".config.system.build.toplevel'\n";
+
+#[test]
+fn a_users_rebuild_through_the_daemon_is_built_on_the_pool() {
+    on_each_of(&["trixie", "forky"], |release| {
+        let lab = tiger(release);
+        assert_is_built_on_the_pool(&lab, "alice");
+        assert!(lab.sh("cat /var/log/nix-daemon.log").contains("user alice"), "the daemon was not asked");
+    });
+}
+
+/// The daemon is there, as on every NixOS, but root's Nix opens the store itself.
+#[test]
+fn roots_rebuild_without_the_daemon_is_built_on_the_pool() {
+    on_each_of(&["trixie", "forky"], |release| {
+        let lab = tiger(release);
+        assert_is_built_on_the_pool(&lab, "root");
+        let log = lab.sh("cat /var/log/nix-daemon.log");
+        assert!(log.contains("user nix-broker") && !log.contains("user root"), "{log}");
+    });
+}
+
+/// A machine as the module makes it, with a running broker and daemon.
+fn tiger(release: &'static str) -> Lab {
+    let module = &*MODULE;
+    let mut lab = Lab::bare(release, &toml::to_string(&module["broker"]).unwrap());
+    lab.sh("rm -rf /etc/nix /etc/xdg/nix; mkdir -p /etc/nix");
+    lab.write("/etc/nix/nix.conf", module["nixConf"].as_str().unwrap());
+    for (path, file) in module["files"].as_object().unwrap() {
+        lab.write(&format!("/etc/{path}"), file["text"].as_str().unwrap());
+        lab.sh(&format!("chmod {} /etc/{path}", file["mode"].as_str().unwrap()));
+    }
+    lab.start_broker();
+    let environment = module["daemonEnvironment"].as_object().unwrap();
+    let environment: Vec<String> =
+        environment.iter().map(|(name, value)| format!("{name}={}", value.as_str().unwrap())).collect();
+    lab.start_daemon(&environment);
+    lab.install("/usr/local/bin/nixos-rebuild", &nixos_rebuild());
+    lab
+}
+
+fn assert_is_built_on_the_pool(lab: &Lab, user: &str) {
+    let flake = include_str!("nix/tiger/flake.nix");
+    for (name, content) in [("flake.nix", flake), ("nonce", user)] {
+        lab.write(&format!("/t/tiger/{name}"), content);
+    }
+    let home = lab.run(
+        user,
+        &["sh", "-c", "mkdir -p tiger/bin && cp /t/tiger/* tiger && cp /bin/busybox tiger/bin && pwd"],
+    );
+
+    let rebuild = lab.output(user, &["sh", "-c", "cd tiger && exec nixos-rebuild build --flake .#tiger"]);
+
+    let said = text(&rebuild);
+    assert!(rebuild.status.success(), "{said}\n{}", lab.diagnosis());
+    assert_no_complaint(&rebuild);
+    let system = lab.run(user, &["readlink", &format!("{home}/tiger/result")]);
+    assert!(system.ends_with("-nixos-system-tiger"), "{system}");
+    let packages = lab.run(user, &["cat", &format!("{system}/packages")]);
+    assert_eq!(packages.matches("-package-").count(), 20 * 10, "{packages}");
+    assert_eq!(lab.run(user, &["cat", &format!("{system}/files")]).lines().count(), 40);
+    // Everything was built on the pool but what prefers to be built here.
+    assert_eq!(lab.ended("succeeded"), REMOTE, "{:#}", lab.status());
+    assert_eq!(lab.ended("failed"), 0);
+    lab.run("root", &["nix-store", "--verify-path", &system]);
+    lab.assert_all_is_over();
+
+    // A command that only asks gets no word from us either.
+    assert_no_complaint(&lab.output(user, &["nix-store", "--query", "--references", &system]));
+}
+
+/// Nix says nothing that it would not say without us; the lab has no network, which it remarks on.
+fn assert_no_complaint(output: &Output) {
+    let said = String::from_utf8_lossy(&output.stderr);
+    let complaints: Vec<_> = said
+        .lines()
+        .filter(|line| line.contains("warning") || line.contains("error"))
+        .filter(|line| !line.contains("you don't have Internet access"))
+        .collect();
+    assert!(output.status.success() && complaints.is_empty(), "{complaints:#?}");
+}
+
+/// What the module makes of a short configuration (`tiger` of nix/tests/default.nix).
+static MODULE: LazyLock<Value> = LazyLock::new(|| {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/lab/evaluate.sh");
+    let output = Command::new(script).arg("tiger").output().unwrap();
+    assert!(output.status.success(), "{}", text(&output));
+    let module: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let nixos =
+        if module["isReal"] == true { "the real NixOS of $NIXPKGS" } else { "the stand-in for NixOS" };
+    lab::note(&format!("the module is evaluated in {nixos}"));
+    module
+});
+
+fn nixos_rebuild() -> String {
+    let Some(path) = std::env::var_os("NIXOS_REBUILD").filter(|path| !path.is_empty()) else {
+        lab::note("nixos-rebuild is the command that nixos-rebuild-ng runs; NIXOS_REBUILD is not set");
+        return COMMAND.to_owned();
+    };
+    lab::note(&format!("nixos-rebuild is the real one, {}", Path::new(&path).display()));
+    // What its package fills in: where things are on this machine.
+    std::fs::read_to_string(path)
+        .unwrap()
+        .replace("@runtimeShell@", "/bin/bash")
+        .replace("@path@", "/usr/bin")
+        .replace("@nix@", "/usr")
+}
