@@ -2,11 +2,7 @@
 //! a machine that boots from the real user-data with real sshd and Nix, and an account that is empty afterwards.
 
 #![cfg(feature = "ec2")]
-#![allow(
-    clippy::unwrap_used,
-    clippy::print_stderr,
-    reason = "a test that cannot go on says so by panicking, and where it is by printing"
-)]
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on says so by panicking")]
 
 #[path = "common/cloud.rs"]
 mod cloud;
@@ -18,13 +14,12 @@ use std::process::{Child, Stdio};
 use std::time::Instant;
 
 use cloud::{Cloud, feature_of_this_machine, lacks};
-use lab::{DEADLINE, Lab, every_release, one_release, text};
+use lab::{DEADLINE, Lab, RELEASES, on_each_of, only, text};
 use serde_json::{Value, json};
 
 /// Runs a test on machines with a cloud beside them; `pool` and `ec2` are lines of the pool's two tables.
-fn with_cloud(releases: Vec<&'static str>, pool: &str, ec2: &str, test: impl Fn(&mut Lab, &mut Cloud)) {
-    for release in releases {
-        eprintln!("--- {release}");
+fn with_cloud(releases: &[&'static str], pool: &str, ec2: &str, test: impl Fn(&mut Lab, &mut Cloud)) {
+    on_each_of(releases, |release| {
         let mut lab = Lab::bare(release, "");
         let mut cloud = Cloud::beside(&lab);
         let feature = feature_of_this_machine();
@@ -41,7 +36,7 @@ fn with_cloud(releases: Vec<&'static str>, pool: &str, ec2: &str, test: impl Fn(
         lab.start_broker();
         lab.configure_nix("");
         test(&mut lab, &mut cloud);
-    }
+    });
 }
 
 fn configure(lab: &Lab, cloud: &Cloud, pool: &str, ec2: &str) {
@@ -109,7 +104,7 @@ fn tag<'a>(instance: &'a Value, key: &str) -> &'a str {
 
 #[test]
 fn a_build_launches_a_machine_and_leaves_nothing() {
-    with_cloud(every_release(), IDLE, "", |lab, cloud| {
+    with_cloud(&RELEASES, IDLE, "", |lab, cloud| {
         assert!(cloud.instances().is_empty(), "launched before anything is to be built");
         assert_built(lab, nix_build(lab, "a", "2"), "a");
         let instance = cloud.only();
@@ -141,7 +136,7 @@ fn record(lab: &Lab) -> Value {
 
 #[test]
 fn a_restarted_broker_takes_over_what_boots() {
-    with_cloud(one_release("bookworm"), IDLE, "", |lab, cloud| {
+    with_cloud(&only("bookworm"), IDLE, "", |lab, cloud| {
         cloud.hold();
         let build = nix_build(lab, "boots", "0");
         let instance = launched(lab, cloud);
@@ -159,7 +154,7 @@ fn a_restarted_broker_takes_over_what_boots() {
 
 #[test]
 fn a_restarted_broker_takes_over_a_launch_whose_answer_nobody_heard() {
-    with_cloud(one_release("trixie"), IDLE, "", |lab, cloud| {
+    with_cloud(&only("trixie"), IDLE, "", |lab, cloud| {
         cloud.stall("RunInstances");
         let build = nix_build(lab, "unheard", "0");
         let instance = launched(lab, cloud);
@@ -177,7 +172,7 @@ fn a_restarted_broker_takes_over_a_launch_whose_answer_nobody_heard() {
 
 #[test]
 fn a_restarted_broker_goes_on_with_what_builds() {
-    with_cloud(one_release("forky"), IDLE, "", |lab, cloud| {
+    with_cloud(&only("forky"), IDLE, "", |lab, cloud| {
         let build = nix_build(lab, "builds", "5");
         lab.wait("the build to run", || lab.builds_in("building") == 1);
         let instance = id(&cloud.only());
@@ -194,7 +189,7 @@ fn a_restarted_broker_goes_on_with_what_builds() {
 
 #[test]
 fn a_machine_ends_itself_when_its_broker_never_comes_back() {
-    with_cloud(one_release("bookworm"), "idle-timeout = \"10m\"", "lease = \"1m\"", |lab, cloud| {
+    with_cloud(&only("bookworm"), "idle-timeout = \"10m\"", "lease = \"1m\"", |lab, cloud| {
         assert_built(lab, nix_build(lab, "orphan", "0"), "orphan");
         let instance = launched(lab, cloud);
         lab.kill_broker();
@@ -211,7 +206,7 @@ fn a_machine_ends_itself_when_its_broker_never_comes_back() {
 #[test]
 fn a_stopped_machine_is_started_again_with_its_store() {
     let stop = "idle-action = \"stop\"\nmax-stopped = \"1m\"";
-    with_cloud(one_release("trixie"), IDLE, stop, |lab, cloud| {
+    with_cloud(&only("trixie"), IDLE, stop, |lab, cloud| {
         assert_built(lab, nix_build(lab, "first", "0"), "first");
         let path = lab.sh("ls -d /nix/store/*-on-ec2-first");
         lab.wait("the machine to be stopped", || cloud.states() == ["stopped"]);
@@ -241,7 +236,7 @@ fn a_stopped_machine_is_started_again_with_its_store() {
 
 #[test]
 fn a_machine_that_cannot_be_set_up_fails_the_build_with_the_reason() {
-    with_cloud(one_release("forky"), IDLE, "", |lab, cloud| {
+    with_cloud(&only("forky"), IDLE, "", |lab, cloud| {
         // Without a firewall a route would do; without both, builds could read the host key.
         cloud.break_program("iptables");
         cloud.break_program("ip");
@@ -262,7 +257,7 @@ fn a_processor_that_lacks_what_the_pool_promises_takes_no_build() {
         elsewhere.iter().map(|it| it.split_once(' ').unwrap()).find(|(_, level)| lacks(level)).unwrap();
     let feature = format!("gccarch-{level}");
     let pool = format!("{IDLE}\nmandatory-features = [\"{feature}\"]");
-    with_cloud(one_release("bookworm"), &pool, &format!("types = [\"{kind}\"]"), |lab, cloud| {
+    with_cloud(&only("bookworm"), &pool, &format!("types = [\"{kind}\"]"), |lab, cloud| {
         lab.sh(&format!("sed -i 's/requiredSystemFeatures = \\[/& \"{feature}\"/' /t/tuned-here.nix"));
         let (ok, _, said) = end_of(lab, nix_build(lab, "elsewhere", "0"));
         assert!(!ok, "{said}");
@@ -275,7 +270,7 @@ fn a_processor_that_lacks_what_the_pool_promises_takes_no_build() {
 
 #[test]
 fn a_machine_that_is_taken_away_loses_no_build() {
-    with_cloud(one_release("trixie"), IDLE, "", |lab, cloud| {
+    with_cloud(&only("trixie"), IDLE, "", |lab, cloud| {
         let build = nix_build(lab, "moved", "4");
         lab.wait("the build to run", || lab.builds_in("building") == 1);
         let first = id(&cloud.only());
@@ -290,7 +285,7 @@ fn a_machine_that_is_taken_away_loses_no_build() {
 #[test]
 fn a_drained_broker_leaves_nothing_on_ec2() {
     for ec2 in ["", "idle-action = \"stop\""] {
-        with_cloud(one_release("forky"), "idle-timeout = \"10m\"", ec2, |lab, cloud| {
+        with_cloud(&only("forky"), "idle-timeout = \"10m\"", ec2, |lab, cloud| {
             let build = nix_build(lab, "drained", "3");
             lab.wait("the build to run", || lab.builds_in("building") == 1);
             let status = lab.stop_broker();
@@ -306,7 +301,7 @@ fn a_drained_broker_leaves_nothing_on_ec2() {
 
 #[test]
 fn an_end_that_was_asked_for_in_vain_is_asked_for_by_the_next_broker() {
-    with_cloud(one_release("bookworm"), IDLE, "", |lab, cloud| {
+    with_cloud(&only("bookworm"), IDLE, "", |lab, cloud| {
         cloud.lose("TerminateInstances");
         assert_built(lab, nix_build(lab, "unended", "0"), "unended");
         lab.wait("its end to be asked for", || cloud.calls("TerminateInstances") == 1);
@@ -321,7 +316,7 @@ fn an_end_that_was_asked_for_in_vain_is_asked_for_by_the_next_broker() {
 
 #[test]
 fn whoever_waits_is_told_what_the_machine_does() {
-    with_cloud(one_release("trixie"), IDLE, "", |lab, cloud| {
+    with_cloud(&only("trixie"), IDLE, "", |lab, cloud| {
         cloud.hold();
         let script = "exec nix-build --no-out-link --log-format internal-json --argstr nonce told /t/tuned-here.nix \
             >/tmp/told 2>&1";
@@ -352,7 +347,7 @@ fn what_cannot_be_launched_says_what_to_do() {
         ("", image("ami-0123456789abcdef0"), "ami-0123456789abcdef0"),
         ("", "image-name = \"nixos/30.11*\"".to_owned(), "has no image `nixos/30.11*` for x86_64"),
     ];
-    with_cloud(one_release("forky"), IDLE, "", |lab, cloud| {
+    with_cloud(&only("forky"), IDLE, "", |lab, cloud| {
         for (number, (variable, line, expected)) in cases.iter().enumerate() {
             lab.stop_broker();
             configure(lab, cloud, IDLE, line);
@@ -370,7 +365,7 @@ fn what_cannot_be_launched_says_what_to_do() {
 
 #[test]
 fn machines_of_other_brokers_are_left_alone_and_unknown_ones_of_ours_are_not() {
-    with_cloud(one_release("bookworm"), IDLE, "", |lab, cloud| {
+    with_cloud(&only("bookworm"), IDLE, "", |lab, cloud| {
         assert_built(lab, nix_build(lab, "ours", "0"), "ours");
         let ours = tag(&cloud.only(), "nix-broker:broker").to_owned();
         let run = |cloud: &mut Cloud, broker: &str| {
@@ -395,7 +390,7 @@ fn machines_of_other_brokers_are_left_alone_and_unknown_ones_of_ours_are_not() {
 #[test]
 fn many_builds_get_machines_for_many() {
     let pool = format!("{IDLE}\nmax-builders = 3\nslots = 2");
-    with_cloud(one_release("forky"), &pool, "", |lab, cloud| {
+    with_cloud(&only("forky"), &pool, "", |lab, cloud| {
         let feature = feature_of_this_machine();
         lab.write(
             "/t/many.nix",
