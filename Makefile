@@ -39,8 +39,9 @@ real:
 	$(LAB)/roots.sh $(RELEASES)
 	$(LAB)/check.sh $(RELEASES)
 	$(LAB)/nix-files.sh
+	$(LAB)/moto.sh
 	cargo test --locked --test worker_live --test user_data_live --test end_to_end --test operations --test faults \
-		--test nixos --test run --test install -- --test-threads=2
+		--test nixos --test run --test install --test ec2_end_to_end -- --test-threads=2
 
 bench:
 	$(LAB)/packages.sh
