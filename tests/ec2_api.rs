@@ -14,6 +14,8 @@ mod life;
 mod lists;
 #[path = "ec2_api/moto.rs"]
 mod moto;
+#[path = "ec2_api/moto_network.rs"]
+mod moto_network;
 #[path = "ec2_api/programs.rs"]
 mod programs;
 

@@ -53,7 +53,7 @@ fn image(name: &str, system: &str, architecture: &str, day: u32) -> serde_json::
 }
 
 /// The one server of this process.
-fn url() -> &'static str {
+pub(super) fn url() -> &'static str {
     static MOTO: OnceLock<Moto> = OnceLock::new();
     let moto = MOTO.get_or_init(|| {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/lab/moto.sh");
@@ -90,7 +90,7 @@ fn api(region: &str) -> Api {
     Api::at_endpoint(url(), region)
 }
 
-async fn order(api: &Api, token: &str) -> RunOrder {
+pub(super) async fn order(api: &Api, token: &str) -> RunOrder {
     let images = api.images("427812963091", "nixos/26.05*", "x86_64").await.unwrap();
     let vpc = api.vpcs(&[("is-default", &strings(["true"]))]).await.unwrap().remove(0);
     let subnet = api.subnets(&[("vpc-id", &strings([&vpc.id]))]).await.unwrap().remove(0);

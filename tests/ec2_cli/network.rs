@@ -1,13 +1,11 @@
 //! What launches use of the network that `broker init` makes, and how a broker follows its own address.
 
-use std::time::Duration;
-
 use nix_broker::config::{self, Defaults};
 use nix_broker::model::{Ec2Spec, ProviderSpec};
 use nix_broker::provider::ec2::api::Api;
-use nix_broker::provider::ec2::network::{Door, NetworkError, admit, find};
+use nix_broker::provider::ec2::network::{NetworkError, admit, find};
 
-use super::{BROKER, Desk, ONE_POOL, OTHER_BROKER, REGION, address_service};
+use super::{BROKER, Desk, ONE_POOL, OTHER_BROKER, REGION};
 use crate::fake_ec2::Fault;
 
 /// The one pool of this configuration.
@@ -83,35 +81,11 @@ async fn a_rule_that_was_made_in_spite_of_a_lost_answer_is_no_error() {
 }
 
 #[tokio::test]
-async fn the_door_opens_once_in_a_while_and_anew_when_it_is_doubted() {
+async fn a_persons_group_is_left_alone() {
     let (desk, api) = made();
-    let groups = find(&api, &spec("")).await.unwrap().groups;
-    let door = Door::new(BROKER).asking(address_service("203.0.113.77"));
-    door.let_in(&api, &groups).await.unwrap();
-    assert_eq!(rules(&desk), [rule("203.0.113.77", BROKER)]);
-    let n_requests = desk.fake.seen().len();
-    door.let_in(&api, &groups).await.unwrap();
-    assert_eq!(desk.fake.seen().len(), n_requests, "it is remembered");
-    let moved = Door::new(BROKER).asking(address_service("198.51.100.99"));
-    moved.let_in(&api, &groups).await.unwrap();
-    assert_eq!(rules(&desk), [rule("198.51.100.99", BROKER)]);
-    door.doubt().await;
-    door.let_in(&api, &groups).await.unwrap();
-    assert_eq!(rules(&desk), [rule("203.0.113.77", BROKER)]);
-}
-
-#[tokio::test]
-async fn a_persons_group_is_left_alone_and_needs_no_address() {
-    let (desk, api) = made();
-    let theirs = [desk.fake.default_group(REGION)];
     let deeds = desk.deeds();
-    let door = Door::new(BROKER).asking("http://127.0.0.1:1/");
-    door.let_in(&api, &theirs).await.unwrap();
-    admit(&api, &theirs, BROKER, [203, 0, 113, 77].into()).await.unwrap();
+    admit(&api, &[desk.fake.default_group(REGION)], BROKER, [203, 0, 113, 77].into()).await.unwrap();
     assert_eq!(desk.deeds(), deeds);
-    let ours = find(&api, &spec("")).await.unwrap().groups;
-    let error = tokio::time::timeout(Duration::from_secs(30), door.let_in(&api, &ours)).await.unwrap();
-    assert!(matches!(error, Err(NetworkError::Address(_))), "{error:?}");
 }
 
 #[test]
