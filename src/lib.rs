@@ -27,6 +27,7 @@
 //! | queue, placement, launches, retries | [`scheduler`] |
 //! | a machine's life | `broker::builder_task`, [`provider`], [`ssh`] |
 //! | one attempt | `broker::build_task`: [`transfer`], [`protocol::worker`] |
+//! | what happened, and what it cost | [`scheduler`] says it, [`history`] keeps it |
 //! | outputs into the local store | `hook::importer`, `broker::endpoint_client`, [`endpoint`] |
 //!
 //! # Layers
@@ -36,7 +37,7 @@
 //! ```text
 //! face      hook, cli                       what Nix and people see
 //! broker    broker                          the only place that spawns, sleeps and reads the clock
-//! effects   provider, ssh, transfer ◀ endpoint
+//! effects   provider, ssh, history, transfer ◀ endpoint
 //! pure      scheduler, protocol, ipc, config
 //! tables    catalog                         what EC2 sells
 //! nouns     model
@@ -56,6 +57,7 @@ pub mod catalog;
 pub mod cli;
 pub mod config;
 pub mod endpoint;
+pub mod history;
 pub mod hook;
 pub mod ipc;
 pub mod model;

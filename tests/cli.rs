@@ -10,8 +10,11 @@ use std::path::Path;
 use std::thread::{self, JoinHandle};
 
 use assert_cmd::Command;
-use nix_broker::ipc::view::{BuildView, BuilderView, EndedView, FaultView, MoneyView, PoolView, StatusView};
-use nix_broker::ipc::{Frame, Hello, OperatorReply, OperatorRequest, Reply, Target, VERSION};
+use nix_broker::ipc::view::{
+    BuildView, BuilderView, CostRowView, CostView, EndedView, FaultView, HistoryView, MoneyView,
+    PastBuildView, PoolView, StatusView,
+};
+use nix_broker::ipc::{CostBy, Frame, Hello, OperatorReply, OperatorRequest, Reply, Target, VERSION};
 use tempfile::TempDir;
 
 /// What a run of `broker` left behind.
@@ -885,4 +888,118 @@ fn every_command_has_help_with_examples() {
     assert_eq!(desk.run(&["--version"]).stdout, format!("broker {}\n", env!("CARGO_PKG_VERSION")));
     let hidden = desk.run(&["--help"]).stdout;
     assert!(!hidden.contains("local-machine"), "{hidden}");
+}
+
+fn bill(by: CostBy, rows: Vec<CostRowView>) -> OperatorReply {
+    OperatorReply::Cost(CostView { schema: 1, by, money: costly().money, rows })
+}
+
+fn cost_row(name: &str, count: u64, time: f64, cost: f64) -> CostRowView {
+    let (pool, instance_type, market) = (None, None, None);
+    CostRowView { name: name.to_owned(), pool, instance_type, market, count, time, cost }
+}
+
+#[test]
+fn a_bill_by_days_is_the_one_that_is_shown() {
+    let rows = vec![cost_row("2026-11-21", 3, 15_120.0, 3.1), cost_row("2026-11-20", 12, 99_000.0, 18.02)];
+    let (run, request) = Desk::new().ask(&["cost"], vec![bill(CostBy::Day, rows)]);
+    assert_eq!(request, OperatorRequest::Cost { by: CostBy::Day });
+    insta::assert_snapshot!(run.text(), @r"
+    exit 0
+    --- stdout
+    Costs $1.22/h now, $3.10 today (cap $20.00), $41.00 this month (UTC; `broker cost`)
+
+    DAY         INSTANCES  TIME    COST
+    2026-11-21  3          4h 12m  $3.10
+    2026-11-20  12         1d 3h   $18.02
+    ");
+}
+
+#[test]
+fn a_bill_by_builders_and_by_builds_says_what_and_where() {
+    let bought = CostRowView {
+        pool: Some("x86".to_owned()),
+        instance_type: Some("c7a.4xlarge".to_owned()),
+        market: Some("spot".to_owned()),
+        ..cost_row("i-0abc", 1, 1_860.0, 0.31)
+    };
+    let (run, request) =
+        Desk::new().ask(&["cost", "--by", "builder"], vec![bill(CostBy::Builder, vec![bought])]);
+    assert_eq!(request, OperatorRequest::Cost { by: CostBy::Builder });
+    insta::assert_snapshot!(run.text(), @r"
+    exit 0
+    --- stdout
+    Costs $1.22/h now, $3.10 today (cap $20.00), $41.00 this month (UTC; `broker cost`)
+
+    INSTANCE  POOL  TYPE         MARKET  TIME  COST
+    i-0abc    x86   c7a.4xlarge  spot    31m   $0.31
+    ");
+    let rows = vec![cost_row("chromium-140.0", 2, 7_260.0, 1.4), cost_row("hello-2.12.2", 9, 18.0, 0.002)];
+    let (run, _) = Desk::new().ask(&["cost", "--by", "build"], vec![bill(CostBy::Build, rows)]);
+    insta::assert_snapshot!(run.text(), @r"
+    exit 0
+    --- stdout
+    Costs $1.22/h now, $3.10 today (cap $20.00), $41.00 this month (UTC; `broker cost`)
+
+    DERIVATION      POOL  BUILDS  TIME   COST
+    chromium-140.0  -     2       2h 1m  $1.40
+    hello-2.12.2    -     9       18s    $0.002
+    ");
+}
+
+#[test]
+fn a_bill_over_nothing_says_so_and_one_by_nonsense_is_refused() {
+    let nothing = CostView { schema: 1, by: CostBy::Pool, money: None, rows: vec![] };
+    let (run, _) = Desk::new().ask(&["cost", "--by", "pool"], vec![OperatorReply::Cost(nothing)]);
+    assert_eq!(run.text(), "exit 0\n--- stdout\nNothing has cost anything.\n");
+    let run = Desk::new().run(&["cost", "--by", "moon"]);
+    assert_eq!(run.code, 2);
+    assert!(
+        run.stderr.contains("costs are added up by `day`, `pool`, `builder` or `build`"),
+        "{}",
+        run.stderr
+    );
+}
+
+#[test]
+fn history_lists_what_was_built_and_json_has_all_of_it() {
+    let past = |name: &str, outcome: &str, reason: Option<&str>, cost: f64| PastBuildView {
+        ended: 1_795_219_200,
+        ago: 3_700.0,
+        id: 7,
+        drv: drv(name),
+        name: name.to_owned(),
+        system: "x86_64-linux".to_owned(),
+        features: vec!["kvm".to_owned()],
+        pool: Some("x86".to_owned()),
+        builder: Some("b-1".to_owned()),
+        instance: Some("i-0abc".to_owned()),
+        instance_type: Some("c7a.4xlarge".to_owned()),
+        market: Some("spot".to_owned()),
+        waiting: 61.0,
+        uploading: 2.5,
+        building: 130.0,
+        downloading: 1.5,
+        attempts: 1,
+        outcome: outcome.to_owned(),
+        reason: reason.map(str::to_owned),
+        cost,
+    };
+    let builds = vec![
+        past("hello-2.12.2", "succeeded", None, 0.02),
+        past("broken", "failed", Some("builder exited with 1"), 0.0),
+    ];
+    let view = HistoryView { schema: 1, builds };
+    let reply = || vec![OperatorReply::History(view.clone())];
+    let (run, request) = Desk::new().ask(&["history", "--limit", "7"], reply());
+    assert_eq!(request, OperatorRequest::History { most: 7 });
+    insta::assert_snapshot!(run.text(), @r"
+    exit 0
+    --- stdout
+    ENDED      DERIVATION    OUTCOME    WAITED  BUILT   MOVED  WHERE                                           COST
+    1h 1m ago  hello-2.12.2  succeeded  1m 1s   2m 10s  4s     x86 (c7a.4xlarge, spot)                         $0.02
+    1h 1m ago  broken        failed     1m 1s   2m 10s  4s     x86 (c7a.4xlarge, spot): builder exited with 1  $0.00
+    ");
+    let (run, _) = Desk::new().ask(&["history", "--json"], reply());
+    assert_eq!(serde_json::from_str::<HistoryView>(&run.stdout).unwrap(), view);
 }

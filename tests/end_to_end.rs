@@ -24,6 +24,11 @@ fn a_graph_of_hundreds_of_derivations_is_built_on_builders_that_come_and_go() {
         let status = lab.status();
         let succeeded = lab.ended("succeeded");
         assert_eq!(succeeded, 221, "{status:#}");
+        let history = lab.run("root", &["broker", "history", "--json", "--limit", "1000"]);
+        let history: Value = serde_json::from_str(&history).unwrap();
+        let builds = history["builds"].as_array().unwrap();
+        assert_eq!(builds.iter().filter(|build| build["outcome"] == "succeeded").count(), 221, "{history:#}");
+        assert!(lab.run("alice", &["broker", "cost"]).contains("Nothing has cost anything."));
         // Right references: the content names every cell and every seed.
         let references = lab.run("alice", &["nix-store", "--query", "--references", graph]);
         assert_eq!(references.lines().count(), 20 * 12, "{references}");

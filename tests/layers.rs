@@ -18,6 +18,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("ssh", &["model"]),
     ("transfer", &["model", "protocol"]),
     ("endpoint", &["model", "protocol", "transfer"]),
+    ("history", &["model"]),
     (
         "broker",
         &[
@@ -31,6 +32,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "ssh",
             "transfer",
             "endpoint",
+            "history",
         ],
     ),
     ("hook", &["model", "protocol", "ipc"]),
@@ -47,6 +49,7 @@ const CONFINED: &[(&str, &[&str])] = &[
     ("serde", &["ipc", "config", "cli", "provider"]),
     ("serde_json", &["ipc", "cli", "protocol", "provider"]),
     ("backon", &["broker", "ssh", "provider"]),
+    ("rusqlite", &["history"]),
     ("sd_notify", &["broker"]),
 ];
 

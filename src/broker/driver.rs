@@ -269,7 +269,7 @@ impl Driver {
                     build.finish(outcome);
                 }
             }
-            Action::Record(record) => tracing::debug!(?record, "record"),
+            Action::Record(record) => self.shared.history.record(super::since_1970(), record),
             Action::Exit => return Flow::Exit,
         }
         Flow::Continue

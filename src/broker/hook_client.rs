@@ -124,12 +124,13 @@ async fn consider(
         }
         Answer::Decline { why } => {
             tracing::debug!(drv = %request.drv, why, "decline");
-            shared.remember_decline(&request.drv, &why);
+            shared.remember_refusal(&request.drv, format!("declined, {why}"));
             sink.reply(&HookReply::Decline { why }).await?;
             Ok(None)
         }
         Answer::Postpone { why } => {
             tracing::debug!(drv = %request.drv, why, "postpone");
+            shared.remember_refusal(&request.drv, format!("Nix is to ask again, {why}"));
             sink.reply(&HookReply::Postpone { why }).await?;
             Ok(None)
         }

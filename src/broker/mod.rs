@@ -10,6 +10,7 @@
 //! Control goes through the driver as events; logs, store paths and outputs go from task to client directly. Stopping
 //! runs the other way: the driver ends last, when the scheduler knows that no build and no builder is left.
 
+mod bills;
 mod build;
 mod build_task;
 mod builder_task;
@@ -31,6 +32,12 @@ mod stall;
 
 pub use serve::serve;
 pub(crate) use shared::{PoolRuntime, Shared, fresh_token};
+
+/// What the clock on the wall says.
+pub(crate) fn since_1970() -> std::time::Duration {
+    // A clock that stands before 1970 is no clock.
+    std::time::SystemTime::now().duration_since(std::time::SystemTime::UNIX_EPOCH).unwrap_or_default()
+}
 
 /// The whole chain of an error on one line.
 pub(crate) fn chain(error: &anyhow::Error) -> String {

@@ -7,9 +7,9 @@ use anyhow::Context;
 use tokio::net::UnixStream;
 use tokio::time::Instant;
 
-use super::Shared;
 use super::driver::DriverHandle;
 use super::listener::Peer;
+use super::{Shared, bills};
 use crate::ipc::view::StatusView;
 use crate::ipc::{Frame, OperatorReply, OperatorRequest, Target};
 use crate::model::Status;
@@ -89,6 +89,11 @@ async fn answer(
             OperatorRequest::Start { .. } | OperatorRequest::Drain { .. } | OperatorRequest::Stop { .. },
             Peer::StoreOwner | Peer::User,
         ) => failed("only root and the broker's own user may do this".to_owned(), "try it with `sudo`"),
+        (OperatorRequest::Cost { by }, _) => {
+            let money = driver.status().await.and_then(|status| status.money);
+            bills::cost(&shared.history, money, by).await
+        }
+        (OperatorRequest::History { most }, _) => bills::builds(&shared.history, most).await,
         (OperatorRequest::Start { pool }, Peer::Owner) => start(&pool, shared, driver).await,
         (OperatorRequest::Drain { target }, Peer::Owner) => match select(&target, driver).await {
             Ok((selection, text)) => {

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use rustix::fs::{FlockOperation, flock};
@@ -15,10 +15,11 @@ use tokio_util::sync::CancellationToken;
 use super::driver::{Driver, DriverHandle, Message};
 use super::shared::{PoolRuntime, Shared};
 use super::signals::{StopSignals, notify};
-use super::{chain, listener};
+use super::{chain, listener, since_1970};
 use crate::config::Config;
+use crate::history::History;
 use crate::model::{Spent, UtcDay};
-use crate::provider::Survivor;
+use crate::provider::{Survivor, tend_leftovers};
 use crate::scheduler::{Event, Fleet};
 
 /// How long importers may take after the last build: a large output on a slow disk.
@@ -52,16 +53,21 @@ pub async fn serve(config: Config, socket: &Path) -> anyhow::Result<()> {
         }
     }
     let listener = listener::bind(socket).await?;
-    let fleet = Fleet::new(config.pools.clone(), Instant::now().into_std())
-        .with_money(config.caps, &Spent::default());
+    let (survivors, unanswered) = survivors(&shared).await;
+    let spent = spent_before(&shared.history, &survivors).await;
+    let fleet = Fleet::new(config.pools.clone(), Instant::now().into_std()).with_money(config.caps, &spent);
     let (mut driver, handle) = Driver::new(fleet, Arc::clone(&shared));
+    driver.begin_with(survivors);
     // Dropped last of all: what a provider does by itself goes on until no instance is left.
     let mut background = JoinSet::new();
-    driver.begin_with(survivors(&shared, &handle, &mut background).await);
+    for pool in unanswered {
+        background.spawn(find_later(pool, handle.clone()));
+    }
     background.spawn(tell_the_time(Arc::clone(&shared), handle.clone()));
     for pool in shared.pools().iter().map(Arc::clone) {
         background.spawn(async move { pool.provider.tend().await });
     }
+    background.spawn(tend_leftovers(shared.provider_context.clone()));
     let stop = CancellationToken::new();
     let listening = tokio::spawn(listener::run(listener, Arc::clone(&shared), handle.clone(), stop.clone()));
     tracing::info!(socket = %socket.display(), pools = shared.pools().len(), "accepting builds");
@@ -92,18 +98,17 @@ pub async fn serve(config: Config, socket: &Path) -> anyhow::Result<()> {
         bail!("{} tasks did not end within {TASKS_DEADLINE:?}", shared.tasks.len());
     }
     background.shutdown().await;
+    if tokio::time::timeout(TASKS_DEADLINE, shared.history.settle()).await.is_err() {
+        tracing::warn!("the history was not written in time");
+    }
     tracing::info!("ended; nothing is left running");
     Ok(())
 }
 
 /// What earlier brokers launched and left running. A provider that cannot say it now is asked again in the background:
 /// whoever starts without a network must still be able to build elsewhere.
-async fn survivors(
-    shared: &Arc<Shared>,
-    handle: &DriverHandle,
-    background: &mut JoinSet<()>,
-) -> Vec<Survivor> {
-    let mut found = Vec::new();
+async fn survivors(shared: &Shared) -> (Vec<Survivor>, Vec<Arc<PoolRuntime>>) {
+    let (mut found, mut unanswered) = (Vec::new(), Vec::new());
     for pool in shared.pools() {
         match pool.provider.survivors().await {
             Ok(survivors) => found.extend(survivors),
@@ -111,11 +116,28 @@ async fn survivors(
                 let reason = chain(&anyhow::Error::new(error));
                 let name = &pool.spec.name;
                 tracing::warn!(pool = %name, reason, "cannot find out which builders an earlier broker left, asking again");
-                background.spawn(find_later(Arc::clone(pool), handle.clone()));
+                unanswered.push(Arc::clone(pool));
             }
         }
     }
-    found
+    (found, unanswered)
+}
+
+/// What earlier brokers spent today and this month, those that live included.
+async fn spent_before(history: &History, survivors: &[Survivor]) -> Spent {
+    let alive = survivors.iter().map(|survivor| survivor.launched.instance.id.clone()).collect();
+    let now = since_1970();
+    match history.ask(move |store| store.begin(now, &alive)).await {
+        Ok(spent) => spent,
+        Err(error) => {
+            let reason = chain(&anyhow::Error::new(error));
+            tracing::warn!(
+                reason,
+                "what was spent before is not known, so today's and this month's caps begin anew"
+            );
+            Spent { day: UtcDay::at(now), ..Spent::default() }
+        }
+    }
 }
 
 async fn find_later(pool: Arc<PoolRuntime>, handle: DriverHandle) {
@@ -134,15 +156,8 @@ async fn tell_the_time(shared: Arc<Shared>, handle: DriverHandle) {
     loop {
         interval.tick().await;
         let aside = shared.pools().iter().map(|pool| (pool.spec.name.clone(), pool.provider.put_aside()));
-        handle.event(Event::Clock { day: today(), aside: aside.collect() });
+        handle.event(Event::Clock { day: UtcDay::at(since_1970()), aside: aside.collect() });
     }
-}
-
-/// What the clock on the wall says.
-fn today() -> UtcDay {
-    let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-    // A clock that stands before 1970 is no clock; nothing was spent then.
-    UtcDay::at(since_1970.unwrap_or_default())
 }
 
 /// The instances that the providers still have.
@@ -169,5 +184,24 @@ fn raise_file_limit() {
     limit.current = limit.maximum;
     if let Err(error) = setrlimit(Resource::Nofile, limit) {
         tracing::warn!(%error, "cannot raise the limit on open files");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::history::Store;
+
+    #[tokio::test]
+    async fn what_was_spent_is_read_at_the_start_and_nothing_is_known_without_a_history() {
+        let dir = tempfile::tempdir().unwrap();
+        let history = History::new(Store::open(dir.path()).unwrap());
+        let cost = crate::model::Usd::from_micros(20_000);
+        let record = crate::model::Record::PutAside { pool: crate::model::PoolName::new("x86"), cost };
+        history.record(since_1970(), record);
+        let spent = spent_before(&history, &[]).await;
+        assert_eq!((spent.month, spent.day), (cost, UtcDay::at(since_1970())));
+        let unknown = spent_before(&History::none(), &[]).await;
+        assert_eq!((unknown.month, unknown.day), (crate::model::Usd::ZERO, spent.day));
     }
 }

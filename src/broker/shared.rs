@@ -13,9 +13,11 @@ use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
 use super::build::Shelf;
+use super::chain;
 use super::guests::Guests;
 use super::lineage::Lineages;
 use crate::config::Config;
+use crate::history::{History, Store};
 use crate::ipc::Frame;
 use crate::model::{BuildId, DrvPath, PoolName, PoolSpec};
 use crate::provider::{Address, HostKeyPair, Provider, ProviderContext};
@@ -29,6 +31,7 @@ const MAX_DECLINES: usize = 1_000;
 #[derive(Debug)]
 pub(crate) struct Shared {
     pools: Vec<Arc<PoolRuntime>>,
+    pub(crate) provider_context: ProviderContext,
     /// Where logs and outputs wait for their readers, in files without a name.
     pub(crate) spool_dir: PathBuf,
     pub(crate) local_store: Arc<LocalStore>,
@@ -41,6 +44,7 @@ pub(crate) struct Shared {
     /// The status as it was last shown to those who watch, and when it was made.
     pub(crate) picture: tokio::sync::Mutex<Option<(Instant, Frame)>>,
     pub(crate) guests: Guests,
+    pub(crate) history: History,
     started_at: Instant,
     last_build: AtomicU64,
     declines: Mutex<VecDeque<(DrvPath, String)>>,
@@ -86,6 +90,7 @@ impl Shared {
             .with_context(|| format!("write `{}`", public_path.display()))?;
         let context = ProviderContext::new(config.state_dir.clone(), key.public_openssh(), fresh_host_key)
             .context("find the broker's own program")?;
+        let provider_context = context.clone();
         let pools: anyhow::Result<Vec<_>> = config
             .pools
             .iter()
@@ -97,6 +102,7 @@ impl Shared {
             .collect();
         Ok(Self {
             pools: pools?,
+            provider_context,
             spool_dir,
             local_store: Arc::default(),
             lineages: Lineages::default(),
@@ -105,6 +111,7 @@ impl Shared {
             clients: TaskTracker::new(),
             picture: tokio::sync::Mutex::default(),
             guests: Guests::default(),
+            history: open_history(&config.state_dir),
             started_at: Instant::now(),
             last_build: AtomicU64::new(0),
             declines: Mutex::default(),
@@ -141,23 +148,23 @@ impl Shared {
         self.pools.iter().map(|pool| &pool.spec.name)
     }
 
-    /// Remembers why a request was declined.
-    pub(crate) fn remember_decline(&self, drv: &DrvPath, why: &str) {
+    /// Remembers why a request was not accepted.
+    pub(crate) fn remember_refusal(&self, drv: &DrvPath, why: String) {
         let mut declines = self.declines.lock().unwrap_or_else(PoisonError::into_inner);
         declines.retain(|(known, _)| known != drv);
         if declines.len() == MAX_DECLINES {
             declines.pop_front();
         }
-        declines.push_back((drv.clone(), why.to_owned()));
+        declines.push_back((drv.clone(), why));
     }
 
-    /// Why requests that match were declined.
+    /// Why requests that match were not accepted.
     pub(crate) fn declines_of(&self, subject: &str) -> Vec<String> {
         let declines = self.declines.lock().unwrap_or_else(PoisonError::into_inner);
         declines
             .iter()
             .filter(|(drv, _)| drv.to_string().contains(subject))
-            .map(|(drv, why)| format!("{}: declined, {why}", drv.name()))
+            .map(|(drv, why)| format!("{}: {why}", drv.name()))
             .collect()
     }
 }
@@ -168,6 +175,18 @@ fn fresh_host_key() -> std::io::Result<HostKeyPair> {
     Ok(HostKeyPair { private: key.private_openssh_pem.clone(), public: key.public_openssh.clone() })
 }
 
+/// The history, or none: nobody's build fails for want of it.
+fn open_history(state_dir: &Path) -> History {
+    match Store::open(state_dir) {
+        Ok(store) => History::new(store),
+        Err(error) => {
+            let reason = chain(&anyhow::Error::new(error));
+            tracing::warn!(reason, "there is no history: builds go on, but what they cost is not remembered");
+            History::none()
+        }
+    }
+}
+
 /// A token that nobody can guess: 128 bits from the kernel.
 pub(crate) fn fresh_token() -> anyhow::Result<String> {
     let mut bytes = [0; 16];
@@ -175,4 +194,18 @@ pub(crate) fn fresh_token() -> anyhow::Result<String> {
         .and_then(|mut source| source.read_exact(&mut bytes))
         .context("read random bytes")?;
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::history::HistoryError;
+
+    #[tokio::test]
+    async fn a_history_that_cannot_be_opened_is_none_and_no_error() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("history.sqlite")).unwrap();
+        let history = open_history(dir.path());
+        assert!(matches!(history.ask(|store| store.builds(1)).await, Err(HistoryError::None)));
+    }
 }

@@ -122,6 +122,8 @@ impl Client {
             OperatorReply::Done { text } => Ok(Ok(text)),
             OperatorReply::Failed { reason, hint } => Ok(Err((reason, hint))),
             OperatorReply::Status(_) => Err(ClientError::Unexpected("a status")),
+            OperatorReply::Cost(_) => Err(ClientError::Unexpected("a bill")),
+            OperatorReply::History(_) => Err(ClientError::Unexpected("a history")),
             OperatorReply::Why { .. } => Err(ClientError::Unexpected("an explanation")),
         }
     }
@@ -178,6 +180,8 @@ pub(super) type Done = Result<String, (String, Option<String>)>;
 fn expect_status(reply: OperatorReply) -> Result<StatusView, ClientError> {
     match reply {
         OperatorReply::Status(view) => Ok(view),
+        OperatorReply::Cost(_) => Err(ClientError::Unexpected("a bill")),
+        OperatorReply::History(_) => Err(ClientError::Unexpected("a history")),
         OperatorReply::Why { .. } => Err(ClientError::Unexpected("an explanation")),
         OperatorReply::Done { .. } => Err(ClientError::Unexpected("a confirmation")),
         OperatorReply::Failed { reason, .. } => Err(ClientError::Refused { why: reason }),

@@ -77,7 +77,7 @@ fn pools(document: &mut Document, view: &StatusView) {
 }
 
 /// `Costs $0.62/h now, $3.10 today (cap $20.00), $41.00 this month`.
-fn costs(money: &MoneyView) -> String {
+pub(super) fn costs(money: &MoneyView) -> String {
     let part = |amount: String, when: &str, cap: Option<String>| {
         let cap = cap.map(|cap| format!(" (cap {cap})")).unwrap_or_default();
         format!("{amount} {when}{cap}")

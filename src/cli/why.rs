@@ -38,6 +38,8 @@ pub(super) fn run(args: Args, context: &Context) -> Result<ExitCode, Complaint> 
     let lines = match context.connect()?.ask(&request)? {
         OperatorReply::Why { lines } => lines,
         OperatorReply::Failed { reason, hint } => return Err(Complaint::new(reason, hint)),
+        OperatorReply::Cost(_) => return Err(ClientError::Unexpected("a bill").into()),
+        OperatorReply::History(_) => return Err(ClientError::Unexpected("a history").into()),
         OperatorReply::Status(_) => return Err(ClientError::Unexpected("a status").into()),
         OperatorReply::Done { .. } => return Err(ClientError::Unexpected("a confirmation").into()),
     };

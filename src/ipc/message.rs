@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::view::StatusView;
+use super::view::{CostView, HistoryView, StatusView};
 use crate::model::{
     BuildRequest, BuildSettings, DrvPath, Failure, FailureKind, Feature, Requirement, StorePathError, System,
 };
@@ -237,6 +237,20 @@ pub enum Target {
     All,
 }
 
+/// What costs are added up by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CostBy {
+    /// Days in UTC, the latest first.
+    Day,
+    /// Pools, this month.
+    Pool,
+    /// Instances, the latest first.
+    Builder,
+    /// Derivations by name, the dearest first.
+    Build,
+}
+
 /// From the command line.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "request")]
@@ -249,6 +263,16 @@ pub enum OperatorRequest {
     Why {
         /// Full path of a derivation, its name or part of it, or `#12`.
         subject: String,
+    },
+    /// What was spent. Answered by `Cost`.
+    Cost {
+        /// Added up by what.
+        by: CostBy,
+    },
+    /// The builds that ended last, from before the broker started too. Answered by `History`.
+    History {
+        /// So many at most.
+        most: u32,
     },
     /// One builder more. Answered by `Done`.
     Start {
@@ -273,6 +297,10 @@ pub enum OperatorRequest {
 pub enum OperatorReply {
     /// The picture.
     Status(StatusView),
+    /// What was spent.
+    Cost(CostView),
+    /// What was built.
+    History(HistoryView),
     /// Lines for a person.
     Why {
         /// The lines.

@@ -13,5 +13,6 @@ pub mod view;
 
 pub use codec::{Frame, FrameError, Message};
 pub use message::{
-    Ask, Hello, HookReply, HookRequest, OperatorReply, OperatorRequest, Reply, Target, VERSION, WireFailure,
+    Ask, CostBy, Hello, HookReply, HookRequest, OperatorReply, OperatorRequest, Reply, Target, VERSION,
+    WireFailure,
 };

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::CostBy;
 use crate::model::{
     BuildPhase, BuildStatus, BuilderState, BuilderStatus, MoneyStatus, PoolStatus, Status, Usd,
 };
@@ -321,6 +322,100 @@ pub fn dollars(amount: Usd) -> f64 {
     amount.micros() as f64 / 1e6
 }
 
-fn seconds(duration: Duration) -> f64 {
+/// Seconds as a number, rounded down to milliseconds.
+pub fn seconds(duration: Duration) -> f64 {
     duration.as_millis() as f64 / 1_000.0
 }
+
+/// A bill.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct CostView {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// What it is added up by.
+    pub by: CostBy,
+    /// Now, today and this month; missing when nothing costs anything.
+    pub money: Option<MoneyView>,
+    /// Its lines.
+    pub rows: Vec<CostRowView>,
+}
+
+/// One line of a bill.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct CostRowView {
+    /// The day, the pool, the instance, the derivation's name.
+    pub name: String,
+    /// Where, unless it is the name or several.
+    pub pool: Option<String>,
+    /// What was bought, for an instance.
+    pub instance_type: Option<String>,
+    /// `spot` or `on-demand`, for an instance.
+    pub market: Option<String>,
+    /// Instances, or builds.
+    pub count: u64,
+    /// Seconds in all.
+    pub time: f64,
+    /// Dollars.
+    pub cost: f64,
+}
+
+/// What was built.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct HistoryView {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// The builds that ended last, the very last first.
+    pub builds: Vec<PastBuildView>,
+}
+
+/// A build that ended.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct PastBuildView {
+    /// When, in seconds since 1970.
+    pub ended: u64,
+    /// How many seconds ago that was.
+    pub ago: f64,
+    /// Its number in that run of the broker.
+    pub id: u64,
+    /// Full path of the derivation.
+    pub drv: String,
+    /// Its name.
+    pub name: String,
+    /// Its system.
+    pub system: String,
+    /// What it required.
+    pub features: Vec<String>,
+    /// The pool it ran in last.
+    pub pool: Option<String>,
+    /// The builder.
+    pub builder: Option<String>,
+    /// The provider's name for its instance.
+    pub instance: Option<String>,
+    /// `c7a.4xlarge`, where it was bought.
+    pub instance_type: Option<String>,
+    /// `spot` or `on-demand`.
+    pub market: Option<String>,
+    /// Seconds without a slot.
+    pub waiting: f64,
+    /// Seconds in which inputs went to the builder.
+    pub uploading: f64,
+    /// Seconds on the builder.
+    pub building: f64,
+    /// Seconds in which outputs came from the builder.
+    pub downloading: f64,
+    /// Attempts.
+    pub attempts: u32,
+    /// `succeeded`, `failed` or `cancelled`.
+    pub outcome: String,
+    /// Why it failed.
+    pub reason: Option<String>,
+    /// Dollars: its share of what its builders cost.
+    pub cost: f64,
+}
+
+impl Eq for CostView {}
+impl Eq for HistoryView {}

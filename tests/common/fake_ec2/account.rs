@@ -58,10 +58,16 @@ pub(super) struct Region {
     pub(super) vpcs: BTreeMap<String, Vpc>,
     pub(super) subnets: BTreeMap<String, Subnet>,
     pub(super) groups: BTreeMap<String, Group>,
-    /// Internet gateways, and the VPC that each is attached to.
-    pub(super) gateways: BTreeMap<String, Option<String>>,
+    pub(super) gateways: BTreeMap<String, Gateway>,
     /// Token, what was asked for with it, what came of it.
     pub(super) tokens: BTreeMap<String, (Form, String)>,
+}
+
+/// An internet gateway.
+#[derive(Clone, Debug)]
+pub(super) struct Gateway {
+    pub(super) vpc: Option<String>,
+    pub(super) tags: BTreeMap<String, String>,
 }
 
 #[derive(Clone, Debug)]
@@ -88,27 +94,9 @@ pub(super) struct Group {
     pub(super) vpc: String,
     pub(super) name: String,
     pub(super) description: String,
-    pub(super) ingress: Vec<Rule>,
+    /// Protocol, first port, last port, range, note.
+    pub(super) ingress: Vec<(String, String, String, String, String)>,
     pub(super) tags: BTreeMap<String, String>,
-}
-
-/// Something that a group lets in.
-#[derive(Clone, Debug)]
-pub(super) struct Rule {
-    pub(super) protocol: String,
-    pub(super) from_port: String,
-    pub(super) to_port: String,
-    pub(super) cidr: String,
-    pub(super) note: String,
-}
-
-impl Rule {
-    /// Whatever it says about itself.
-    pub(super) fn is_same(&self, other: &Self) -> bool {
-        let key =
-            |rule: &Self| [&rule.protocol, &rule.from_port, &rule.to_port, &rule.cidr].map(String::clone);
-        key(self) == key(other)
-    }
 }
 
 #[derive(Clone, Debug)]
@@ -242,11 +230,6 @@ impl Account {
 
     fn add_region(&mut self, name: &str) {
         self.regions.insert(name.to_owned(), Region::default());
-        self.add_default_vpc(name);
-    }
-
-    /// With a way out, a group, and a subnet in every zone.
-    pub(super) fn add_default_vpc(&mut self, name: &str) -> String {
         let vpc = self.new_id("vpc");
         let cidr = Cidr::parse("172.31.0.0/16").unwrap();
         let made = Vpc { id: vpc.clone(), cidr, is_default: true, tags: BTreeMap::new() };
@@ -256,9 +239,6 @@ impl Account {
             let cidr = Cidr::parse(&format!("172.31.{}.0/20", index * 16)).unwrap();
             self.add_subnet(name, &vpc, &format!("{name}{letter}"), cidr, true, BTreeMap::new());
         }
-        let gateway = self.new_id("igw");
-        self.regions.get_mut(name).unwrap().gateways.insert(gateway, Some(vpc.clone()));
-        vpc
     }
 
     pub(super) fn add_subnet(

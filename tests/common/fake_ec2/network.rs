@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use super::account::{Account, Cidr, Rule};
+use super::account::{Account, Cidr};
 use super::form::tag_attribute;
 use super::instance::State;
 use super::launch::invalid;
@@ -87,11 +87,11 @@ impl Account {
                 ("vpc-id", group.vpc.clone()),
             ];
             if asked.form.passes(|name| attribute(&own, &group.tags, name))? {
-                let rules = group.ingress.iter().map(|rule| {
-                    let range = xml::leaf("cidrIp", &rule.cidr) + &xml::leaf("description", &rule.note);
-                    xml::leaf("ipProtocol", &rule.protocol)
-                        + &xml::leaf("fromPort", &rule.from_port)
-                        + &xml::leaf("toPort", &rule.to_port)
+                let rules = group.ingress.iter().map(|(protocol, from, to, cidr, note)| {
+                    let range = xml::leaf("cidrIp", cidr) + &xml::leaf("description", note);
+                    xml::leaf("ipProtocol", protocol)
+                        + &xml::leaf("fromPort", from)
+                        + &xml::leaf("toPort", to)
                         + &xml::list("ipRanges", [range])
                 });
                 found.push(
@@ -170,7 +170,7 @@ impl Account {
         })
     }
 
-    fn rules(asked: &Asked<'_>) -> Result<Vec<Rule>, Refusal> {
+    fn rules(asked: &Asked<'_>) -> Result<Vec<(String, String, String, String, String)>, Refusal> {
         let mut rules = Vec::new();
         for rule in asked.form.forms("IpPermissions") {
             let text = |name: &str| rule.get(name).unwrap_or_default().to_owned();
@@ -180,13 +180,7 @@ impl Account {
                     return Err(invalid(&format!("CIDR block {cidr} is malformed")));
                 }
                 let note = range.get("Description").unwrap_or_default().to_owned();
-                rules.push(Rule {
-                    protocol: text("IpProtocol"),
-                    from_port: text("FromPort"),
-                    to_port: text("ToPort"),
-                    cidr: cidr.to_owned(),
-                    note,
-                });
+                rules.push((text("IpProtocol"), text("FromPort"), text("ToPort"), cidr.to_owned(), note));
             }
         }
         if rules.is_empty() {
@@ -199,7 +193,10 @@ impl Account {
         let rules = Self::rules(asked)?;
         let group = self.group(asked)?;
         for rule in rules {
-            if group.ingress.iter().any(|other| other.is_same(&rule)) {
+            let same = |other: &(String, String, String, String, String)| {
+                (&other.0, &other.1, &other.2, &other.3) == (&rule.0, &rule.1, &rule.2, &rule.3)
+            };
+            if group.ingress.iter().any(same) {
                 let words = "the specified rule already exists";
                 return Err(Refusal::new(400, "InvalidPermission.Duplicate", words));
             }
@@ -213,7 +210,9 @@ impl Account {
         let group = self.group(asked)?;
         for rule in rules {
             let before = group.ingress.len();
-            group.ingress.retain(|other| !other.is_same(&rule));
+            group.ingress.retain(|other| {
+                (&other.0, &other.1, &other.2, &other.3) != (&rule.0, &rule.1, &rule.2, &rule.3)
+            });
             if group.ingress.len() == before {
                 let words = "The specified rule does not exist in this security group.";
                 return Err(Refusal::new(400, "InvalidPermission.NotFound", words));

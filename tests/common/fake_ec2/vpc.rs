@@ -1,17 +1,17 @@
-//! The default VPC made whole and unmade, its way out, and the regions there are.
+//! The default VPC as a whole, with its way out, and the list of regions.
 //!
-//! Owns those actions, and the order in which a VPC can be taken apart.
+//! Owns those actions. A region begins with a default VPC, whose gateway is not modelled; one that is made later has one.
 
-use super::account::Account;
-use super::launch::invalid;
+use std::collections::BTreeMap;
+
+use super::account::{Account, Cidr, Gateway, Vpc, ZONES};
+use super::form::tag_attribute;
 use super::{Answer, Asked, Refusal, xml};
 
 impl Account {
-    pub(super) fn describe_regions(&self) -> Answer {
+    pub(super) fn describe_regions(&mut self, _asked: &Asked<'_>) -> Answer {
         let regions = self.regions.keys().map(|name| {
-            xml::leaf("regionName", name)
-                + &xml::leaf("regionEndpoint", format!("ec2.{name}.invalid"))
-                + &xml::leaf("optInStatus", "opt-in-not-required")
+            xml::leaf("regionName", name) + &xml::leaf("regionEndpoint", format!("ec2.{name}.amazonaws.com"))
         });
         Ok(xml::list("regionInfo", regions))
     }
@@ -21,9 +21,65 @@ impl Account {
             let words = "A Default VPC already exists for this account in this region.";
             return Err(Refusal::new(400, "DefaultVpcAlreadyExists", words));
         }
-        let vpc = self.add_default_vpc(asked.region);
-        let inside = xml::leaf("vpcId", vpc) + &xml::leaf("state", "pending") + &xml::leaf("isDefault", true);
+        let (vpc, gateway) = (self.new_id("vpc"), self.new_id("igw"));
+        let cidr = Cidr::parse("172.31.0.0/16").unwrap();
+        let region = self.regions.get_mut(asked.region).unwrap();
+        region
+            .vpcs
+            .insert(vpc.clone(), Vpc { id: vpc.clone(), cidr, is_default: true, tags: BTreeMap::new() });
+        region.gateways.insert(gateway, Gateway { vpc: Some(vpc.clone()), tags: BTreeMap::new() });
+        self.add_group(asked.region, &vpc, "default", "default VPC security group", BTreeMap::new());
+        for (index, letter) in ZONES.iter().enumerate() {
+            let cidr = Cidr::parse(&format!("172.31.{}.0/20", index * 16)).unwrap();
+            let zone = format!("{}{letter}", asked.region);
+            self.add_subnet(asked.region, &vpc, &zone, cidr, true, BTreeMap::new());
+        }
+        let inside = xml::leaf("vpcId", &vpc) + &xml::leaf("cidrBlock", cidr) + &xml::leaf("isDefault", true);
         Ok(xml::node("vpc", inside))
+    }
+
+    pub(super) fn describe_gateways(&mut self, asked: &Asked<'_>) -> Answer {
+        let mut found = Vec::new();
+        for (id, gateway) in &self.regions[asked.region].gateways {
+            let passes = asked.form.passes(|name| match name {
+                "attachment.vpc-id" => Some(gateway.vpc.clone().into_iter().collect()),
+                "internet-gateway-id" => Some(vec![id.clone()]),
+                other => tag_attribute(&gateway.tags, other),
+            })?;
+            if passes {
+                found.push(xml::leaf("internetGatewayId", id) + &xml::tags(&gateway.tags));
+            }
+        }
+        Ok(xml::list("internetGatewaySet", found))
+    }
+
+    fn gateway<'a>(&'a mut self, asked: &Asked<'_>) -> Result<&'a mut Gateway, Refusal> {
+        let id = asked.form.get("InternetGatewayId").unwrap_or_default();
+        self.regions.get_mut(asked.region).unwrap().gateways.get_mut(id).ok_or_else(|| {
+            let words = format!("The internetGateway ID '{id}' does not exist");
+            Refusal::new(400, "InvalidInternetGatewayID.NotFound", words)
+        })
+    }
+
+    pub(super) fn detach_gateway(&mut self, asked: &Asked<'_>) -> Answer {
+        let vpc = asked.form.get("VpcId").unwrap_or_default().to_owned();
+        let gateway = self.gateway(asked)?;
+        if gateway.vpc.as_deref() != Some(&vpc) {
+            let words = "resource is not attached to network";
+            return Err(Refusal::new(400, "Gateway.NotAttached", words));
+        }
+        gateway.vpc = None;
+        Ok(xml::done())
+    }
+
+    pub(super) fn delete_gateway(&mut self, asked: &Asked<'_>) -> Answer {
+        if self.gateway(asked)?.vpc.is_some() {
+            let words = "The internetGateway has dependencies and cannot be deleted.";
+            return Err(Refusal::new(400, "DependencyViolation", words));
+        }
+        let id = asked.form.get("InternetGatewayId").unwrap_or_default();
+        self.regions.get_mut(asked.region).unwrap().gateways.remove(id);
+        Ok(xml::done())
     }
 
     pub(super) fn delete_vpc(&mut self, asked: &Asked<'_>) -> Answer {
@@ -34,8 +90,8 @@ impl Account {
             return Err(Refusal::new(400, "InvalidVpcID.NotFound", words));
         }
         let is_used = region.subnets.values().any(|subnet| subnet.vpc == id)
-            || region.groups.values().any(|group| group.vpc == id && group.name != "default")
-            || region.gateways.values().any(|vpc| vpc.as_deref() == Some(id));
+            || region.gateways.values().any(|gateway| gateway.vpc.as_deref() == Some(id))
+            || region.groups.values().any(|group| group.vpc == id && group.name != "default");
         if is_used {
             let words = format!("The vpc '{id}' has dependencies and cannot be deleted.");
             return Err(Refusal::new(400, "DependencyViolation", words));
@@ -45,53 +101,13 @@ impl Account {
         Ok(xml::done())
     }
 
-    pub(super) fn describe_gateways(&self, asked: &Asked<'_>) -> Answer {
-        let mut found = Vec::new();
-        for (id, vpc) in &self.regions[asked.region].gateways {
-            let attribute = |name: &str| match name {
-                "internet-gateway-id" => Some(vec![id.clone()]),
-                "attachment.vpc-id" => Some(vpc.clone().into_iter().collect()),
-                _ => None,
-            };
-            if asked.form.passes(attribute)? {
-                let attached =
-                    vpc.iter().map(|vpc| xml::leaf("vpcId", vpc) + &xml::leaf("state", "available"));
-                found.push(xml::leaf("internetGatewayId", id) + &xml::list("attachmentSet", attached));
-            }
-        }
-        let (page, next) = asked.form.page(&found, self.settings.page);
-        Ok(xml::list("internetGatewaySet", page) + &xml::optional("nextToken", next))
-    }
-
-    fn gateway<'a>(&'a mut self, asked: &Asked<'_>) -> Result<(&'a str, &'a mut Option<String>), Refusal> {
-        let id = asked.form.get("InternetGatewayId").unwrap_or_default();
-        let gateways = &mut self.regions.get_mut(asked.region).unwrap().gateways;
-        let found = gateways.iter_mut().find(|(known, _)| *known == id);
-        found.map(|(id, vpc)| (id.as_str(), vpc)).ok_or_else(|| {
-            let words = format!("The internetGateway ID '{id}' does not exist");
-            Refusal::new(400, "InvalidInternetGatewayID.NotFound", words)
-        })
-    }
-
-    pub(super) fn detach_gateway(&mut self, asked: &Asked<'_>) -> Answer {
-        let wanted = asked.form.get("VpcId").ok_or_else(|| invalid("VpcId"))?;
-        let (id, vpc) = self.gateway(asked)?;
-        if vpc.as_deref() != Some(wanted) {
-            let words = format!("resource {id} is not attached to network {wanted}");
-            return Err(Refusal::new(400, "Gateway.NotAttached", words));
-        }
-        *vpc = None;
-        Ok(xml::done())
-    }
-
-    pub(super) fn delete_gateway(&mut self, asked: &Asked<'_>) -> Answer {
-        let (id, vpc) = self.gateway(asked)?;
-        if vpc.is_some() {
-            let words = format!("The internetGateway '{id}' has dependencies and cannot be deleted.");
-            return Err(Refusal::new(400, "DependencyViolation", words));
-        }
-        let id = id.to_owned();
-        self.regions.get_mut(asked.region).unwrap().gateways.remove(&id);
-        Ok(xml::done())
+    /// The region as an account has it whose owner deleted the default VPC.
+    pub(super) fn forget_default_vpc(&mut self, region: &str) {
+        let region = self.regions.get_mut(region).unwrap();
+        let gone: Vec<_> =
+            region.vpcs.values().filter(|vpc| vpc.is_default).map(|vpc| vpc.id.clone()).collect();
+        region.vpcs.retain(|id, _| !gone.contains(id));
+        region.subnets.retain(|_, subnet| !gone.contains(&subnet.vpc));
+        region.groups.retain(|_, group| !gone.contains(&group.vpc));
     }
 }

@@ -63,7 +63,8 @@ pub async fn public_address() -> Result<Ipv4Addr, AddressError> {
     ask(url.as_deref().unwrap_or(ADDRESS_URL)).await
 }
 
-async fn ask(url: &str) -> Result<Ipv4Addr, AddressError> {
+/// The same, of this service.
+pub(super) async fn ask(url: &str) -> Result<Ipv4Addr, AddressError> {
     let (authority, host, path) = parts(url).ok_or_else(|| AddressError::Url(url.to_owned()))?;
     let exchange = async {
         let mut stream = TcpStream::connect(&authority).await?;

@@ -8,6 +8,7 @@
 
 mod address;
 mod cidr;
+mod door;
 mod found;
 mod look;
 mod perform;
@@ -15,6 +16,7 @@ mod plan;
 
 pub use address::{ADDRESS_URL, ADDRESS_URL_VARIABLE, AddressError, public_address};
 pub use cidr::{Cidr, CidrError};
+pub use door::Door;
 pub use found::{Found, Given, Group, Network, Rule, Source, Subnet, Tenant, Vpc, is_broker_id};
 pub use look::{find, look, look_to_remove};
 pub use perform::{admit, admits, perform};
@@ -58,6 +60,9 @@ pub enum NetworkError {
     /// EC2 says no.
     #[error(transparent)]
     Api(#[from] ApiError),
+    /// From where this machine comes is not known.
+    #[error(transparent)]
+    Address(#[from] AddressError),
     /// A change needs what a change before it should have made.
     #[error("what this depends on was not made")]
     NotMade,
