@@ -306,7 +306,7 @@ impl Broker {
             let mut builders_left = builders;
             let mut running = tokio::task::JoinSet::new();
             let survivors = loop {
-                match lives.provider.survivors().await {
+                match lives.provider.survivors() {
                     Ok(survivors) => break survivors,
                     Err(_blind) => sleep(Duration::from_secs(5)).await,
                 }

@@ -31,6 +31,7 @@ const MAX_DECLINES: usize = 1_000;
 #[derive(Debug)]
 pub(crate) struct Shared {
     pools: Vec<Arc<PoolRuntime>>,
+    pub(crate) provider_context: ProviderContext,
     /// Where logs and outputs wait for their readers, in files without a name.
     pub(crate) spool_dir: PathBuf,
     pub(crate) local_store: Arc<LocalStore>,
@@ -89,6 +90,7 @@ impl Shared {
             .with_context(|| format!("write `{}`", public_path.display()))?;
         let context = ProviderContext::new(config.state_dir.clone(), key.public_openssh(), fresh_host_key)
             .context("find the broker's own program")?;
+        let provider_context = context.clone();
         let pools: anyhow::Result<Vec<_>> = config
             .pools
             .iter()
@@ -100,6 +102,7 @@ impl Shared {
             .collect();
         Ok(Self {
             pools: pools?,
+            provider_context,
             spool_dir,
             local_store: Arc::default(),
             lineages: Lineages::default(),

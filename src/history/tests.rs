@@ -1,3 +1,5 @@
+//! The history as its users meet it: what comes back is what went in, and nothing grows for ever.
+
 use std::collections::BTreeSet;
 use std::time::Duration;
 
