@@ -29,15 +29,19 @@ licences:
 
 unit:
 	$(LAB)/packages.sh
+	$(LAB)/moto.sh >/dev/null
 	cargo test --locked --lib --bins --test layers --test cli --test hook_conversation --test scheduler_scripts \
-		--test worker_golden --test scheduler_scale --test provider_local --test user_data
+		--test worker_golden --test scheduler_scale --test provider_local --test user_data --test builder_setup \
+		--test ec2_api --test ec2_cli --test iam_policy
+	cargo test --locked --test ec2_schedules
 
 real:
 	$(LAB)/roots.sh $(RELEASES)
 	$(LAB)/check.sh $(RELEASES)
 	$(LAB)/nix-files.sh
+	$(LAB)/moto.sh
 	cargo test --locked --test worker_live --test user_data_live --test end_to_end --test operations --test faults \
-		--test nixos -- --test-threads=2
+		--test nixos --test run --test install --test ec2_end_to_end -- --test-threads=2
 
 bench:
 	$(LAB)/packages.sh

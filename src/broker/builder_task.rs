@@ -81,7 +81,7 @@ enum Beginning {
     /// With a launch.
     Launch(Demand, Option<HourlyRate>),
     /// An earlier broker launched it.
-    Adopted(Launched),
+    Adopted(Box<Launched>),
 }
 
 /// Starts the life of a builder with a launch.
@@ -104,7 +104,7 @@ pub(crate) fn adopt(
     launched: Launched,
 ) -> BuilderHandle {
     let pool = launched.instance.pool.clone();
-    begin(shared, driver, builder, &pool, Beginning::Adopted(launched))
+    begin(shared, driver, builder, &pool, Beginning::Adopted(Box::new(launched)))
 }
 
 fn begin(
@@ -151,7 +151,7 @@ impl Task {
     async fn run(self, beginning: Beginning) {
         let launched = match beginning {
             Beginning::Launch(demand, at_most) => self.launch(demand, at_most).await,
-            Beginning::Adopted(launched) => Some(launched),
+            Beginning::Adopted(launched) => Some(*launched),
         };
         if let Some(launched) = launched {
             self.live(&launched).await;

@@ -53,7 +53,7 @@ pub async fn serve(config: Config, socket: &Path) -> anyhow::Result<()> {
         }
     }
     let listener = listener::bind(socket).await?;
-    let (survivors, unanswered) = survivors(&shared).await;
+    let (survivors, unanswered) = survivors(&shared);
     let spent = spent_before(&shared.history, &survivors).await;
     let fleet = Fleet::new(config.pools.clone(), Instant::now().into_std()).with_money(config.caps, &spent);
     let (mut driver, handle) = Driver::new(fleet, Arc::clone(&shared));
@@ -107,10 +107,10 @@ pub async fn serve(config: Config, socket: &Path) -> anyhow::Result<()> {
 
 /// What earlier brokers launched and left running. A provider that cannot say it now is asked again in the background:
 /// whoever starts without a network must still be able to build elsewhere.
-async fn survivors(shared: &Shared) -> (Vec<Survivor>, Vec<Arc<PoolRuntime>>) {
+fn survivors(shared: &Shared) -> (Vec<Survivor>, Vec<Arc<PoolRuntime>>) {
     let (mut found, mut unanswered) = (Vec::new(), Vec::new());
     for pool in shared.pools() {
-        match pool.provider.survivors().await {
+        match pool.provider.survivors() {
             Ok(survivors) => found.extend(survivors),
             Err(error) => {
                 let reason = chain(&anyhow::Error::new(error));
@@ -143,7 +143,7 @@ async fn spent_before(history: &History, survivors: &[Survivor]) -> Spent {
 async fn find_later(pool: Arc<PoolRuntime>, handle: DriverHandle) {
     loop {
         tokio::time::sleep(SURVIVORS_INTERVAL).await;
-        if let Ok(survivors) = pool.provider.survivors().await {
+        if let Ok(survivors) = pool.provider.survivors() {
             handle.send(Message::Adopt(survivors));
             return;
         }

@@ -169,12 +169,6 @@ impl Shared {
     }
 }
 
-/// A host key for a machine that has none yet.
-fn fresh_host_key() -> std::io::Result<HostKeyPair> {
-    let key = crate::ssh::HostKeyPair::generate().map_err(std::io::Error::other)?;
-    Ok(HostKeyPair { private: key.private_openssh_pem.clone(), public: key.public_openssh.clone() })
-}
-
 /// The history, or none: nobody's build fails for want of it.
 fn open_history(state_dir: &Path) -> History {
     match Store::open(state_dir) {
@@ -185,6 +179,12 @@ fn open_history(state_dir: &Path) -> History {
             History::none()
         }
     }
+}
+
+/// A host key for a machine that has none yet.
+fn fresh_host_key() -> std::io::Result<HostKeyPair> {
+    let key = crate::ssh::HostKeyPair::generate().map_err(std::io::Error::other)?;
+    Ok(HostKeyPair { private: key.private_openssh_pem.clone(), public: key.public_openssh.clone() })
 }
 
 /// A token that nobody can guess: 128 bits from the kernel.

@@ -1,3 +1,5 @@
+//! The history as its users meet it: what comes back is what went in, and nothing grows for ever.
+
 use std::collections::BTreeSet;
 use std::time::Duration;
 
@@ -49,10 +51,10 @@ fn build(id: u64, name: &str, outcome: Outcome, cost: Usd) -> Record {
     Record::Build(Box::new(BuildRecord {
         build: BuildId(id),
         drv,
-        requirement: Requirement {
-            system: System::new("x86_64-linux"),
-            features: [Feature::new("kvm"), Feature::new("gccarch-znver3")].into(),
-        },
+        requirement: Requirement::new(
+            System::new("x86_64-linux"),
+            [Feature::new("kvm"), Feature::new("gccarch-znver3")].into(),
+        ),
         place: Some(Place {
             pool: PoolName::new("x86"),
             builder: BuilderId(7),

@@ -36,7 +36,7 @@ pub enum Provider {
     Hosts(Hosts),
     /// EC2 instances.
     #[cfg(feature = "ec2")]
-    Ec2(ec2::Ec2),
+    Ec2(Box<ec2::Ec2>),
 }
 
 /// What every provider may need to know of the broker.
@@ -246,7 +246,7 @@ pub async fn tend_leftovers(context: ProviderContext) {
         }
     }
     drop(context);
-    std::future::pending().await
+    std::future::pending::<()>().await;
 }
 
 /// An error with its causes, on one line.
@@ -280,7 +280,7 @@ impl Provider {
             ProviderSpec::Local(_) => Self::Local(Local::new(context)?),
             ProviderSpec::Hosts(hosts) => Self::Hosts(Hosts::new(hosts.clone())),
             #[cfg(feature = "ec2")]
-            ProviderSpec::Ec2(spec) => Self::Ec2(ec2::Ec2::new(pool, spec, context)?),
+            ProviderSpec::Ec2(spec) => Self::Ec2(Box::new(ec2::Ec2::new(pool, spec, context)?)),
             #[cfg(not(feature = "ec2"))]
             ProviderSpec::Ec2(_) => {
                 let reason = "this broker was built without EC2 (cargo feature `ec2`)";
@@ -361,7 +361,7 @@ impl Provider {
     /// The instances that an earlier broker with this state directory launched for this pool and that still run, to be
     /// used again; never one that this process launched. Called after [`reap_strays`](Self::reap_strays), and again
     /// later when it fails.
-    pub async fn survivors(&self) -> Result<Vec<Survivor>, ProviderError> {
+    pub fn survivors(&self) -> Result<Vec<Survivor>, ProviderError> {
         match self {
             // What an earlier broker left of a local machine was reaped; a host is nobody's until it is handed out.
             Self::Local(_) | Self::Hosts(_) => Ok(Vec::new()),

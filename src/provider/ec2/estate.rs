@@ -54,6 +54,9 @@ impl WallClock {
     }
 }
 
+/// Profile and region, as far as a pool names them.
+type Wanted = (Option<String>, Option<String>);
+
 /// How to get at EC2; a test gives its own.
 pub trait Connect: Send + Sync {
     /// A client for one site, or for the region that every AWS tool would use.
@@ -77,7 +80,7 @@ pub(super) enum Finds {
 pub struct Estate {
     state: Mutex<State>,
     connect: Box<dyn Connect>,
-    clients: tokio::sync::Mutex<BTreeMap<(Option<String>, Option<String>), Api>>,
+    clients: tokio::sync::Mutex<BTreeMap<Wanted, Api>>,
     clock: WallClock,
     /// Counts the looks: whoever waits for a change waits for the next.
     pub(super) looks: watch::Sender<u64>,

@@ -22,6 +22,7 @@ mod estate;
 #[cfg(test)]
 mod fixtures;
 mod health;
+mod inventory;
 pub mod ladder;
 mod launch;
 pub mod network;

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::api::{ApiError, ErrorClass, Observed, RunOrder};
 use super::boot::user_data::{BootSpec, render};
@@ -15,16 +15,15 @@ use super::candidates::{candidates, market};
 use super::cooling::Cooling;
 use super::estate::Estate;
 use super::ladder::{Rung, Terms, ladder};
-use super::launch::{self, Attempt, AttemptError, disk};
+use super::launch::{Attempt, AttemptError, disk};
 use super::price;
 use super::records::{Record, Stage};
 use super::retire::only;
 use super::surroundings::{Place, Surroundings};
 use crate::model::ec2::{IdleAction, Reach};
-use crate::model::{Ec2Spec, HourlyRate, Instance, InstanceClass, InstanceId, Offer, PoolName, PoolSpec};
+use crate::model::{Ec2Spec, Instance, InstanceClass, InstanceId, Offer, PoolName, PoolSpec};
 use crate::provider::{
-    Address, Ending, HostKeyPair, LaunchOrder, Launched, ProviderContext, ProviderError, ProviderErrorKind,
-    Survivor,
+    Address, HostKeyPair, LaunchOrder, Launched, ProviderContext, ProviderError, ProviderErrorKind,
 };
 
 /// The user whom NixOS images know.
@@ -32,17 +31,15 @@ const USER: &str = "root";
 const SSH_PORT: u16 = 22;
 /// On the machine itself the idle limit is longer than the broker's window: it is for a broker that forgets.
 const IDLE_FACTOR: u32 = 2;
-/// How long a start waits for EC2.
-const SETTLED_WITHIN: Duration = Duration::from_secs(10);
 /// An image that was resolved may be gone a moment later: then it is resolved anew, once.
 const RESOLVES: usize = 2;
 
 /// The instances of one pool.
 pub struct Ec2 {
-    name: PoolName,
-    spec: Ec2Spec,
+    pub(super) name: PoolName,
+    pub(super) spec: Ec2Spec,
     pool: PoolSpec,
-    estate: Arc<Estate>,
+    pub(super) estate: Arc<Estate>,
     client_key: String,
     host_keys: fn() -> io::Result<HostKeyPair>,
     cooling: Mutex<Cooling>,
@@ -85,12 +82,11 @@ impl Ec2 {
         &self.pool.offer
     }
 
-    /// What an instance that is in use was bought as.
-    pub(super) fn class_of(&self, instance: &InstanceId) -> Option<InstanceClass> {
-        let record = self.estate.with_records(|records| records.of_instance(instance.as_str()).cloned())?;
-        match &record.stage {
-            Stage::Live { class, .. } | Stage::Shelved { class, .. } => Some(class.into()),
-            Stage::Asked { .. } | Stage::Abandoned | Stage::Ending { .. } => None,
+    /// A spot instance that EC2 takes back counts against spot, once.
+    pub(super) fn interrupted(&self, instance: &InstanceId) {
+        let mut interrupted = self.interrupted.lock().unwrap_or_else(PoisonError::into_inner);
+        if interrupted.insert(instance.clone()) && self.cooling().interrupted(now()) {
+            tracing::warn!(%instance, pool = %self.name, "two spot interruptions: no spot for half an hour");
         }
     }
 
@@ -295,7 +291,7 @@ impl Ec2 {
         }
     }
 
-    fn launched(&self, record: &Record, host: String) -> Option<Launched> {
+    pub(super) fn launched(&self, record: &Record, host: String) -> Option<Launched> {
         let Stage::Live { instance, class } = &record.stage else { return None };
         Some(Launched {
             instance: Instance {
@@ -327,7 +323,7 @@ impl Ec2 {
             let id = record.instance()?.to_owned();
             (order.progress)(&format!("starts {id}, which was put aside"));
             let started = match self.estate.client_of(&record.site).await {
-                Ok(api) => only(api.start(&[id.clone()]).await),
+                Ok(api) => only(api.start(std::slice::from_ref(&id)).await),
                 Err(error) => Err(error),
             };
             let reached = match started {
@@ -349,115 +345,6 @@ impl Ec2 {
             }
         }
         None
-    }
-
-    /// Ends an instance, or puts it aside.
-    pub(in crate::provider) async fn terminate(
-        &self,
-        instance: &InstanceId,
-        ending: Ending,
-    ) -> Result<(), ProviderError> {
-        let result = match ending {
-            Ending::Idle => self.estate.put_aside(instance.as_str(), self.spec.idle_action).await,
-            Ending::Final => self.estate.terminate(instance.as_str()).await,
-        };
-        result.map_err(|error| {
-            let kind = ProviderErrorKind::Unknown;
-            let reason = crate::provider::chain(&error);
-            ProviderError::new(kind, reason)
-        })
-    }
-
-    /// A spot instance that EC2 takes back counts against spot, once.
-    pub(super) fn interrupted(&self, instance: &InstanceId) {
-        let mut interrupted = self.interrupted.lock().unwrap_or_else(PoisonError::into_inner);
-        if interrupted.insert(instance.clone()) && self.cooling().interrupted(now()) {
-            tracing::warn!(%instance, pool = %self.name, "two spot interruptions: no spot for half an hour");
-        }
-    }
-
-    /// The instances of this pool, as observed; those that are put aside too.
-    pub(in crate::provider) fn list(&self) -> Vec<Instance> {
-        self.estate.with_records(|records| {
-            let of_pool = records.iter().filter(|record| record.pool == self.name.as_str());
-            of_pool
-                .filter_map(|record| {
-                    let class = match &record.stage {
-                        Stage::Live { class, .. } | Stage::Shelved { class, .. } => Some(class.into()),
-                        Stage::Asked { .. } | Stage::Abandoned | Stage::Ending { .. } => None,
-                    };
-                    let id = InstanceId::new(record.instance()?);
-                    Some(Instance { id, pool: self.name.clone(), class })
-                })
-                .collect()
-        })
-    }
-
-    /// What the instances cost that are put aside.
-    pub(in crate::provider) fn put_aside(&self) -> HourlyRate {
-        self.estate.with_records(|records| {
-            let of_pool = records.iter().filter(|record| record.pool == self.name.as_str());
-            of_pool
-                .map(|record| match &record.stage {
-                    Stage::Shelved { class, .. } => InstanceClass::from(class).stopped_rate,
-                    Stage::Asked { .. } | Stage::Abandoned | Stage::Live { .. } | Stage::Ending { .. } => {
-                        HourlyRate::default()
-                    }
-                })
-                .sum()
-        })
-    }
-
-    /// Waits until EC2 shows that an instance ended without being asked to.
-    pub(in crate::provider) async fn gone(&self, instance: &InstanceId) -> String {
-        self.estate.patiently(|estate| estate.end_of(instance.as_str())).await
-    }
-
-    /// Takes over or ends what an earlier broker left, over all pools. A start does not wait long for that: what EC2
-    /// cannot be asked now is done in [`Ec2::tend`].
-    pub(in crate::provider) async fn reap_strays(&self) {
-        let settled = tokio::time::timeout(SETTLED_WITHIN, self.estate.settle()).await;
-        if settled.is_err() {
-            tracing::warn!(pool = %self.name, "EC2 has not said what an earlier broker left there; asking on");
-        }
-    }
-
-    /// The running instances of this pool that an earlier broker launched. Fails as long as EC2 has not shown each.
-    pub(in crate::provider) fn survivors(&self) -> Result<Vec<Survivor>, ProviderError> {
-        let unknown = |reason: String| ProviderError::new(ProviderErrorKind::Unknown, reason);
-        let now = self.estate.now();
-        let inherited = self.estate.inherited(self.name.as_str()).map_err(unknown)?;
-        let mut survivors = Vec::new();
-        for record in &inherited {
-            let Some(instance) = record.instance() else { continue };
-            if self.estate.end_of(instance).is_some() {
-                // Nobody looks after it, so the next look ends what is left of it.
-                self.estate.disclaim(&record.intent);
-                continue;
-            }
-            let shown = self.estate.shown(instance);
-            let host = shown.and_then(|shown| launch::address(&shown, &self.spec.reach));
-            let host =
-                host.ok_or_else(|| unknown(format!("EC2 does not show an address of `{instance}` yet")))?;
-            if let Some(launched) = self.launched(record, host) {
-                let age = Duration::from_secs(now.saturating_sub(record.asked_at));
-                survivors.push(Survivor { launched, age });
-            }
-        }
-        self.estate.take_over(&inherited);
-        Ok(survivors)
-    }
-
-    /// Watches over everything this broker has on EC2; returns never.
-    pub(in crate::provider) async fn tend(&self) {
-        self.estate.tend().await;
-    }
-
-    /// What the console of an instance says last: for one that did not become ready.
-    pub(in crate::provider) async fn console(&self, instance: &InstanceId) -> Option<String> {
-        let record = self.estate.with_records(|records| records.of_instance(instance.as_str()).cloned())?;
-        let api = self.estate.client_of(&record.site).await.ok()?;
-        api.console_output(instance.as_str()).await.ok().flatten()
     }
 }
 

@@ -280,7 +280,7 @@ async fn admit(api: &Api, network: &network::Network, broker: &str) {
     match tokio::time::timeout(ADMITTED_WITHIN, admitted).await {
         Ok(Ok(())) => {}
         Ok(Err(reason)) => {
-            tracing::warn!(reason, "cannot see to it that the security group lets this machine in")
+            tracing::warn!(reason, "cannot see to it that the security group lets this machine in");
         }
         Err(_elapsed) => tracing::warn!("the security group was not looked at: no answer in time"),
     }

@@ -206,7 +206,10 @@ fn an_end_is_asked_for_until_it_is_shown() {
     }
     assert_eq!(steps(&[record(1, ending(1))], &[shown(1, 1, ShuttingDown)], &[], 0, NOW), []);
     let gone = Step::Forget { intent: intent(1) };
-    assert_eq!(steps(&[record(1, ending(1))], &[shown(1, 1, Terminated)], &[], 0, NOW), [gone.clone()]);
+    assert_eq!(
+        steps(&[record(1, ending(1))], &[shown(1, 1, Terminated)], &[], 0, NOW),
+        std::slice::from_ref(&gone)
+    );
     // Not shown: it may be too young to be, or too old.
     assert_eq!(terminated(&steps(&[record(1, ending(1))], &[], &[], MISSES, NOW)), [id(1)]);
     assert_eq!(steps(&[record(1, ending(1))], &[], &[], MISSES, NOW + BELIEVED_FOR), [gone]);
