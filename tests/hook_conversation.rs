@@ -893,6 +893,49 @@ fn an_import_that_fails_with_its_broker_is_resumed() {
 }
 
 #[test]
+fn an_importer_that_was_started_too_early_is_started_again() {
+    let place = Place::new();
+    let broker = place.broker();
+    place.stock(
+        r#"echo '# accept' >&2; echo uri >&2; cat >/dev/null; [ -e "$RECORD" ] && exit 0; touch "$RECORD"; exit 1"#,
+    );
+    for end in [succeeded(), HookReply::Arriving { token: "the-next".into() }] {
+        let _absent = std::fs::remove_file(place.path("record"));
+        let (nix, mut peer) = accepted(&place, &broker);
+        peer.send(&HookReply::Arriving { token: "early".into() });
+        peer.send(&end);
+        peer.send(&succeeded());
+        assert_eq!(nix.finish().status.code(), Some(0));
+    }
+    // The build ends badly after all, and says why.
+    std::fs::remove_file(place.path("record")).unwrap();
+    let (nix, mut peer) = accepted(&place, &broker);
+    peer.send(&HookReply::Arriving { token: "early".into() });
+    peer.send(&failed("builder b-1 was lost", 1, false));
+    let ended = nix.finish();
+    assert_eq!(ended.status.code(), Some(1));
+    assert!(ended.log_text().ends_with("builder b-1 was lost\n"), "{}", ended.log_text());
+}
+
+#[test]
+fn what_was_imported_while_it_arrived_is_imported_once_whatever_comes_after() {
+    let place = Place::new();
+    let broker = place.broker();
+    place.stock(r#"echo x >>"$RECORD"; echo '# accept' >&2; echo uri >&2; cat >/dev/null; exit 0"#);
+    for end in [Some(succeeded()), Some(failed("too late to matter", 1, false)), None] {
+        let _absent = std::fs::remove_file(place.path("record"));
+        let (nix, mut peer) = accepted(&place, &broker);
+        peer.send(&HookReply::Arriving { token: "early".into() });
+        if let Some(end) = end {
+            peer.send(&end);
+        }
+        drop(peer);
+        assert_eq!(nix.finish().status.code(), Some(0));
+        assert_eq!(place.record(), b"x\n");
+    }
+}
+
+#[test]
 fn lock_files_of_the_import_are_removed_and_others_stay() {
     let place = Place::new();
     let broker = place.broker();
