@@ -18,6 +18,9 @@ fn attribute(own: &[(&str, String)], tags: &BTreeMap<String, String>, name: &str
     }
 }
 
+/// Protocol, first port, last port, range, note.
+type Rule = (String, String, String, String, String);
+
 impl Account {
     pub(super) fn describe_vpcs(&mut self, asked: &Asked<'_>) -> Answer {
         let mut found = Vec::new();
@@ -170,7 +173,7 @@ impl Account {
         })
     }
 
-    fn rules(asked: &Asked<'_>) -> Result<Vec<(String, String, String, String, String)>, Refusal> {
+    fn rules(asked: &Asked<'_>) -> Result<Vec<Rule>, Refusal> {
         let mut rules = Vec::new();
         for rule in asked.form.forms("IpPermissions") {
             let text = |name: &str| rule.get(name).unwrap_or_default().to_owned();
