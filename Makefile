@@ -3,12 +3,13 @@
 #   make demo    the whole product on this machine, narrated: a flake, an ordinary user, builders on demand
 #   make test    everything CI runs: format, lints, licences, unit tests, and the real thing on three versions of Nix
 #   make bench   the same work with stock Nix and with us over links of chosen delay; tests/bench/run.sh has the knobs
+#   make micro   what scheduler, codecs and archives cost by themselves (Criterion)
 #   make clean   ends every test host; `make distclean` also deletes the Debian roots and the build
 
 RELEASES := bookworm trixie forky
 LAB      := tests/lab
 
-.PHONY: demo test format lint licences unit real bench clean distclean
+.PHONY: demo test format lint licences unit real bench micro clean distclean
 
 demo:
 	$(LAB)/demo.sh
@@ -28,21 +29,28 @@ licences:
 
 unit:
 	$(LAB)/packages.sh
+	$(LAB)/moto.sh >/dev/null
 	cargo test --locked --lib --bins --test layers --test cli --test hook_conversation --test scheduler_scripts \
-		--test worker_golden --test scheduler_scale --test provider_local --test user_data
+		--test worker_golden --test scheduler_scale --test provider_local --test user_data --test builder_setup \
+		--test ec2_api --test ec2_cli --test iam_policy
+	cargo test --locked --test ec2_schedules
 
 real:
 	$(LAB)/roots.sh $(RELEASES)
 	$(LAB)/check.sh $(RELEASES)
 	$(LAB)/nix-files.sh
+	$(LAB)/moto.sh
 	cargo test --locked --test worker_live --test user_data_live --test end_to_end --test operations --test faults \
-		--test nixos -- --test-threads=2
+		--test nixos --test run --test install --test ec2_end_to_end -- --test-threads=2
 
 bench:
 	$(LAB)/packages.sh
 	$(LAB)/roots.sh $${RELEASE:-forky}
 	cargo build --locked --release --bins
 	tests/bench/run.sh
+
+micro:
+	cd tests/bench/micro && CARGO_TARGET_DIR=$(CURDIR)/target/micro cargo bench
 
 clean:
 	$(LAB)/host.sh down --all

@@ -1,5 +1,10 @@
 # The package: both binaries, in one output, because the hook and the broker must be of the same version.
-{ lib, rustPlatform }:
+{
+  lib,
+  stdenv,
+  rustPlatform,
+  installShellFiles,
+}:
 
 let
   manifest = (lib.importTOML ../Cargo.toml).package;
@@ -31,6 +36,16 @@ rustPlatform.buildRustPackage {
     "--test"
     "layers"
   ];
+
+  nativeBuildInputs = [ installShellFiles ];
+  # Made by the program itself, so where it cannot be run they are left out.
+  postInstall = lib.optionalString (stdenv.buildPlatform.canExecute stdenv.hostPlatform) ''
+    $out/bin/broker man $out/share/man/man1
+    installShellCompletion --cmd broker \
+      --bash <($out/bin/broker completions bash) \
+      --fish <($out/bin/broker completions fish) \
+      --zsh <($out/bin/broker completions zsh)
+  '';
 
   meta = {
     inherit (manifest) description;

@@ -6,6 +6,8 @@
 #[path = "common/fake_ec2/mod.rs"]
 mod fake_ec2;
 
+#[path = "ec2_api/chaos.rs"]
+mod chaos;
 #[path = "ec2_api/errors.rs"]
 mod errors;
 #[path = "ec2_api/life.rs"]
@@ -14,6 +16,8 @@ mod life;
 mod lists;
 #[path = "ec2_api/moto.rs"]
 mod moto;
+#[path = "ec2_api/moto_network.rs"]
+mod moto_network;
 #[path = "ec2_api/programs.rs"]
 mod programs;
 

@@ -7,6 +7,8 @@
 //! `NIX_BROKER_SCHEDULES=17` runs one schedule, `NIX_BROKER_SCHEDULES=0..5000` more of them.
 
 #![cfg(feature = "ec2")]
+// The calls of the SDK are futures within futures within futures.
+#![recursion_limit = "256"]
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

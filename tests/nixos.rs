@@ -60,6 +60,9 @@ fn tiger(release: &'static str) -> Lab {
         lab.write(&format!("/etc/{path}"), file["text"].as_str().unwrap());
         lab.sh(&format!("chmod {} /etc/{path}", file["mode"].as_str().unwrap()));
     }
+    // What NixOS itself does to nix.conf when it builds a system; a warning is an error there.
+    let check = "nix config show --no-net --option experimental-features nix-command 2>&1 >/dev/null";
+    assert_eq!(lab.run("alice", &["sh", "-c", check]), "", "NixOS would refuse this nix.conf");
     lab.start_broker();
     let environment = module["daemonEnvironment"].as_object().unwrap();
     let environment: Vec<String> =

@@ -116,7 +116,8 @@ fn the_heartbeat_renews_the_lease_and_a_real_build_keeps_the_machine() {
         lab.write("/t/long.nix", expression);
         lab.sh("setsid nix-build --no-out-link /t/long.nix </dev/null >/run/build.log 2>&1 &");
         lab.wait("the build to be seen", || {
-            lab.sh("sh /run/nix-broker/dead-man.sh; cat /run/nix-broker/busy_at 2>/dev/null || true") != ""
+            !lab.sh("sh /run/nix-broker/dead-man.sh; cat /run/nix-broker/busy_at 2>/dev/null || true")
+                .is_empty()
         });
         // Leases of a second without the broker pass at once; the build keeps the machine.
         lab.sh("cd /run/nix-broker; echo 1 >armed_at; rm lease_at
@@ -124,8 +125,8 @@ fn the_heartbeat_renews_the_lease_and_a_real_build_keeps_the_machine() {
             sh dead-man.sh; [ ! -e off ]");
         lab.sh("pkill -f '[b]usybox sleep 1000'");
         lab.wait("the machine to end once nothing builds", || {
-            lab.sh("sh /run/nix-broker/dead-man.sh 2>/dev/null; cat /run/nix-broker/off 2>/dev/null || true")
-                != ""
+            !lab.sh("sh /run/nix-broker/dead-man.sh 2>/dev/null; cat /run/nix-broker/off 2>/dev/null || true")
+                .is_empty()
         });
         let calls = lab.sh("cat /run/calls");
         assert!(calls.lines().any(|call| call == "systemctl poweroff"), "{calls}");

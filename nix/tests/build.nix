@@ -6,7 +6,7 @@
 { hostPkgs, ... }:
 
 let
-  keys = import "${hostPkgs.path}/nixos/tests/ssh-keys.nix" hostPkgs;
+  keys = import (hostPkgs.path + "/nixos/tests/ssh-keys.nix") hostPkgs;
 
   # Needs a feature that `client` does not have, so it is built on `builder` or not at all, and nothing but the shell
   # that Nix's sandbox has, because there is no network to get anything else from.

@@ -2,12 +2,12 @@
 # nobody else, nothing else listens, and it powers off by itself when nobody calls.
 #
 # Written with care and never run: where it was written there is neither KVM nor a cache of NixOS. The scripts are run by
-# tests/builder_image.rs and by the tests of provider/ec2/boot.
+# tests/builder_setup.rs and by the tests of provider/ec2/boot.
 { modules }:
 { hostPkgs, ... }:
 
 let
-  keys = import "${hostPkgs.path}/nixos/tests/ssh-keys.nix" hostPkgs;
+  keys = import (hostPkgs.path + "/nixos/tests/ssh-keys.nix") hostPkgs;
 in
 {
   name = "nix-broker-builder";

@@ -101,6 +101,59 @@ let
       substituters = lib.mkForce [ ];
     };
   };
+  # The unit for other distributions says what the module says, and nothing that the module does not.
+  contribFits =
+    let
+      module = (nixos units.hosts).systemd.services.nix-broker.serviceConfig;
+      value = v: if lib.isBool v then (if v then "true" else "false") else toString v;
+      wanted = lib.concatLists (
+        lib.mapAttrsToList (key: v: map (one: "${key}=${value one}") (if lib.isList v then v else [ v ])) (
+          removeAttrs module [ "ExecStart" ]
+        )
+      );
+      ours = lib.filter (line: lib.isString line && builtins.match "[A-Z][A-Za-z]+=.*" line != null) (
+        builtins.split "\n" (lib.elemAt (builtins.split "\\[Service]" (builtins.readFile ../../contrib/systemd/nix-broker.service)) 2)
+      );
+      others = [
+        "ExecStart=/usr/local/bin/broker serve"
+        "Environment=HOME=/var/lib/nix-broker"
+        "WantedBy=multi-user.target"
+      ];
+    in
+    lib.all (line: lib.elem line ours) wanted && lib.all (line: lib.elem line (wanted ++ others)) ours;
+
+  # A machine with a pool of each kind, for its unit.
+  units =
+    lib.mapAttrs
+      (_: pool: {
+        services.nix-broker = {
+          enable = true;
+          checkConfig = false;
+          settings.pool = [ pool ];
+        };
+      })
+      {
+        hosts = {
+          name = "rack";
+          hosts = [
+            {
+              address = "rack.example.org";
+              user = "nix";
+              host-keys = [ "ssh-ed25519 AAAA" ];
+            }
+          ];
+        };
+        local = {
+          name = "here";
+          local = { };
+        };
+      };
+
+  # What the README tells a NixOS user to write is a configuration without a complaint.
+  readmeFits =
+    lib.hasInfix (builtins.readFile ./example.nix) (builtins.readFile ../../README.md)
+    && lib.all (a: a.assertion || !lib.hasPrefix "services.nix-broker" a.message) (nixos ./example.nix).assertions;
+
   # Every file of the repository that Nix is to read.
   files =
     directory:
@@ -201,6 +254,8 @@ in
   wrong =
     module.wrong
     ++ lib.attrNames (lib.filterAttrs (_: holds: !holds) outputs)
+    ++ lib.optional (!contribFits) "contrib/systemd/nix-broker.service is not what the module writes"
+    ++ lib.optional (!readmeFits) "the README's example for NixOS is not nix/tests/example.nix, or is refused"
     ++ lib.optional (!lockFits) "flake.lock is not the lock of flake.nix"
     ++ lib.optional (
       builtins.readFile ./module.snapshot != module.snapshot
@@ -223,29 +278,5 @@ in
   };
 
   # The text of our units, for systemd-analyze.
-  units =
-    lib.mapAttrs
-      (_: pool: (nixos {
-        services.nix-broker = {
-          enable = true;
-          checkConfig = false;
-          settings.pool = [ pool ];
-        };
-      }).systemd.units."nix-broker.service".text)
-      {
-        hosts = {
-          name = "rack";
-          hosts = [
-            {
-              address = "rack.example.org";
-              user = "nix";
-              host-keys = [ "ssh-ed25519 AAAA" ];
-            }
-          ];
-        };
-        local = {
-          name = "here";
-          local = { };
-        };
-      };
+  units = lib.mapAttrs (_: configuration: (nixos configuration).systemd.units."nix-broker.service".text) units;
 }

@@ -38,6 +38,7 @@ pub(crate) struct Build {
     inputs: OnceLock<BuildInputs>,
     products: Mutex<Option<Arc<Products>>>,
     notes: mpsc::Sender<Note>,
+    arriving: watch::Sender<Option<Arc<Products>>>,
     end: watch::Sender<Option<End>>,
 }
 
@@ -56,6 +57,8 @@ pub(crate) enum End {
 #[derive(Debug)]
 pub(crate) struct Listener {
     pub(crate) notes: mpsc::Receiver<Note>,
+    /// Outputs that can be taken while they come. That all of them did is only said by the end.
+    pub(crate) arriving: watch::Receiver<Option<Arc<Products>>>,
     pub(crate) end: watch::Receiver<Option<End>>,
 }
 
@@ -69,7 +72,8 @@ impl Build {
     ) -> (Arc<Self>, Listener) {
         let (notes, notes_rx) = mpsc::channel(MAX_NOTES);
         let end = watch::Sender::new(None);
-        let listener = Listener { notes: notes_rx, end: end.subscribe() };
+        let arriving = watch::Sender::new(None);
+        let listener = Listener { notes: notes_rx, arriving: arriving.subscribe(), end: end.subscribe() };
         let build = Self {
             id,
             request,
@@ -78,6 +82,7 @@ impl Build {
             inputs: OnceLock::new(),
             products: Mutex::new(None),
             notes,
+            arriving,
             end,
         };
         (Arc::new(build), listener)
@@ -93,9 +98,14 @@ impl Build {
         self.inputs.get().cloned().unwrap_or_default()
     }
 
+    /// An attempt fetches these, and they are large: whoever waits may begin to take them.
+    pub(crate) fn announce(&self, products: &Arc<Products>) {
+        self.arriving.send_replace(Some(Arc::clone(products)));
+    }
+
     /// An attempt has fetched everything.
-    pub(crate) fn set_products(&self, products: Products) {
-        *self.products.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(products));
+    pub(crate) fn set_products(&self, products: Arc<Products>) {
+        *self.products.lock().unwrap_or_else(PoisonError::into_inner) = Some(products);
     }
 
     /// Tells the person who waits, unless they are far behind.

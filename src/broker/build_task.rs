@@ -14,7 +14,6 @@ use tokio_util::sync::CancellationToken;
 use super::build::{Build, Source};
 use super::driver::DriverHandle;
 use super::remote::{Daemon, Remote};
-use super::stall::unless_stalled;
 use super::{Shared, chain};
 use crate::model::{Failure, FailureKind, LeaseId, OutputName, StorePath};
 use crate::protocol::derivation::BasicDerivation;
@@ -23,10 +22,13 @@ use crate::protocol::worker::{
     BuildMode, BuildResult, ClientOptions, LogEvent, LogSink, ProtocolError, ResultStatus, Substitute,
 };
 use crate::scheduler::{AttemptEnd, Event, RunPhase};
-use crate::transfer::{Beat, LocalStoreError, Products, download};
+use crate::transfer::{LocalStoreError, Products, download};
 
 /// How much later than the builder we end a build that is over its time: the builder's own report says more.
 const WATCHDOG_MARGIN: Duration = Duration::from_secs(30);
+
+/// Outputs larger than this are imported while they arrive; smaller ones are here before an importer could start.
+const IMPORTED_MEANWHILE: u64 = 4 << 20;
 
 /// Starts the attempt.
 pub(crate) fn spawn(
@@ -73,7 +75,7 @@ struct Attempt<'a> {
 }
 
 impl Attempt<'_> {
-    async fn run(&self) -> Result<Products, Failure> {
+    async fn run(&self) -> Result<Arc<Products>, Failure> {
         self.progress(RunPhase::Uploading);
         if self.build.log.len() > 0 {
             // For whoever reads the stored log: what follows is not a part of what stands before.
@@ -100,7 +102,7 @@ impl Attempt<'_> {
         &self,
         inputs: &BTreeSet<StorePath>,
         derivation: &BasicDerivation,
-    ) -> Result<Products, Failure> {
+    ) -> Result<Arc<Products>, Failure> {
         let substitute =
             if self.build.request.settings.use_substitutes { Substitute::Yes } else { Substitute::No };
         let known = known_outputs(derivation);
@@ -112,19 +114,28 @@ impl Attempt<'_> {
         self.progress(RunPhase::Building);
         let result = self.build_on(&mut daemon, derivation, &ahead).await?;
         self.progress(RunPhase::Downloading);
-        let paths = output_paths(derivation, &result)?;
-        let mut outputs = self.receive(&mut daemon, &ahead).await?;
-        let rest = self.wanted(&paths.difference(&known).cloned().collect()).await;
-        if !rest.is_empty() {
-            let asked = download::request(&mut daemon.connection, &rest);
-            asked.map_err(|error| lost("fetch the outputs", &anyhow::Error::new(error)))?;
-            outputs.append(&mut self.receive(&mut daemon, &rest).await?);
+        let cannot_fetch = |error| lost("fetch the outputs", &error);
+        let asked = if known.is_empty() {
+            let wanted = self.wanted(&output_paths(derivation, &result)?).await;
+            let asked = download::request(&mut daemon.connection, &wanted);
+            asked.map_err(|error| cannot_fetch(error.into()))?;
+            wanted
+        } else {
+            ahead
+        };
+        let announced = download::announced(&mut daemon.connection, &asked, &self.shared.spool_dir).await;
+        let arriving = announced.map_err(|error| cannot_fetch(daemon.explain(error.into())))?;
+        let outputs = arriving.iter().map(|arriving| (arriving.info.path.clone(), arriving.output()));
+        let products = Arc::new(Products { result, outputs: outputs.collect() });
+        if products.outputs.values().any(|output| output.info.nar_size > IMPORTED_MEANWHILE) {
+            self.build.announce(&products);
         }
-        self.remote.give_back(daemon);
-        if outputs.len() == known.len() {
+        let kept = self.remote.receive(daemon, arriving).await.map_err(cannot_fetch)?;
+        kept.into_iter().for_each(|daemon| self.remote.give_back(daemon));
+        if products.outputs.len() == known.len() {
             expected.are_valid();
         }
-        Ok(Products { result, outputs })
+        Ok(products)
     }
 
     /// Whether a build failed because what it needs was deleted on the builder under our hands.
@@ -235,26 +246,12 @@ impl Attempt<'_> {
         let valid = self.shared.local_store.valid_paths(paths).await.unwrap_or_default();
         paths.difference(&valid).cloned().collect()
     }
-
-    async fn receive(
-        &self,
-        daemon: &mut Daemon,
-        paths: &BTreeSet<StorePath>,
-    ) -> Result<BTreeMap<StorePath, crate::transfer::Output>, Failure> {
-        let beat = Beat::default();
-        let received = async {
-            let received =
-                download::receive(&mut daemon.connection, paths, &self.shared.spool_dir, &beat).await;
-            received.map_err(anyhow::Error::new)
-        };
-        let received = unless_stalled(&beat, received).await;
-        received.map_err(|error| lost("fetch the outputs", &daemon.explain(error)))
-    }
 }
 
-/// The outputs whose paths are known before the build.
+/// The outputs, if the paths of all of them are known before the build.
 fn known_outputs(derivation: &BasicDerivation) -> BTreeSet<StorePath> {
-    derivation.outputs.values().filter_map(|output| output.path().cloned()).collect()
+    let paths: Option<_> = derivation.outputs.values().map(|output| output.path().cloned()).collect();
+    paths.unwrap_or_default()
 }
 
 /// A build without one of its inputs fails in many words, depending on when it is missed.
@@ -420,17 +417,17 @@ mod tests {
     #[test]
     fn only_a_builder_that_does_not_answer_is_lost() {
         use crate::protocol::worker::RemoteError;
-        use crate::transfer::UploadError;
-        let kind =
-            |error: UploadError| kind_of_loss(&anyhow::Error::new(error).context("upload to builder b-1"));
+        fn kind(error: impl std::error::Error + Send + Sync + 'static) -> FailureKind {
+            kind_of_loss(&anyhow::Error::new(error).context("upload to builder b-1"))
+        }
         let path = StorePath::from_base_name("0c0kyvd9yy1j1xcpq5h3lqkzxmfv0y7i-a").unwrap();
         let unwritable = std::io::Error::from(std::io::ErrorKind::BrokenPipe);
-        assert_eq!(kind(ProtocolError::Write(unwritable).into()), FailureKind::BuilderLost);
-        assert_eq!(kind(ProtocolError::Remote(RemoteError::new("disk full")).into()), FailureKind::Transfer);
+        assert_eq!(kind(ProtocolError::Write(unwritable)), FailureKind::BuilderLost);
+        assert_eq!(kind(ProtocolError::Remote(RemoteError::new("disk full"))), FailureKind::Transfer);
         let unreadable = std::io::Error::from(std::io::ErrorKind::PermissionDenied);
-        assert_eq!(kind(ProtocolError::Source(unreadable).into()), FailureKind::Transfer);
-        assert_eq!(kind(LocalStoreError::Silent.into()), FailureKind::Transfer);
+        assert_eq!(kind(ProtocolError::Source(unreadable)), FailureKind::Transfer);
+        assert_eq!(kind(LocalStoreError::Silent), FailureKind::Transfer);
         // Three of these in a row would drain a builder that has nothing to do with it.
-        assert_eq!(kind(LocalStoreError::NotValid(path).into()), FailureKind::Request);
+        assert_eq!(kind(LocalStoreError::NotValid(path)), FailureKind::Request);
     }
 }

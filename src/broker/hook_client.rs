@@ -11,7 +11,7 @@ use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
-use super::build::{Build, End, Listener, Source};
+use super::build::{Build, End, Listener, Shelf, Shelved, Source};
 use super::driver::{DriverHandle, Message};
 use super::lineage::Patience;
 use super::{Shared, notes};
@@ -82,6 +82,7 @@ struct Accepted {
     machine: String,
     listener: Listener,
     gone: Gone,
+    imports_meanwhile: bool,
     /// Keeps the shutdown waiting.
     _token: TaskTrackerToken,
 }
@@ -107,6 +108,7 @@ async fn consider(
     shared: &Arc<Shared>,
     driver: &DriverHandle,
 ) -> anyhow::Result<Option<Accepted>> {
+    let imports_meanwhile = ask.imports_meanwhile;
     let mut request = BuildRequest::try_from(ask).context("read a hook's question")?;
     let answer = match shared.lineages.complete(&mut request.requirement, &request.drv, patience).await {
         Ok(()) => driver.offers().answer(&request),
@@ -120,7 +122,8 @@ async fn consider(
             let gone = Gone { build: build.id, driver: driver.clone() };
             driver.send(Message::NewBuild(Arc::clone(&build)));
             sink.reply(&HookReply::Accept { build: build.id.0, machine: machine.clone() }).await?;
-            Ok(Some(Accepted { build, machine, listener, gone, _token: shared.clients.token() }))
+            let _token = shared.clients.token();
+            Ok(Some(Accepted { build, machine, listener, gone, imports_meanwhile, _token }))
         }
         Answer::Decline { why } => {
             tracing::debug!(drv = %request.drv, why, "decline");
@@ -160,8 +163,14 @@ impl Accepted {
             HookRequest::Ask(_) | HookRequest::Resume(_) => bail!("a hook asked again after it was accepted"),
         }
         self.gone.driver.event(Event::InputsKnown(self.build.id));
-        let mut relay = Relay { build: &self.build, listener: self.listener, position: 0 };
-        let end = tokio::select! {
+        let mut relay = Relay {
+            build: &self.build,
+            listener: self.listener,
+            shelf: self.imports_meanwhile.then_some(&shared.shelf),
+            position: 0,
+        };
+        // Outputs that a hook has begun to take stay where they are until it has ended.
+        let (end, _arriving) = tokio::select! {
             end = relay.until_the_end(&mut writer) => end?,
             () = closed(&mut reader) => return Ok(()),
         };
@@ -180,16 +189,23 @@ impl Accepted {
     }
 }
 
-/// Log and notes of one build on their way to its hook.
+/// Log, notes and outputs that arrive of one build on their way to its hook.
 struct Relay<'a> {
     build: &'a Build,
     listener: Listener,
+    /// Where outputs are put that arrive, if the hook takes them so.
+    shelf: Option<&'a Shelf>,
     position: u64,
 }
 
-impl Relay<'_> {
-    async fn until_the_end(&mut self, writer: &mut OwnedWriteHalf) -> anyhow::Result<End> {
+impl<'a> Relay<'a> {
+    async fn until_the_end(
+        &mut self,
+        writer: &mut OwnedWriteHalf,
+    ) -> anyhow::Result<(End, Option<Shelved<'a>>)> {
         let mut notes_open = true;
+        // What an attempt that broke off left is taken away when there is something newer, or an end.
+        let mut shelved = None;
         loop {
             tokio::select! {
                 () = self.build.log.grown_past(self.position) => self.send_log(writer).await?,
@@ -197,9 +213,18 @@ impl Relay<'_> {
                     Some(note) => send(writer, &HookReply::Note { text: notes::line(&note) }).await?,
                     None => notes_open = false,
                 },
+                Ok(()) = self.listener.arriving.changed(), if self.shelf.is_some() => {
+                    let products = self.listener.arriving.borrow_and_update().clone();
+                    if let (Some(products), Some(shelf)) = (products, self.shelf) {
+                        self.send_log(writer).await?;
+                        let token = super::fresh_token()?;
+                        drop(shelved.replace(shelf.put(token.clone(), products)));
+                        send(writer, &HookReply::Arriving { token }).await?;
+                    }
+                }
                 end = ended(&mut self.listener.end) => {
                     self.send_log(writer).await?;
-                    return Ok(end);
+                    return Ok((end, shelved));
                 }
             }
         }

@@ -29,6 +29,7 @@ mod serve;
 mod shared;
 mod signals;
 mod stall;
+mod wide;
 
 pub use serve::serve;
 pub(crate) use shared::{PoolRuntime, Shared, fresh_token};

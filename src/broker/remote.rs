@@ -5,38 +5,35 @@
 //! lives is the builder task's business; which build runs here is the scheduler's.
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use futures_util::FutureExt;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 
+use self::daemons::{Daemons, OPEN_LIMIT};
 use super::roots::Roots;
 use super::stall::unless_stalled;
+use super::wide::{self, Width};
 use crate::model::{BuilderId, StorePath};
-use crate::protocol::worker::{Connection, Substitute};
-use crate::ssh::{self, Channel, Sessions};
-use crate::transfer::{Beat, Claim, InFlight, LocalStore, Presence, upload};
+use crate::protocol::worker::Substitute;
+use crate::ssh::{self, Sessions};
+use crate::transfer::download::Arriving;
+use crate::transfer::{Beat, Cargo, Claim, InFlight, LocalStore, Presence, download, upload};
+
+mod daemons;
+
+pub(crate) use self::daemons::Daemon;
 
 /// What runs at the other end of a channel.
-const DAEMON_COMMAND: &str = "nix-daemon --stdio";
-
-/// From asking for a channel to getting it, and from there to the daemon's greeting. Slow links take seconds; a builder
-/// that takes longer is as good as lost for this attempt.
-const OPEN_LIMIT: Duration = Duration::from_secs(60);
+pub(super) const DAEMON_COMMAND: &str = "nix-daemon --stdio";
 
 /// How long a builder may fetch inputs from its substituters before we send them.
 const SUBSTITUTE_LIMIT: Duration = Duration::from_secs(30 * 60);
-
-/// Daemons kept for the next build, and how long. Each is a process on the builder.
-const MAX_IDLE: usize = 16;
-const IDLE_LIMIT: Duration = Duration::from_secs(60);
-/// Daemons kept however long nobody wants them: a first build does not wait for one.
-const MIN_IDLE: usize = 2;
 
 /// See the module.
 #[derive(Debug)]
@@ -53,55 +50,9 @@ pub(crate) struct Remote {
     returned: Notify,
     /// Each daemon in use has a clone.
     in_use: Arc<()>,
-}
-
-#[derive(Debug, Default)]
-struct Daemons {
-    idle: Vec<Idle>,
-    /// Being opened.
-    opening: usize,
-    /// Callers of `daemon` that have none yet.
-    waiting: usize,
-    /// Why daemons could not be opened, for as many of those callers.
-    failures: Vec<anyhow::Error>,
-    /// Daemons of an older one are not kept: see [`Remote::still_has`].
-    generation: u64,
-}
-
-/// Counts a caller of `daemon` as long as it has none.
-struct Waiting<'a>(&'a Remote);
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        self.0.lock().waiting -= 1;
-    }
-}
-
-#[derive(Debug)]
-struct Idle {
-    daemon: Daemon,
-    since: Instant,
-}
-
-/// One `nix-daemon --stdio` on the builder, greeted.
-#[derive(Debug)]
-pub(crate) struct Daemon {
-    pub(crate) connection: Connection,
-    program: ssh::Remote,
-    generation: u64,
-    _in_use: Option<Arc<()>>,
-}
-
-impl Daemon {
-    /// An error of this daemon, with what the program behind it complained about.
-    pub(crate) fn explain(&self, error: anyhow::Error) -> anyhow::Error {
-        explain(&self.program, error)
-    }
-
-    /// Whether it can be asked something: in step, and as far as we have heard not gone.
-    pub(super) fn is_usable(&self) -> bool {
-        self.connection.is_clean() && self.program.exit().now_or_never().is_none()
-    }
+    can_stripe: AtomicBool,
+    /// The shortest that was measured: the route's own, whatever else was on it.
+    round_trip: Mutex<Option<Duration>>,
 }
 
 impl Remote {
@@ -122,6 +73,8 @@ impl Remote {
             daemons: Mutex::default(),
             returned: Notify::new(),
             in_use: Arc::default(),
+            can_stripe: AtomicBool::new(true),
+            round_trip: Mutex::default(),
         }
     }
 
@@ -138,127 +91,6 @@ impl Remote {
     /// Its connections.
     pub(crate) fn sessions(&self) -> &Sessions {
         &self.sessions
-    }
-
-    /// A daemon that waits for its first or next operation: an idle one, or whatever comes first of a fresh one and one
-    /// that another build gives back. A builder that is full is waited for.
-    pub(crate) async fn daemon(self: &Arc<Self>) -> anyhow::Result<Daemon> {
-        self.lock().waiting += 1;
-        let _waiting = Waiting(self);
-        loop {
-            let returned = self.returned.notified();
-            tokio::pin!(returned);
-            returned.as_mut().enable();
-            if let Some(daemon) = self.take_idle() {
-                return Ok(daemon);
-            }
-            let failure = self.lock().failures.pop();
-            match failure {
-                Some(error) if is_no_room(&error) && Arc::strong_count(&self.in_use) > 1 => {}
-                Some(error) => return Err(error),
-                None => {}
-            }
-            self.open_for_those_who_wait(0);
-            returned.await;
-        }
-    }
-
-    /// Opens daemons ahead of those who will want them: as many as are not idle or on their way. What cannot be opened
-    /// is left to whoever wants it.
-    pub(crate) fn warm(self: &Arc<Self>, count: usize) {
-        let this = Arc::clone(self);
-        self.tasks.spawn(async move { this.roots.warm(&this).await });
-        self.open_for_those_who_wait(count.min(MAX_IDLE));
-    }
-
-    /// Opens daemons whatever becomes of those who want them; who comes first gets it.
-    fn open_for_those_who_wait(self: &Arc<Self>, ahead: usize) {
-        let mut state = self.lock();
-        let wanted = state.waiting.max(ahead).saturating_sub(state.idle.len());
-        while state.opening < wanted {
-            state.opening += 1;
-            let this = Arc::clone(self);
-            self.tasks.spawn(async move {
-                let opened = this.fresh_daemon().await;
-                this.lock().opening -= 1;
-                match opened {
-                    Ok(daemon) => this.give_back(daemon),
-                    Err(error) => {
-                        let mut state = this.lock();
-                        if state.failures.len() < state.waiting {
-                            state.failures.push(error);
-                        }
-                        drop(state);
-                        this.returned.notify_one();
-                    }
-                }
-            });
-        }
-    }
-
-    /// Keeps a daemon whose last operation ended cleanly; any other is ended.
-    pub(crate) fn give_back(&self, daemon: Daemon) {
-        let daemon = Daemon { _in_use: None, ..daemon };
-        let mut state = self.lock();
-        if daemon.is_usable() && daemon.generation == state.generation && state.idle.len() < MAX_IDLE {
-            state.idle.push(Idle { daemon, since: Instant::now() });
-        }
-        drop(state);
-        // Whether it was kept or not: there is room for a channel now.
-        self.returned.notify_one();
-    }
-
-    /// Ends the daemons that nobody has used for a while, but for a few; to be called now and then.
-    pub(crate) fn sweep(self: &Arc<Self>) {
-        let mut state = self.lock();
-        state.idle.retain(|idle| idle.daemon.is_usable());
-        // Those at the end were used last.
-        let spare = state.idle.len().saturating_sub(MIN_IDLE);
-        let old = state.idle.iter().take(spare).take_while(|idle| idle.since.elapsed() >= IDLE_LIMIT).count();
-        state.idle.drain(..old);
-        drop(state);
-        self.warm(MIN_IDLE);
-    }
-
-    fn take_idle(&self) -> Option<Daemon> {
-        let mut state = self.lock();
-        loop {
-            let Idle { daemon, .. } = state.idle.pop()?;
-            // Those of a connection that was lost are all dead, and not yet swept.
-            if daemon.is_usable() {
-                return Some(self.in_use(daemon));
-            }
-        }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Daemons> {
-        self.daemons.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn in_use(&self, daemon: Daemon) -> Daemon {
-        Daemon { _in_use: Some(Arc::clone(&self.in_use)), ..daemon }
-    }
-
-    /// A channel to a fresh daemon that has not been greeted: for a client that speaks to it itself.
-    pub(crate) async fn channel(&self) -> anyhow::Result<Channel> {
-        self.sessions
-            .open(DAEMON_COMMAND, Instant::now() + OPEN_LIMIT)
-            .await
-            .with_context(|| format!("start a daemon on builder {}", self.builder))
-    }
-
-    pub(super) async fn fresh_daemon(&self) -> anyhow::Result<Daemon> {
-        let generation = self.lock().generation;
-        let Channel { stdin, stdout, remote: program } = self.channel().await?;
-        let greeting = Connection::open(Box::new(stdout), Box::new(stdin));
-        match timeout(OPEN_LIMIT, greeting).await {
-            Ok(Ok(connection)) => Ok(Daemon { connection, program, generation, _in_use: None }),
-            Ok(Err(error)) => Err(explain(&program, anyhow::Error::new(error)))
-                .with_context(|| format!("greet the nix-daemon of builder {}", self.builder)),
-            Err(_) => {
-                bail!("the nix-daemon of builder {} did not answer within {OPEN_LIMIT:?}", self.builder)
-            }
-        }
     }
 
     /// Returns when all these paths are valid on the builder and kept from being collected there.
@@ -315,10 +147,19 @@ impl Remote {
     }
 
     async fn upload(self: &Arc<Self>, missing: &BTreeSet<StorePath>) -> anyhow::Result<()> {
-        let mut daemon = self.daemon().await?;
+        let context = || format!("upload to builder {}", self.builder);
+        let cargo = Cargo::of(&self.local, missing).await.with_context(context)?;
         let beat = Beat::default();
+        if let Some(width) = Width::of(self, cargo.size()).await {
+            let sent = unless_stalled(&beat, wide::send(self, cargo.clone(), width, &beat)).await;
+            match sent {
+                Ok(()) => return Ok(()),
+                Err(error) => self.avoid_stripes(&error),
+            }
+        }
+        let mut daemon = self.daemon().await?;
         let uploaded = async {
-            let uploaded = upload(&mut daemon.connection, &self.local, missing, &beat).await;
+            let uploaded = upload(&mut daemon.connection, cargo, &beat).await;
             uploaded.map_err(anyhow::Error::new)
         };
         match unless_stalled(&beat, uploaded).await {
@@ -326,8 +167,82 @@ impl Remote {
                 self.give_back(daemon);
                 Ok(())
             }
-            Err(error) => Err(daemon.explain(error).context(format!("upload to builder {}", self.builder))),
+            Err(error) => Err(daemon.explain(error).context(context())),
         }
+    }
+
+    /// Receives outputs that were asked for ahead on this daemon; large ones come in their own way. The daemon comes back
+    /// unless it began to send one of those.
+    pub(crate) async fn receive(
+        self: &Arc<Self>,
+        mut daemon: Daemon,
+        arriving: Vec<Arriving>,
+    ) -> anyhow::Result<Option<Daemon>> {
+        let beat = Beat::default();
+        let limit = Width::known(self).map_or(u64::MAX, |_| wide::WORTH_IT);
+        let left = self.receive_on(&mut daemon, arriving, &beat, limit).await?;
+        if left.is_empty() {
+            return Ok(Some(daemon));
+        }
+        drop(daemon);
+        let mut plain = Vec::new();
+        for mut arriving in left {
+            let Some(width) = Width::of(self, arriving.info.nar_size).await else {
+                plain.push(arriving);
+                continue;
+            };
+            let beat = Beat::default();
+            let fetched = unless_stalled(&beat, wide::fetch(self, &mut arriving, width, &beat)).await;
+            if let Err(error) = fetched {
+                self.avoid_stripes(&error);
+                plain.push(arriving);
+            }
+        }
+        if plain.is_empty() {
+            return Ok(None);
+        }
+        let mut daemon = self.daemon().await?;
+        for arriving in &plain {
+            daemon.connection.send_nar_from_path(&arriving.info.path)?;
+        }
+        self.receive_on(&mut daemon, plain, &beat, u64::MAX).await?;
+        Ok(Some(daemon))
+    }
+
+    async fn receive_on(
+        &self,
+        daemon: &mut Daemon,
+        arriving: Vec<Arriving>,
+        beat: &Beat,
+        limit: u64,
+    ) -> anyhow::Result<Vec<Arriving>> {
+        let received = async {
+            let received = download::receive(&mut daemon.connection, arriving, beat, limit).await;
+            received.map_err(anyhow::Error::new)
+        };
+        unless_stalled(beat, received).await.map_err(|error| daemon.explain(error))
+    }
+
+    /// Whether large transfers may go over several connections: not where that has failed.
+    pub(super) fn can_stripe(&self) -> bool {
+        self.can_stripe.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn round_trip(&self) -> Option<Duration> {
+        *self.round_trip.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) async fn measure_round_trip(&self) {
+        // A connection that is gone is noticed elsewhere.
+        let Ok(measured) = self.sessions.round_trip().await else { return };
+        let mut known = self.round_trip.lock().unwrap_or_else(PoisonError::into_inner);
+        *known = Some(known.map_or(measured, |known| known.min(measured)));
+    }
+
+    fn avoid_stripes(&self, error: &anyhow::Error) {
+        let reason = super::chain(error);
+        tracing::info!(builder = %self.builder, reason, "large transfers use one connection from now on");
+        self.can_stripe.store(false, Ordering::Relaxed);
     }
 
     /// Lets the builder fetch what it can by itself, and says what it could not.
@@ -412,12 +327,7 @@ impl Expected {
     }
 }
 
-/// Whether every channel that the builder allows is taken.
-fn is_no_room(error: &anyhow::Error) -> bool {
-    matches!(error.downcast_ref::<ssh::OpenError>(), Some(ssh::OpenError::NoRoom))
-}
-
-fn explain(program: &ssh::Remote, error: anyhow::Error) -> anyhow::Error {
+pub(super) fn explain(program: &ssh::Remote, error: anyhow::Error) -> anyhow::Error {
     match program.stderr_tail().trim() {
         "" => error,
         complaint => error.context(format!("the builder says: {complaint}")),

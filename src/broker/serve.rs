@@ -19,7 +19,7 @@ use super::{chain, listener, since_1970};
 use crate::config::Config;
 use crate::history::History;
 use crate::model::{Spent, UtcDay};
-use crate::provider::Survivor;
+use crate::provider::{Survivor, tend_leftovers};
 use crate::scheduler::{Event, Fleet};
 
 /// How long importers may take after the last build: a large output on a slow disk.
@@ -67,6 +67,7 @@ pub async fn serve(config: Config, socket: &Path) -> anyhow::Result<()> {
     for pool in shared.pools().iter().map(Arc::clone) {
         background.spawn(async move { pool.provider.tend().await });
     }
+    background.spawn(tend_leftovers(shared.provider_context.clone()));
     let stop = CancellationToken::new();
     let listening = tokio::spawn(listener::run(listener, Arc::clone(&shared), handle.clone(), stop.clone()));
     tracing::info!(socket = %socket.display(), pools = shared.pools().len(), "accepting builds");

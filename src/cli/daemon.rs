@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context;
+use rustix::process::{Signal, getpid, kill_process};
 use tracing_subscriber::EnvFilter;
 
 use super::ServeArgs;
@@ -34,6 +35,9 @@ pub(super) fn serve(args: ServeArgs) -> anyhow::Result<ExitCode> {
     if let Some(state_dir) = args.state_dir {
         config.state_dir = state_dir;
     }
+    if args.until_eof {
+        end_with_standard_input().context("watch standard input")?;
+    }
     let socket =
         args.socket.or_else(|| config.socket.clone()).unwrap_or_else(|| PathBuf::from(DEFAULT_SOCKET));
     tokio::runtime::Builder::new_multi_thread()
@@ -42,4 +46,16 @@ pub(super) fn serve(args: ServeArgs) -> anyhow::Result<ExitCode> {
         .context("start the runtime")?
         .block_on(broker::serve(config, &socket))?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// The end of whoever started us is ours too, even if it was killed: then the kernel closes its end of the pipe. At once:
+/// nobody waits for what still builds. (The second signal is another one, because two of a kind may become one.)
+fn end_with_standard_input() -> std::io::Result<()> {
+    std::thread::Builder::new().name("standard input".to_owned()).spawn(|| {
+        let _end = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
+        for signal in [Signal::TERM, Signal::INT] {
+            let _ending = kill_process(getpid(), signal);
+        }
+    })?;
+    Ok(())
 }

@@ -149,7 +149,7 @@ async fn wishes(
             let hint = "take the region from the pool's `regions`, or list other `types`";
             return Err(Complaint::new(message, Some(hint.to_owned())));
         }
-        let given = Given::of(&pool.ec2);
+        let given = Given::of(pool.ec2);
         let wish = wishes.entry(given.clone()).or_insert_with(|| Wish {
             given,
             zones: zones.clone(),

@@ -1,8 +1,8 @@
 //! The command line: what people type, and what they get to read.
 //!
-//! One file per command. Every command but `serve`, `check` and those about AWS (`init`, `sweep`) is a client of the broker's socket (`client`); what
-//! goes to standard output is laid out by `output` alone, and every complaint by `report`. Exit status: 0 done,
-//! 1 failed, 2 wrong usage, 3 the broker is not running, 70 a defect of ours.
+//! One file per command. Every command but `serve`, `run`, `check` and those about AWS (`init`, `sweep`) is a client of
+//! the broker's socket (`client`); what goes to standard output is laid out by `output` alone, and every complaint by
+//! `report`. Exit status: 0 done, 1 failed, 2 wrong usage, 3 the broker is not running, 70 a defect of ours.
 
 #[cfg(feature = "ec2")]
 mod aws;
@@ -16,12 +16,14 @@ mod cost;
 mod daemon;
 mod doctor;
 mod drain;
+mod generate;
 mod history;
 #[cfg(feature = "ec2")]
 mod init;
 mod output;
 mod picture;
 mod report;
+mod run;
 mod start;
 mod status;
 mod stop;
@@ -52,6 +54,7 @@ Examples:
   broker why hello          Why a derivation is built where it is
   broker doctor             What keeps Nix from asking the broker, and what to do about it
   broker check              Whether the configuration is right
+  broker run -- nix build   A broker for one command, such as in CI
 
 Exit status: 0 done, 1 failed, 2 wrong usage, 3 the broker is not running, 70 internal error";
 
@@ -79,11 +82,16 @@ enum Command {
     Stop(stop::Args),
     Check(check::Args),
     Doctor(doctor::Args),
+    Run(run::Args),
     #[cfg(feature = "ec2")]
     Init(init::Args),
     #[cfg(feature = "ec2")]
     Sweep(sweep::Args),
     Serve(ServeArgs),
+    #[command(hide = true)]
+    Completions(generate::CompletionsArgs),
+    #[command(hide = true)]
+    Man(generate::ManArgs),
     /// One machine of a `local` pool; started by the broker.
     #[command(hide = true, disable_help_flag = true)]
     LocalMachine {
@@ -107,6 +115,9 @@ struct ServeArgs {
     /// The state directory [default: the configuration's, or $STATE_DIRECTORY, or /var/lib/nix-broker]
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
+    /// End at once when standard input ends: `broker run` starts it so
+    #[arg(long, hide = true)]
+    until_eof: bool,
     /// The socket to listen on: the global option, put here before `serve` is called.
     #[arg(skip)]
     socket: Option<PathBuf>,
@@ -191,6 +202,9 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Complaint> {
         Command::Stop(args) => stop::run(&args, &context),
         Command::Check(args) => check::run(&args),
         Command::Doctor(args) => doctor::run(&args, &context),
+        Command::Run(args) => run::run(args),
+        Command::Completions(args) => generate::completions(&args),
+        Command::Man(args) => generate::man(&args),
         #[cfg(feature = "ec2")]
         Command::Init(args) => init::run(&args),
         #[cfg(feature = "ec2")]

@@ -144,7 +144,14 @@ async fn regions(args: &Args) -> Result<Vec<Api>, Complaint> {
         let regions: Vec<_> = if args.region.is_empty() { vec![None] } else { named.collect() };
         let mut apis = Vec::new();
         for region in regions {
-            apis.push(Api::connect(profile, region).await?);
+            let api = Api::connect(profile, region).await.map_err(|error| {
+                if error.class == ErrorClass::Config {
+                    error.with_advice("name one with `--region`, or say `--all-regions`")
+                } else {
+                    error
+                }
+            });
+            apis.push(api?);
         }
         return Ok(apis);
     }

@@ -190,9 +190,13 @@ impl Conversation {
                 self.broker = Some(broker);
                 Decision::Postpone
             }
-            Ok((broker, HookReply::Note { .. } | HookReply::Succeeded { .. } | HookReply::Failed(_))) => {
-                self.without_broker(request, &broker.out_of_turn())
-            }
+            Ok((
+                broker,
+                HookReply::Note { .. }
+                | HookReply::Arriving { .. }
+                | HookReply::Succeeded { .. }
+                | HookReply::Failed(_),
+            )) => self.without_broker(request, &broker.out_of_turn()),
             Err(error) => self.without_broker(request, &error),
         }
     }
@@ -335,22 +339,35 @@ impl Build {
         }
         drop(inputs);
         let mut stream = BufReader::new(broker.into_stream());
-        match waiting::wait(&mut stream, &mut self.log, &mut self.notes) {
-            End::Succeeded(token) => match self.import(&token) {
-                Ok(()) => {
-                    self.log.drain();
-                    Ok(ExitCode::SUCCESS)
+        let mut is_imported = false;
+        loop {
+            let end = waiting::wait(&mut stream, &mut self.log, &mut self.notes);
+            match end {
+                // Whoever fails here may be ahead of a transfer that breaks off, which the broker does again.
+                End::Arriving(token) => is_imported = is_imported || self.import(&token).is_ok(),
+                // It is in the store, whatever else there was to say about it.
+                End::Succeeded(_) | End::Failed(_) | End::Lost(_) if is_imported => return Ok(self.succeed()),
+                End::Succeeded(token) => {
+                    return match self.import(&token) {
+                        Ok(()) => Ok(self.succeed()),
+                        // The outputs went with the broker; the next one builds them again.
+                        Err(_) if waiting::is_gone(&mut stream) => Err(FrameError::Closed),
+                        Err(error) => {
+                            let drv = &self.request.drv;
+                            let reason = format!("cannot import the outputs of {drv}: {}", sentence(&error));
+                            Ok(self.fail_here(&reason))
+                        }
+                    };
                 }
-                // The outputs went with the broker; the next one builds them again.
-                Err(_) if waiting::is_gone(&mut stream) => Err(FrameError::Closed),
-                Err(error) => {
-                    let reason = format!("import the outputs of {}: {}", self.request.drv, sentence(&error));
-                    Ok(self.fail_here(&format!("cannot {reason}")))
-                }
-            },
-            End::Failed(failure) => Ok(self.fail(&failure)),
-            End::Lost(error) => Err(error),
+                End::Failed(failure) => return Ok(self.fail(&failure)),
+                End::Lost(error) => return Err(error),
+            }
         }
+    }
+
+    fn succeed(&self) -> ExitCode {
+        self.log.drain();
+        ExitCode::SUCCESS
     }
 
     fn import(&self, token: &str) -> Result<(), ImportError> {

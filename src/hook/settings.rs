@@ -110,6 +110,7 @@ impl ClientSettings {
             keep_failed: self.keep_failed,
             use_substitutes: self.use_substitutes,
             max_log_size: self.max_log_size,
+            imports_meanwhile: true,
         }
     }
 }

@@ -16,6 +16,8 @@ const HANG_UP_LIMIT: Duration = Duration::from_millis(200);
 /// How the wait ended.
 #[derive(Debug)]
 pub(super) enum End {
+    /// The outputs are on their way to the broker; this token opens them. It is not the end yet.
+    Arriving(String),
     /// The outputs are at the broker; this token opens them.
     Succeeded(String),
     /// The build failed for good.
@@ -45,6 +47,7 @@ pub(super) fn wait(broker: &mut BufReader<UnixStream>, log: &mut LogPipe, notes:
             }
             Ok(frame @ Frame::Message(_)) => match frame.parse() {
                 Ok(HookReply::Note { text }) => notes.add(&text, Instant::now()),
+                Ok(HookReply::Arriving { token }) => return End::Arriving(token),
                 Ok(HookReply::Succeeded { token }) => return End::Succeeded(token),
                 Ok(HookReply::Failed(failure)) => return End::Failed(failure),
                 // Nothing was asked, so a second verdict says nothing.

@@ -123,6 +123,9 @@ pub struct Ask {
     pub use_substitutes: bool,
     /// Bytes; 0 is unlimited.
     pub max_log_size: u64,
+    /// The hook knows [`HookReply::Arriving`]. One that was started before an upgrade does not.
+    #[serde(default)]
+    pub imports_meanwhile: bool,
 }
 
 impl Ask {
@@ -141,6 +144,7 @@ impl Ask {
             keep_failed: request.settings.keep_failed,
             use_substitutes: request.settings.use_substitutes,
             max_log_size: request.settings.max_log_size.unwrap_or(0),
+            imports_meanwhile: false,
         }
     }
 }
@@ -196,7 +200,13 @@ pub enum HookReply {
         /// The line.
         text: String,
     },
-    /// Every output is here: run the importer, then close the connection.
+    /// The outputs are on their way, and large: run the importer now. What follows says how the build ends; an importer
+    /// that fails before that has been told too early.
+    Arriving {
+        /// Opens the store endpoint of this build.
+        token: String,
+    },
+    /// Every output is here: run the importer unless it has succeeded already, then close the connection.
     Succeeded {
         /// Opens the store endpoint of this build.
         token: String,

@@ -235,6 +235,20 @@ impl ProviderError {
     }
 }
 
+/// Ends what an earlier broker had on EC2 when no pool is there any more. Never ends, as
+/// [`tend`](Provider::tend).
+pub async fn tend_leftovers(context: ProviderContext) {
+    #[cfg(feature = "ec2")]
+    if context.estate.get().is_none() && context.state_dir.join("ec2").is_dir() {
+        match context.estate() {
+            Ok(estate) => estate.tend().await,
+            Err(error) => tracing::error!(%error, "cannot see to what an earlier broker had on EC2"),
+        }
+    }
+    drop(context);
+    std::future::pending().await
+}
+
 /// An error with its causes, on one line.
 pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
@@ -337,7 +351,10 @@ impl Provider {
             Self::Local(local) => local.reap_strays().await,
             Self::Hosts(_) => Ok(0),
             #[cfg(feature = "ec2")]
-            Self::Ec2(ec2) => ec2.reap_strays().await,
+            Self::Ec2(ec2) => {
+                ec2.reap_strays().await;
+                Ok(0)
+            }
         }
     }
 
@@ -349,7 +366,7 @@ impl Provider {
             // What an earlier broker left of a local machine was reaped; a host is nobody's until it is handed out.
             Self::Local(_) | Self::Hosts(_) => Ok(Vec::new()),
             #[cfg(feature = "ec2")]
-            Self::Ec2(ec2) => ec2.survivors().await,
+            Self::Ec2(ec2) => ec2.survivors(),
         }
     }
 

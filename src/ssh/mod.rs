@@ -21,4 +21,4 @@ pub use channel::{Channel, Exit, Remote, Stdin, Stdout};
 pub use dial::{DialError, Phase, Target};
 pub use key::{ClientKey, HostKey, HostKeyPair, KeyError};
 pub use session::{ExecError, Output, RunError, Session};
-pub use sessions::{Losses, OpenError, RunOnceError, Sessions};
+pub use sessions::{Load, Losses, OpenError, RunOnceError, Sessions};

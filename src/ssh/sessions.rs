@@ -5,11 +5,13 @@
 //! logged in (`MaxStartups 10:30:100`); we stay below both, and learn a lower limit from a refusal instead of
 //! failing. Whether a builder whose connections died is dialed again is its owner's decision: see [`Losses`].
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, timeout_at};
+
+mod spread;
 
 use super::channel::Channel;
 use super::dial::{DialError, Target};
@@ -19,8 +21,10 @@ use super::session::{self, ExecError, Output, RunError, Session};
 const CHANNELS_PER_SESSION: usize = 8;
 /// Connections to one builder at most.
 const MAX_SESSIONS: usize = 8;
+/// Of these, connections for what is large.
+const MAX_BULK_SESSIONS: usize = 5;
 /// Dials to one builder at once: builders come up together, and each guards itself with `MaxStartups`.
-const MAX_DIALS: usize = 2;
+const MAX_DIALS: usize = 4;
 /// A program that was hung up on takes a moment to free its session on the other side.
 const REFUSAL_PAUSE: Duration = Duration::from_millis(50);
 /// A connection without any channel that refuses one this often is of no use.
@@ -59,6 +63,15 @@ pub enum OpenError {
     Closed,
 }
 
+/// What a channel is for. What is small must not wait behind what is large, in the buffers of one TCP connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Load {
+    /// Questions, logs, small paths.
+    Small,
+    /// As much as the connection carries: each on a connection of its own, as long as there are enough.
+    Bulk,
+}
+
 /// Tells of connections that ended without being asked to.
 #[derive(Clone, Debug)]
 pub struct Losses {
@@ -89,16 +102,34 @@ struct Set {
 struct State {
     entries: Vec<Entry>,
     next_id: u64,
-    dialing: usize,
-    /// Calls of `open` that have no channel yet and wait for room or for a dial.
-    waiting: usize,
+    dialing: Counts,
+    /// Calls of `open` that have no place yet and wait for one or for a dial.
+    waiting: Counts,
     dial_not_before: Option<Instant>,
     is_closed: bool,
+}
+
+/// For each kind of load.
+#[derive(Clone, Copy, Debug, Default)]
+struct Counts {
+    small: usize,
+    bulk: usize,
+}
+
+impl Counts {
+    fn of(&mut self, load: Load) -> &mut usize {
+        match load {
+            Load::Small => &mut self.small,
+            Load::Bulk => &mut self.bulk,
+        }
+    }
 }
 
 #[derive(Debug)]
 struct Entry {
     id: u64,
+    /// What it was dialed for.
+    load: Load,
     session: Arc<Session>,
     /// Channels open or being opened.
     used: usize,
@@ -150,21 +181,29 @@ impl Drop for Place {
 #[derive(Debug)]
 struct DialRight {
     set: Arc<Set>,
+    load: Load,
 }
 
 impl Drop for DialRight {
     fn drop(&mut self) {
-        self.set.lock().dialing -= 1;
+        *self.set.lock().dialing.of(self.load) -= 1;
         self.set.changed.notify_waiters();
     }
 }
 
-/// Counts a caller of `open` as long as it has no channel.
-struct Waiting<'a>(&'a Set);
+/// Counts a caller of `open` as long as it has no place.
+struct Waiting<'a>(&'a Set, Load);
+
+impl<'a> Waiting<'a> {
+    fn new(set: &'a Set, load: Load) -> Self {
+        *set.lock().waiting.of(load) += 1;
+        Self(set, load)
+    }
+}
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        self.0.lock().waiting -= 1;
+        *self.0.lock().waiting.of(self.1) -= 1;
     }
 }
 
@@ -178,18 +217,24 @@ impl Sessions {
 
     /// Starts a command on a connection with room, on a new one if there is none, or waits for room.
     pub async fn open(&self, command: &str, deadline: Instant) -> Result<Channel, OpenError> {
-        self.set.lock().waiting += 1;
-        let _waiting = Waiting(&self.set);
+        self.open_for(Load::Small, command, deadline).await
+    }
+
+    /// As [`open`](Self::open), on a connection for this load.
+    pub async fn open_for(&self, load: Load, command: &str, deadline: Instant) -> Result<Channel, OpenError> {
         let (mut losses, mut retirements) = (0, 0);
         loop {
             // Registered before the look, so that no change in between is missed.
             let changed = self.set.changed.notified();
             tokio::pin!(changed);
             changed.as_mut().enable();
-            match self.set.step() {
+            let waiting = Waiting::new(&self.set, load);
+            match self.set.step(load) {
                 Step::Closed => return Err(OpenError::Closed),
                 Step::Use(session, place) => {
                     let id = place.id;
+                    // Nobody need dial for one who has a place.
+                    drop(waiting);
                     match session.exec_holding(command, deadline, place).await {
                         Ok(channel) => {
                             self.set.with_entry(id, |entry| entry.refusals = 0);
@@ -225,6 +270,33 @@ impl Sessions {
                     }
                 }
             }
+        }
+    }
+
+    /// Dials a connection for bulk ahead, unless there is one.
+    pub async fn warm_bulk(&self, deadline: Instant) -> Result<(), OpenError> {
+        let right = {
+            let mut state = self.set.lock();
+            let has_one = state.entries.iter().any(|entry| entry.load == Load::Bulk);
+            if has_one || state.is_closed || state.dialing.bulk > 0 {
+                return Ok(());
+            }
+            state.dialing.bulk += 1;
+            DialRight { set: Arc::clone(&self.set), load: Load::Bulk }
+        };
+        self.dial(right, deadline).await
+    }
+
+    /// The time that a question takes on the least busy connection.
+    pub async fn round_trip(&self) -> Result<Duration, ExecError> {
+        let session = {
+            let state = self.set.lock();
+            let least = state.entries.iter().min_by_key(|entry| entry.used);
+            least.map(|entry| Arc::clone(&entry.session))
+        };
+        match session {
+            Some(session) => session.ping().await,
+            None => Err(ExecError::Lost("there is no connection".into())),
         }
     }
 
@@ -274,7 +346,7 @@ impl Sessions {
     async fn dial(&self, right: DialRight, deadline: Instant) -> Result<(), OpenError> {
         match Session::dial(&self.set.target, deadline).await {
             Ok(session) => {
-                Set::add(&self.set, session);
+                Set::add(&self.set, session, right.load);
                 drop(right);
                 Ok(())
             }
@@ -283,8 +355,9 @@ impl Sessions {
                 state.dial_not_before = Some(Instant::now() + DIAL_PAUSE);
                 let others_live = !state.entries.is_empty();
                 drop(state);
-                // With others alive there will be room again; without, the caller has to know.
-                if others_live && !error.is_final() { Ok(()) } else { Err(error.into()) }
+                // With others alive there will be room again; without, the caller has to know. Bulk has other ways to go.
+                let may_wait = others_live && right.load == Load::Small && !error.is_final();
+                if may_wait { Ok(()) } else { Err(error.into()) }
             }
         }
     }
@@ -319,135 +392,5 @@ impl RunOnceError {
             Self::Open(error) => error.is_final(),
             Self::Run(_) => false,
         }
-    }
-}
-
-impl Set {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn with_entry(&self, id: u64, change: impl FnOnce(&mut Entry)) {
-        if let Some(entry) = self.lock().entries.iter_mut().find(|entry| entry.id == id) {
-            change(entry);
-        }
-    }
-
-    /// Decides what the caller does next, and reserves what it needs for that.
-    fn step(self: &Arc<Self>) -> Step {
-        let mut state = self.lock();
-        if state.is_closed {
-            return Step::Closed;
-        }
-        let now = Instant::now();
-        for entry in &mut state.entries {
-            if entry.lowered.is_some_and(|lowered| lowered + LIMIT_MEMORY <= now) {
-                entry.limit = CHANNELS_PER_SESSION;
-                entry.lowered = None;
-            }
-        }
-        // The emptiest connection first: it has the most bandwidth to spare.
-        let is_usable = |entry: &&mut Entry| !entry.session.is_closed() && !entry.session.is_stalled();
-        let roomy = state
-            .entries
-            .iter_mut()
-            .filter(|entry| entry.used < entry.limit)
-            .filter(is_usable)
-            .min_by_key(|entry| entry.used);
-        if let Some(entry) = roomy {
-            entry.used += 1;
-            return Step::Use(Arc::clone(&entry.session), Place { set: Arc::downgrade(self), id: entry.id });
-        }
-        let may_dial = state.dialing < MAX_DIALS && state.entries.len() + state.dialing < MAX_SESSIONS;
-        // One dial serves several callers; the next is worth it only for those it leaves over.
-        let is_needed = state.waiting > state.dialing * CHANNELS_PER_SESSION;
-        if !may_dial || !is_needed {
-            // Nobody tells when a stalled connection moves again.
-            let is_stalled = state.entries.iter().any(|entry| entry.session.is_stalled());
-            return Step::Wait(is_stalled.then(|| now + STALL_POLL));
-        }
-        if let Some(time) = state.dial_not_before
-            && time > now
-        {
-            return Step::Wait(Some(time));
-        }
-        state.dialing += 1;
-        Step::Dial(DialRight { set: Arc::clone(self) })
-    }
-
-    /// Takes a new connection in, and watches over its end.
-    fn add(set: &Arc<Self>, session: Session) {
-        let session = Arc::new(session);
-        let ended = session.ended();
-        let mut state = set.lock();
-        if state.is_closed {
-            session.close();
-            return;
-        }
-        let id = state.next_id;
-        state.next_id += 1;
-        state.dial_not_before = None;
-        state.entries.push(Entry {
-            id,
-            session,
-            used: 0,
-            limit: CHANNELS_PER_SESSION,
-            lowered: None,
-            refusals: 0,
-        });
-        drop(state);
-        set.changed.notify_waiters();
-
-        let set = Arc::downgrade(set);
-        tokio::spawn(async move {
-            let reason = session::closed(ended).await;
-            if let Some(set) = set.upgrade() {
-                set.lose(id, &reason);
-            }
-        });
-    }
-
-    /// Forgets a connection that is gone; whoever notices first tells.
-    fn lose(&self, id: u64, reason: &Arc<str>) {
-        let mut state = self.lock();
-        let before = state.entries.len();
-        state.entries.retain(|entry| entry.id != id);
-        let was_known = state.entries.len() < before;
-        drop(state);
-        if was_known {
-            self.losses.send_replace(Arc::clone(reason));
-            self.changed.notify_waiters();
-        }
-    }
-
-    /// Learns from a refused channel, whose place is already free again.
-    fn refused(&self, id: u64) -> Refusal {
-        let mut state = self.lock();
-        let Some(index) = state.entries.iter().position(|entry| entry.id == id) else {
-            return Refusal::Full;
-        };
-        let entry = &mut state.entries[index];
-        if entry.used > 0 {
-            entry.limit = entry.limit.min(entry.used);
-            entry.lowered = Some(Instant::now());
-            return Refusal::Full;
-        }
-        entry.refusals += 1;
-        if entry.refusals < REFUSALS_BEFORE_RETIREMENT {
-            return Refusal::Empty;
-        }
-        state.entries.remove(index);
-        Refusal::Retired
-    }
-
-    fn close(&self) {
-        let mut state = self.lock();
-        state.is_closed = true;
-        let entries = std::mem::take(&mut state.entries);
-        drop(state);
-        for entry in entries {
-            entry.session.close();
-        }
-        self.changed.notify_waiters();
     }
 }

@@ -605,3 +605,37 @@ fn a_host_key_that_is_of_no_use_is_refused_with_the_reason() {
         assert!(HostKey::parse(text).is_err(), "{text} was taken");
     }
 }
+
+#[tokio::test]
+async fn what_is_small_does_not_share_a_connection_with_what_is_large() {
+    let sshd = Sshd::start(&[]);
+    let sessions = Sessions::new(sshd.target.clone());
+    let mut channels = open_many(&sessions, 2).await;
+    assert_eq!(sessions.connections(), 1);
+    sessions.warm_bulk(soon()).await.unwrap();
+    sessions.warm_bulk(soon()).await.unwrap();
+    assert_eq!(sessions.connections(), 2);
+    let bulk = |count: usize| {
+        let sessions = sessions.clone();
+        async move {
+            let mut channels = Vec::new();
+            for _ in 0..count {
+                channels.push(sessions.open_for(Load::Bulk, "cat", soon()).await.unwrap());
+            }
+            channels
+        }
+    };
+    // Each has one for itself; then the most there may be, and then they share.
+    let mut large = bulk(3).await;
+    assert_eq!(sessions.connections(), 4);
+    large.extend(bulk(4).await);
+    assert_eq!(sessions.connections(), 6);
+    // The first connection takes six more; those after that get one of their own.
+    channels.extend(open_many(&sessions, 6).await);
+    assert_eq!(sessions.connections(), 6);
+    channels.extend(open_many(&sessions, 1).await);
+    assert_eq!(sessions.connections(), 7);
+    // A reader that stands still on a large stream stops nobody on the others.
+    echo_all(&mut channels).await;
+    echo_all(&mut large).await;
+}

@@ -3,9 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
+use tokio::io::AsyncBufRead;
+
 use super::beat::Beat;
 use super::spool::{Spool, SpoolWriter};
 use crate::model::StorePath;
+use crate::protocol::nar::{self, NarDigest};
 use crate::protocol::worker::operation::QueryPathInfo;
 use crate::protocol::worker::{BuildResult, Connection, PathInfo, ProtocolError};
 
@@ -59,30 +62,80 @@ pub fn request(connection: &mut Connection, paths: &BTreeSet<StorePath>) -> Resu
     paths.iter().try_for_each(|path| connection.send_nar_from_path(path))
 }
 
-/// Receives outputs that were asked for; large ones go to files without a name in this directory.
-pub async fn receive(
+/// An output on its way.
+#[derive(Debug)]
+pub struct Arriving {
+    /// What it is.
+    pub info: PathInfo,
+    /// Where it goes.
+    pub writer: SpoolWriter,
+}
+
+impl Arriving {
+    /// As those see it who read it meanwhile.
+    pub fn output(&self) -> Output {
+        Output { info: self.info.clone(), nar: self.writer.spool() }
+    }
+
+    /// Receives it from a stream of its archive; what an earlier stream left unfinished is not written twice.
+    pub async fn receive(
+        &mut self,
+        source: &mut (impl AsyncBufRead + Unpin),
+        beat: &Beat,
+    ) -> Result<(), DownloadError> {
+        self.writer.begin_again();
+        let copied = nar::copy(source, &mut beat.of(&mut self.writer)).await;
+        let digest = copied.map_err(|error| failed(&self.info.path)(error.into()))?;
+        self.finish(digest)
+    }
+
+    async fn receive_on(&mut self, connection: &mut Connection, beat: &Beat) -> Result<(), DownloadError> {
+        self.writer.begin_again();
+        let received = connection.receive_nar(&mut beat.of(&mut self.writer), &mut ()).await;
+        self.finish(received.map_err(failed(&self.info.path))?)
+    }
+
+    fn finish(&mut self, digest: NarDigest) -> Result<(), DownloadError> {
+        if digest.sha256 != self.info.nar_hash || digest.size != self.info.nar_size {
+            return Err(DownloadError::Corrupt { path: self.info.path.clone() });
+        }
+        drop(self.writer.finish());
+        Ok(())
+    }
+}
+
+/// Receives what was asked for about outputs; those that do not fit into memory will go to files without a name in this
+/// directory.
+pub async fn announced(
     connection: &mut Connection,
     paths: &BTreeSet<StorePath>,
     spool_dir: &Path,
-    beat: &Beat,
-) -> Result<BTreeMap<StorePath, Output>, DownloadError> {
-    let mut infos = Vec::with_capacity(paths.len());
+) -> Result<Vec<Arriving>, DownloadError> {
+    let mut arriving = Vec::with_capacity(paths.len());
     for path in paths {
         let info = connection.receive(&QueryPathInfo(path), &mut ()).await.map_err(failed(path))?;
-        infos.push(info.ok_or_else(|| DownloadError::Missing(path.clone()))?);
-        beat.add(1);
+        let info = info.ok_or_else(|| DownloadError::Missing(path.clone()))?;
+        arriving.push(Arriving { info, writer: SpoolWriter::new(spool_dir) });
     }
-    let mut outputs = BTreeMap::new();
-    for info in infos {
-        let path = info.path.clone();
-        let mut spool = beat.of(SpoolWriter::new(spool_dir));
-        let digest = connection.receive_nar(&mut spool, &mut ()).await.map_err(failed(&path))?;
-        if digest.sha256 != info.nar_hash || digest.size != info.nar_size {
-            return Err(DownloadError::Corrupt { path });
+    Ok(arriving)
+}
+
+/// Receives announced outputs, up to the first that is larger than that; it and those after it are left, and the
+/// connection is then of no further use.
+pub async fn receive(
+    connection: &mut Connection,
+    arriving: Vec<Arriving>,
+    beat: &Beat,
+    limit: u64,
+) -> Result<Vec<Arriving>, DownloadError> {
+    let mut arriving = arriving.into_iter();
+    while let Some(mut next) = arriving.next() {
+        if next.info.nar_size > limit {
+            return Ok(std::iter::once(next).chain(arriving).collect());
         }
-        outputs.insert(path, Output { info, nar: spool.into_inner().finish() });
+        next.receive_on(connection, beat).await?;
     }
-    Ok(outputs)
+    Ok(Vec::new())
 }
 
 fn failed(path: &StorePath) -> impl FnOnce(ProtocolError) -> DownloadError {

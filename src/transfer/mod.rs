@@ -9,6 +9,7 @@ pub mod local_store;
 pub mod nar_source;
 pub mod presence;
 pub mod spool;
+pub mod stripes;
 pub mod upload;
 
 pub use beat::Beat;
@@ -16,4 +17,4 @@ pub use download::{DownloadError, Output, Products};
 pub use local_store::{LocalStore, LocalStoreError};
 pub use presence::{Claim, InFlight, Presence};
 pub use spool::{Spool, SpoolReader, SpoolWriter};
-pub use upload::{UploadError, upload};
+pub use upload::{Cargo, upload};

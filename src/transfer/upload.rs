@@ -10,36 +10,35 @@ use super::nar_source::NarSource;
 use crate::model::StorePath;
 use crate::protocol::worker::{Connection, PathInfo, ProtocolError, Repair, Signatures};
 
-/// Why inputs are not on the builder.
-#[derive(Debug, thiserror::Error)]
-pub enum UploadError {
-    /// They cannot be read here.
-    #[error("read the inputs")]
-    Local(#[from] LocalStoreError),
-    /// They were not taken there.
-    #[error("send the inputs")]
-    Remote(#[from] ProtocolError),
+/// Paths to be sent, in the order they are.
+#[derive(Clone, Debug)]
+pub struct Cargo {
+    infos: Vec<PathInfo>,
 }
 
-/// Sends these paths; what they refer to must be among them or on the builder already.
-pub async fn upload(
-    connection: &mut Connection,
-    local: &LocalStore,
-    paths: &BTreeSet<StorePath>,
-    beat: &Beat,
-) -> Result<(), UploadError> {
-    let infos = references_first(local.path_infos(paths).await?);
-    let count = infos.len() as u64;
-    let entries = infos.into_iter().map(|info| {
+impl Cargo {
+    /// These paths of the local store; what they refer to must be among them or on the builder already.
+    pub async fn of(local: &LocalStore, paths: &BTreeSet<StorePath>) -> Result<Self, LocalStoreError> {
+        Ok(Self { infos: references_first(local.path_infos(paths).await?) })
+    }
+
+    /// Bytes of all of it.
+    pub fn size(&self) -> u64 {
+        self.infos.iter().map(|info| info.nar_size).fold(0, u64::saturating_add)
+    }
+}
+
+/// Sends paths.
+pub async fn upload(connection: &mut Connection, cargo: Cargo, beat: &Beat) -> Result<(), ProtocolError> {
+    let count = cargo.infos.len() as u64;
+    let entries = cargo.infos.into_iter().map(|info| {
         let archive = beat.of(NarSource::open(info.path.to_path_buf()));
         // Built on this machine is not built on that one: "ultimate" is a store's trust in itself.
         Ok((PathInfo { ultimate: false, ..info }, archive))
     });
     // Trusted builders of ours take unsigned paths: this machine's store is the authority here.
-    connection
-        .add_multiple_to_store(count, stream::iter(entries), Repair::No, Signatures::DontCheck, &mut ())
-        .await?;
-    Ok(())
+    let entries = stream::iter(entries);
+    connection.add_multiple_to_store(count, entries, Repair::No, Signatures::DontCheck, &mut ()).await
 }
 
 /// Sorts so that every path comes after those it refers to.

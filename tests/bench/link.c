@@ -11,7 +11,9 @@
  *
  *   set DELAY_US MBIT           one-way delay and rate of both lanes from now on
  *   zero                        forget what was counted
- *   count                       print "BYTES_FROM_CLIENT BYTES_TO_CLIENT CONNECTIONS DROPPED"
+ *   count                       print "BYTES_FROM_CLIENT BYTES_TO_CLIENT CONNECTIONS DROPPED TURNS"
+ *
+ * A turn is a round trip that somebody waited for: the client sends data on a connection after data has come to it.
  *
  * Every command is answered with one line; `ready` and `ok` for those that have nothing to tell.
  */
@@ -53,7 +55,10 @@ static struct lane up, down;
 static int hosts, device[MAX_HOSTS];
 static long delay_ns;
 static double ns_per_byte;
-static unsigned long long connections, dropped;
+static unsigned long long connections, dropped, turns;
+
+/* For each host and port of the client: whether the last data on that connection came to the client. */
+static unsigned char has_heard[MAX_HOSTS][65536];
 
 static void die(const char *what) {
   fprintf(stderr, "link: %s: %s\n", what, strerror(errno));
@@ -90,6 +95,14 @@ static int opens_connection(const unsigned char *ip, int size) {
   return ip[9] == 6 && size >= header + 20 && (ip[header + 13] & 0x12) == 0x02;
 }
 
+/* The client's port of a TCP packet with data, or -1. */
+static int data_port(const unsigned char *ip, int size, int to_client) {
+  int header = (ip[0] & 15) * 4;
+  if (ip[9] != 6 || size < header + 20 || size <= header + (ip[header + 12] >> 4) * 4) return -1;
+  const unsigned char *port = ip + header + (to_client ? 2 : 0);
+  return port[0] << 8 | port[1];
+}
+
 static void take(int from) {
   static unsigned char bytes[MAX_PACKET];
   struct lane *lane = from == 0 ? &up : &down;
@@ -109,7 +122,14 @@ static void take(int from) {
     }
     lane->free_at += (long)(size * ns_per_byte);
     lane->bytes += size;
-    if (from == 0) connections += opens_connection(bytes, size);
+    if (from == 0) {
+      connections += opens_connection(bytes, size);
+      int port = data_port(bytes, size, 0);
+      if (port >= 0 && has_heard[to][port]) {
+        has_heard[to][port] = 0;
+        turns++;
+      }
+    }
     struct packet *packet = malloc(sizeof *packet + size);
     if (!packet) die("memory");
     *packet = (struct packet){.due = lane->free_at + delay_ns, .to = to, .size = size};
@@ -123,6 +143,9 @@ static void give(struct lane *lane) {
   long time = now();
   for (struct packet *packet; (packet = lane->first) && packet->due <= time; free(packet)) {
     if (!(lane->first = packet->next)) lane->end = &lane->first;
+    int port = packet->to == 0 ? data_port(packet->bytes, packet->size, 1) : -1;
+    int from = packet->bytes[15] - 1;
+    if (port >= 0 && from >= 0 && from < MAX_HOSTS) has_heard[from][port] = 1;
     if (write(device[packet->to], packet->bytes, packet->size) < 0) dropped++;
   }
 }
@@ -135,10 +158,10 @@ static void obey(const char *line) {
     ns_per_byte = 8000.0 / mbit;
     puts("ok");
   } else if (!strcmp(line, "zero")) {
-    up.bytes = down.bytes = connections = dropped = 0;
+    up.bytes = down.bytes = connections = dropped = turns = 0;
     puts("ok");
   } else if (!strcmp(line, "count")) {
-    printf("%llu %llu %llu %llu\n", up.bytes, down.bytes, connections, dropped);
+    printf("%llu %llu %llu %llu %llu\n", up.bytes, down.bytes, connections, dropped, turns);
   } else {
     fprintf(stderr, "link: no such command: %s\n", line);
     exit(2);

@@ -7,12 +7,17 @@
 #                                      wide    independent small builds           (WIDE=100)
 #                                      chain   small builds one after the other   (CHAIN=10)
 #                                      bulk    a build with MIB in and MIB out    (MIB=256)
+#                                      many    small builds, far more than slots (MANY=1000); ours are looked at meanwhile:
+#                                              memory of hooks and broker, time of a verdict
+#                                      idle    nothing for 30 seconds: processor and memory of our broker
 #                                      shared  builds on one builder with the same input of MIB   (SHARED=32)
 #   DELAYS="0 40 100" RATE=1000      round trips in milliseconds, at this rate in Mbit/s; or instead of the two
-#   LINKS="0:1000 40:1000 ..."       pairs of both (default: the three delays at 1000, and 40:100)
+#   LINKS="0:1000 40:1000 ..."       pairs of both (default: the three delays at 1000, and 40:100); many and idle are
+#                                    only measured on the link of 40 ms and 1 Gbit/s
 #   SIDES="stock ours"               who takes part
 #   ROUNDS=1                         how often; the table shows medians
 #   TRACE=1                          keep the broker's debug log of every measurement, and say where the time goes (costs some itself)
+#   PROFILE=release                  which build of ours
 #   RELEASE=forky                    the Debian release whose Nix is used on all hosts
 #
 # Timed is `nix-store --realise` of an ordinary user through nix-daemon: evaluation is over, and local builds are off.
@@ -22,11 +27,11 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
-BENCH=${BENCH:-wide chain bulk shared}
+BENCH=${BENCH:-wide chain bulk shared many idle}
 if [ -n "${DELAYS:-}" ]; then LINKS=$(for delay in $DELAYS; do printf '%s:%s ' "$delay" "${RATE:-1000}"; done); fi
 LINKS=${LINKS:-0:${RATE:-1000} 40:${RATE:-1000} 100:${RATE:-1000} 40:100}
-SIDES=${SIDES:-stock ours} ROUNDS=${ROUNDS:-1} TRACE=${TRACE:-} RELEASE=${RELEASE:-forky}
-WIDE=${WIDE:-100} CHAIN=${CHAIN:-10} MIB=${MIB:-256} SHARED=${SHARED:-32}
+SIDES=${SIDES:-stock ours} ROUNDS=${ROUNDS:-1} TRACE=${TRACE:-} RELEASE=${RELEASE:-forky} PROFILE=${PROFILE:-release}
+WIDE=${WIDE:-100} CHAIN=${CHAIN:-10} MIB=${MIB:-256} SHARED=${SHARED:-32} MANY=${MANY:-1000}
 
 HOST=tests/lab/host.sh
 ME=bench$$
@@ -72,8 +77,8 @@ start_hosts() {
     number=$((number + 1))
   done
 
-  "$HOST" put "$CLIENT" "$TARGET/release/broker" /usr/local/bin/broker
-  "$HOST" put "$CLIENT" "$TARGET/release/broker-hook" /usr/local/bin/broker-hook
+  "$HOST" put "$CLIENT" "$TARGET/$PROFILE/broker" /usr/local/bin/broker
+  "$HOST" put "$CLIENT" "$TARGET/$PROFILE/broker-hook" /usr/local/bin/broker-hook
   in_client sh -euc '
     install -d -m 700 /root/.ssh
     ssh-keygen -q -t ed25519 -N "" -f /root/.ssh/id_ed25519
@@ -149,6 +154,49 @@ finish_ours() { # NAME
   wait $BROKER || die "the broker ended with status $?"
 }
 
+# --- what our side needs meanwhile
+
+# Proportional set sizes in KiB of all processes of this name on the client, one a line.
+memory_of() { # NAME
+  in_client sh -c 'cat $(pgrep -x "$1" | sed "s,.*,/proc/&/smaps_rollup,") 2>/dev/null | grep "^Pss:"' - "$1" | awk '{ print $2 }' || true
+}
+
+# Sets LOOK to figures as JSON: the most of several looks while builds wait.
+look_at_ours() {
+  local end=$((SECONDS + 600)) hooks=0 hook=0 broker=0 verdicts='' now each
+  until [ "$hooks" -ge $((MANY / 2)) ] || [ -e "$WORK/over" ] || [ $SECONDS -gt $end ]; do
+    hooks=$(in_client sh -c 'pgrep -x broker-hook | wc -l') || hooks=0
+    sleep 0.2
+  done
+  verdicts=$(python3 tests/bench/verdicts.py 300 "$HOST" in "$CLIENT" sh -c 'exec 4>/dev/null 5</dev/null; exec broker-hook 3') || verdicts='null null null'
+  while [ ! -e "$WORK/over" ]; do
+    now=$(memory_of broker-hook | sort -n)
+    each=$(printf '%s\n' "$now" | awk '{ v[NR] = $1 } END { print NR, v[int((NR + 1) / 2)] + 0 }')
+    [ "${each% *}" -lt "$hooks" ] || hooks=${each% *}
+    [ "${each% *}" -lt 100 ] || [ "${each#* }" -lt "$hook" ] || hook=${each#* }
+    now=$(memory_of broker | sort -n | tail -1)
+    [ "${now:-0}" -lt "$broker" ] || broker=$now
+    sleep 1
+  done
+  read -r p50 p99 longest <<<"$verdicts"
+  printf '"hooks": %s, "hook_pss_kib": %s, "broker_pss_kib": %s, "verdict_ms_p50": %s, "verdict_ms_p99": %s, "verdict_ms_longest": %s' \
+    "$hooks" "$hook" "$broker" "$p50" "$p99" "$longest" >"$WORK/look"
+}
+
+# Our broker with nothing to do, its builders up.
+measure_idle() {
+  local before after pss
+  prepare_ours 2 >&2
+  sleep 5
+  before=$(in_client sh -c 'cut -d" " -f14,15 /proc/$(pgrep -o -x broker)/stat')
+  sleep 30
+  after=$(in_client sh -c 'cut -d" " -f14,15 /proc/$(pgrep -o -x broker)/stat')
+  pss=$(memory_of broker | tail -1)
+  finish_ours idle >&2
+  awk -v a="$before" -v b="$after" -v pss="$pss" 'BEGIN { split(a, x, " "); split(b, y, " ")
+    printf "\"idle_processor_percent\": %.3f, \"idle_broker_pss_kib\": %d", (y[1] + y[2] - x[1] - x[2]) / 30, pss }'
+}
+
 # --- one measurement
 
 # How many builds of this name a builder did: it keeps a log of each, and nobody sends logs.
@@ -156,9 +204,9 @@ builds_on() { # HOST NAME
   "$HOST" in "$1" sh -c 'find /nix/var/log/nix/drvs -name "*-$1.drv*" 2>/dev/null | wc -l' - "$2"
 }
 
-# Sets SECONDS_TAKEN, and SENT RECEIVED CONNECTIONS DROPPED.
+# Sets SECONDS_TAKEN, and SENT RECEIVED CONNECTIONS DROPPED TURNS.
 measure() { # SIDE WORK COUNT BUILDERS NAME
-  local side=$1 work=$2 count=$3 builders=$4 name=$5 nonce drvs rc began ended here there want host
+  local side=$1 work=$2 count=$3 builders=$4 name=$5 nonce drvs rc began ended here there want host look
   nonce=$name-$RANDOM$RANDOM
   "prepare_$side" "$builders"
   drvs=$(in_client --user alice nix-instantiate /t/work.nix -A "$work" \
@@ -167,11 +215,15 @@ measure() { # SIDE WORK COUNT BUILDERS NAME
   # What TCP remembers of a host it met over another link would help or hurt whoever comes next.
   for host in "$CLIENT" "${BUILDERS[@]}"; do "$HOST" in "$host" ip tcp_metrics flush; done
   link zero
+  rm -f "$WORK/over" "$WORK/look"
+  if [ "$side $work" = 'ours many' ]; then look_at_ours & look=$!; fi
   # shellcheck disable=SC2086 # a list of paths
   read -r rc began ended <<<"$(in_client --user alice bash -c '
     began=$EPOCHREALTIME; nix-store --realise "$@" >outputs 2>errors </dev/null; rc=$?; echo $rc $began $EPOCHREALTIME' - $drvs)"
   link count
-  read -r SENT RECEIVED CONNECTIONS DROPPED <<<"$ANSWER"
+  touch "$WORK/over"
+  if [ "$side $work" = 'ours many' ]; then wait $look; say "  $(cat "$WORK/look")"; fi
+  read -r SENT RECEIVED CONNECTIONS DROPPED TURNS <<<"$ANSWER"
   SECONDS_TAKEN=$(awk -v a="$began" -v b="$ended" 'BEGIN { printf "%.3f", b - a }')
   if [ "$rc" != 0 ]; then
     in_client --user alice tail -n 20 errors >&2
@@ -182,7 +234,7 @@ measure() { # SIDE WORK COUNT BUILDERS NAME
 
   # Every output is there with the content that the database says; every build was done once, and where it should be.
   in_client sh -euc 'sort -u /home/alice/outputs | xargs nix-store --verify-path' || die "$side: an output of $work is not valid"
-  want=$(in_client sh -c 'nix-store --query --requisites "$@" | grep -cE -- "-(wide|link|bulk|shared)-.*\.drv$"' - $drvs)
+  want=$(in_client sh -c 'nix-store --query --requisites "$@" | grep -cE -- "-(wide|many|link|bulk|shared)-.*\.drv$"' - $drvs)
   here=$(builds_on "${BUILDERS[0]}" "*-$nonce") there=$(builds_on "${BUILDERS[1]}" "*-$nonce")
   [ "$want" = "$count" ] && [ $((here + there)) = "$count" ] || die "$side: $count builds of $work wanted, $here + $there done"
   [ "$builders" = 2 ] || [ "$there" = 0 ] || die "$side: $there builds of $work went to a builder that it does not know"
@@ -196,11 +248,12 @@ measure() { # SIDE WORK COUNT BUILDERS NAME
 shown() { [ -z "$1" ] && echo - || LC_ALL=C printf '%.2f s' "$1"; } # SECONDS
 median() { sort -n | awk '{ v[NR] = $1 } END { if (NR) printf "%s", NR % 2 ? v[(NR + 1) / 2] : (v[NR / 2] + v[NR / 2 + 1]) / 2 }'; }
 
-count_of() { case $1 in wide) echo "$WIDE" ;; chain) echo "$CHAIN" ;; bulk) echo 1 ;; shared) echo "$SHARED" ;; *) die "no such work: $1" ;; esac; }
+count_of() { case $1 in wide) echo "$WIDE" ;; many) echo "$MANY" ;; idle) echo 0 ;; chain) echo "$CHAIN" ;; bulk) echo 1 ;; shared) echo "$SHARED" ;; *) die "no such work: $1" ;; esac; }
 title_of() {
   case $1 in
   wide) echo "$WIDE small builds" ;;
   chain) echo "chain of $CHAIN" ;;
+  many) echo "$MANY builds at once" ;;
   bulk) echo "$MIB MiB in, $MIB MiB out" ;;
   shared) echo "$SHARED builds, one $MIB MiB input" ;;
   esac
@@ -219,20 +272,31 @@ start_hosts
     "$(git rev-parse --short HEAD 2>/dev/null || echo unknown)" "$(in_client nix --version)"
   printf '  "ssh": "%s",\n  "tcp": "%s",\n  "kernel": "%s",\n  "processors": %s,\n  "load": "%s",\n' "$(in_client ssh -V 2>&1)" \
     "$(in_client cat /proc/sys/net/ipv4/tcp_congestion_control)" "$(uname -r)" "$(nproc)" "$(cut -d' ' -f1-3 /proc/loadavg)"
-  printf '  "parameters": {"wide": %s, "chain": %s, "mib": %s, "shared": %s, "rounds": %s, "trace": %s},\n  "measurements": [' \
-    "$WIDE" "$CHAIN" "$MIB" "$SHARED" "$ROUNDS" "$([ -n "$TRACE" ] && echo true || echo false)"
+  printf '  "parameters": {"wide": %s, "chain": %s, "mib": %s, "shared": %s, "many": %s, "rounds": %s, "trace": %s},\n  "measurements": [' \
+    "$WIDE" "$CHAIN" "$MIB" "$SHARED" "$MANY" "$ROUNDS" "$([ -n "$TRACE" ] && echo true || echo false)"
 } >"$OUT.json"
 say "$(in_client nix --version), $(in_client broker --version), $(nproc) processors, load $(cut -d' ' -f1-3 /proc/loadavg)"
 
-printf '\n%-32s %-16s %9s %9s %7s   %-19s %-13s\n' "work" "link" "stock" "ours" "ratio" "MiB up+down" "connections"
+printf '\n%-32s %-16s %9s %9s %7s   %-19s %-13s %s\n' "work" "link" "stock" "ours" "ratio" "MiB up+down" "connections" "round trips a build"
 comma=''
 for pair in $LINKS; do
   delay=${pair%:*} rate=${pair#*:}
   link set "$(awk -v ms="$delay" 'BEGIN { print int(ms * 500) }')" "$rate"
   for work in $BENCH; do
+    case "$work $pair" in
+    *' 40:1000') ;;
+    many\ * | idle\ *) continue ;;
+    esac
+    if [ "$work" = idle ]; then
+      idle=$(measure_idle)
+      say "  $idle"
+      printf '%s\n    {"work": "idle", "side": "ours", "round_trip_ms": %s, "mbit": %s, "seconds": 30, %s}' "$comma" "$delay" "$rate" "$idle" >>"$OUT.json"
+      comma=,
+      continue
+    fi
     builders=2
     [ "$work" != shared ] || builders=1
-    declare -A took=() bytes=() opened=()
+    declare -A took=() bytes=() opened=() turns=()
     for round in $(seq "$ROUNDS"); do
       for side in $SIDES; do
         say "  $work, $delay ms, $rate Mbit/s: $side ($round of $ROUNDS)"
@@ -240,16 +304,18 @@ for pair in $LINKS; do
         took[$side]+="$SECONDS_TAKEN"$'\n'
         bytes[$side]=$(awk -v a="$SENT" -v b="$RECEIVED" 'BEGIN { printf "%.0f+%.0f", a / 1048576, b / 1048576 }')
         opened[$side]=$CONNECTIONS
-        printf '%s\n    {"work": "%s", "round_trip_ms": %s, "mbit": %s, "side": "%s", "round": %s, "seconds": %s, "bytes_sent": %s, "bytes_received": %s, "connections": %s, "packets_dropped": %s, "builds_per_builder": "%s"}' \
-          "$comma" "$work" "$delay" "$rate" "$side" "$round" "$SECONDS_TAKEN" "$SENT" "$RECEIVED" "$CONNECTIONS" "$DROPPED" "$PLACES" >>"$OUT.json"
+        turns[$side]=$(awk -v a="$TURNS" -v b="$(count_of "$work")" 'BEGIN { printf "%.1f", a / b }')
+        printf '%s\n    {"work": "%s", "round_trip_ms": %s, "mbit": %s, "side": "%s", "round": %s, "seconds": %s, "bytes_sent": %s, "bytes_received": %s, "connections": %s, "packets_dropped": %s, "round_trips": %s, "builds_per_builder": "%s"%s}' \
+          "$comma" "$work" "$delay" "$rate" "$side" "$round" "$SECONDS_TAKEN" "$SENT" "$RECEIVED" "$CONNECTIONS" "$DROPPED" "$TURNS" "$PLACES" "$(if [ -s "$WORK/look" ]; then printf ', '; cat "$WORK/look"; fi)" >>"$OUT.json"
         comma=,
       done
     done
     stock=$(printf '%s' "${took[stock]:-}" | median) ours=$(printf '%s' "${took[ours]:-}" | median)
     ratio=$(awk -v a="$stock" -v b="$ours" 'BEGIN { if (a && b) printf "%.1f x", a / b; else print "-" }')
-    printf '%-32s %-16s %9s %9s %7s   %-19s %-13s\n' "$(title_of "$work")" "$delay ms, $rate Mb/s" "$(shown "$stock")" "$(shown "$ours")" "$ratio" \
-      "${bytes[stock]:--} | ${bytes[ours]:--}" "${opened[stock]:--} | ${opened[ours]:--}"
+    printf '%-32s %-16s %9s %9s %7s   %-19s %-13s %s\n' "$(title_of "$work")" "$delay ms, $rate Mb/s" "$(shown "$stock")" "$(shown "$ours")" "$ratio" \
+      "${bytes[stock]:--} | ${bytes[ours]:--}" "${opened[stock]:--} | ${opened[ours]:--}" "${turns[stock]:--} | ${turns[ours]:--}"
   done
 done
 printf '\n  ]\n}\n' >>"$OUT.json"
-printf '\nSeconds: medians of %s. MiB and connections: stock | ours, of the last round. Raw figures: %s\n' "$ROUNDS" "$OUT.json"
+printf '\nSeconds: medians of %s. MiB, connections, round trips that somebody waited for: stock | ours, of the last round. Raw figures: %s\n' "$ROUNDS" "$OUT.json"
+if python3 tests/bench/plot.py "$OUT.json" >"$OUT.svg"; then echo "As a picture: $OUT.svg (the README's is docs/bench.svg)"; fi

@@ -20,6 +20,9 @@ in
   # Independent builds that share 20 small inputs.
   wide = map (i: run "wide-${toString i}" "/bin/busybox cat $files > $out; echo built ${toString i}" { inherit files; }) (upTo n);
 
+  # The same, in numbers.
+  many = map (i: run "many-${toString i}" "/bin/busybox cat $files > $out; echo built ${toString i}" { inherit files; }) (upTo n);
+
   # Each needs the one before.
   chain =
     let link = i: run "link-${toString i}" "(/bin/busybox cat $prev; echo ${toString i}) > $out" {

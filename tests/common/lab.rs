@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 /// The Debian releases whose Nix the product is tested with: 2.8, 2.26 and 2.34.
-const RELEASES: [&str; 3] = ["bookworm", "trixie", "forky"];
+pub(crate) const RELEASES: [&str; 3] = ["bookworm", "trixie", "forky"];
 
 /// Runs a test on every release, on a fresh machine each. `NIX_BROKER_RELEASES=forky` narrows it for one's own use.
 pub(crate) fn on_every_release(config: &str, test: impl Fn(&mut Lab)) {
@@ -39,11 +39,12 @@ pub(crate) fn note(text: &str) {
 /// Runs a test on this release alone, for what takes long and depends little on the version of Nix: every release has a
 /// share of it. `NIX_BROKER_RELEASES` overrules it, so that each can be tried on all.
 pub(crate) fn on_release(release: &'static str, config: &str, test: impl Fn(&mut Lab)) {
-    if std::env::var_os("NIX_BROKER_RELEASES").is_some() {
-        on_every_release(config, test);
-    } else {
-        test(&mut Lab::start(release, config));
-    }
+    on_each_of(&only(release), |release| test(&mut Lab::start(release, config)));
+}
+
+/// For [`on_each_of`]: this release, unless `NIX_BROKER_RELEASES` says otherwise.
+pub(crate) fn only(release: &'static str) -> Vec<&'static str> {
+    if std::env::var_os("NIX_BROKER_RELEASES").is_some() { RELEASES.to_vec() } else { vec![release] }
 }
 
 /// Generous: these machines are slow and shared, and a deadline only bounds a failure.
@@ -71,6 +72,8 @@ pub(crate) struct Lab {
     release: &'static str,
     script: PathBuf,
     broker: Option<Child>,
+    /// `NAME=VALUE`, for the broker.
+    environment: Vec<String>,
 }
 
 impl Lab {
@@ -87,7 +90,8 @@ impl Lab {
         static COUNTER: AtomicU32 = AtomicU32::new(0);
         let name = format!("t{}-{}", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed));
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-        let lab = Self { name, release, script: root.join("tests/lab/host.sh"), broker: None };
+        let lab =
+            Self { name, release, script: root.join("tests/lab/host.sh"), broker: None, environment: vec![] };
         let up = lab.host(&["up", &lab.name, release]);
         assert!(up.status.success(), "no test host:\n{}", text(&up));
         lab.put(Path::new(env!("CARGO_BIN_EXE_broker")), "/usr/local/bin/broker");
@@ -119,16 +123,19 @@ impl Lab {
         assert!(daemon.status.success(), "nix-daemon: {}", text(&daemon));
     }
 
+    /// Every broker that starts from now on has these variables (`NAME=VALUE`).
+    pub(crate) fn set_environment(&mut self, variables: Vec<String>) {
+        self.environment = variables;
+    }
+
     /// Starts the broker as its own user and waits until it answers.
     pub(crate) fn start_broker(&mut self) {
-        let mut command = self.command(
-            "nix-broker",
-            &[
-                "sh",
-                "-c",
-                "exec broker serve --config /etc/nix-broker/config.toml 2>>/var/lib/nix-broker/broker.log",
-            ],
-        );
+        const SERVE: &str =
+            "exec broker serve --config /etc/nix-broker/config.toml 2>>/var/lib/nix-broker/broker.log";
+        let mut words = vec!["env"];
+        words.extend(self.environment.iter().map(String::as_str));
+        words.extend(["sh", "-c", SERVE]);
+        let mut command = self.command("nix-broker", &words);
         let child = command.stdin(Stdio::null()).spawn().unwrap();
         self.broker = Some(child);
         self.wait("the broker to answer", || self.try_status().is_some());
@@ -335,6 +342,11 @@ impl Lab {
 
     fn host(&self, words: &[&str]) -> Output {
         Command::new(&self.script).args(words).stdin(Stdio::null()).output().unwrap()
+    }
+
+    /// Its name, as tests/lab/host.sh knows it.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
     }
 
     /// The release the machine runs.

@@ -213,6 +213,27 @@ async fn trouble_that_lasts_is_told_after_five_attempts_and_may_have_done_it() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_an_earlier_attempt_may_have_done_no_later_refusal_takes_back() {
+    let expired = Fault::Refuse(Refusal::new(400, "ExpiredToken", "expired"));
+    for (first, later, class, acted) in [
+        (Fault::LostAfter, Fault::throttle(), ErrorClass::Throttle, true),
+        (Fault::LostAfter, expired.clone(), ErrorClass::Identity, true),
+        (Fault::LostAfter, Fault::Refused, ErrorClass::Transient, true),
+        (Fault::throttle(), expired, ErrorClass::Identity, false),
+        (Fault::throttle(), Fault::Refused, ErrorClass::Transient, false),
+    ] {
+        let (fake, api) = simulated();
+        fake.faults(|faults| {
+            faults.plan("RunInstances", 1, first);
+            faults.plan("RunInstances", 1000, later);
+        });
+        let (error, _) = refused(&fake, &api, &order(&fake, "token-1")).await;
+        assert_eq!((error.class, error.may_have_acted), (class, acted), "{error}");
+        assert_eq!(fake.instances().len(), usize::from(acted), "{error}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn silence_is_bounded_and_a_late_launch_is_the_same_launch() {
     let (fake, api) = simulated();
     fake.faults(|faults| faults.plan("RunInstances", 1, Fault::Slow(Duration::from_secs(3600))));

@@ -2,17 +2,19 @@
 # Owns the lab's hosts: several isolated machines on this one, each with its own root file system (an overlay over a
 # Debian root made by roots.sh), processes, network (loopback only), host name, /dev, /run and /tmp.
 #
-#   host.sh up NAME RELEASE                      start a host; RELEASE is a root that roots.sh made
+#   host.sh up NAME RELEASE [NEIGHBOUR]          start a host; RELEASE is a root that roots.sh made. With a neighbour, a
+#                                                host that runs, it has the neighbour's network
 #   host.sh in NAME [--user USER] [--env K=V]... [--] CMD...
 #                                                run a command in it (as root unless told), in the user's home
 #   host.sh daemon NAME [K=V]...                 start, or restart, its nix-daemon with this environment
 #   host.sh put NAME FILE DEST [MODE]            copy a file into it, atomically (MODE: 644, or 755 if executable)
 #   host.sh root NAME                            print where its file system is seen from this machine
+#   host.sh halt NAME                            kill what runs in it and keep its disk: `up` starts it again from that
 #   host.sh down NAME... | --all                 kill what runs in it and delete it; no complaint if it is not there
 #   host.sh list                                 NAME RELEASE PID of every host that runs
 #
 # A host is one process tree: its PID 1 is tini, and all its namespaces and mounts die with that process. Nothing is
-# mounted on this machine itself. What a host writes is in $NIX_BROKER_LAB/hosts/NAME (default
+# mounted on this machine itself. Its uptime is its own. What a host writes is in $NIX_BROKER_LAB/hosts/NAME (default
 # /var/cache/nix-broker-lab), or in memory with NIX_BROKER_LAB_UPPER=tmpfs.
 #
 # `in` becomes a tini that stands between the caller and the command: signals sent to it reach the command, killing it
@@ -29,7 +31,7 @@ CLEAN_PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 
 die() { printf 'host: %s\n' "$*" >&2; exit 1; }
 lacking() { printf 'host: this machine lacks: %s\n' "$*" >&2; exit 77; }
-usage() { sed -n '4,13s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+usage() { sed -n '4,15s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 
 check_name() {
   case $1 in '' | .* | -* | *[!A-Za-z0-9._-]*) die "not a host name: '$1'" ;; esac
@@ -59,8 +61,8 @@ require_abilities() {
   for tool in unshare nsenter setpriv pivot_root ip; do
     command -v $tool >/dev/null || lacking "the program $tool (roots.sh installs it)"
   done
-  unshare --mount --pid --net --uts --ipc true 2>/dev/null ||
-    lacking "the right to make namespaces (unshare --mount --pid --net --uts --ipc fails)"
+  unshare --mount --pid --net --uts --ipc --time true 2>/dev/null ||
+    lacking "the right to make namespaces (unshare --mount --pid --net --uts --ipc --time fails)"
   grep -qw overlay /proc/filesystems || modprobe overlay 2>/dev/null || lacking "the overlay file system"
   setpriv --reuid=65534 --regid=65534 --clear-groups unshare --user --map-root-user true 2>/dev/null ||
     lacking "user namespaces for ordinary users (max_user_namespaces=$(cat /proc/sys/user/max_user_namespaces 2>&1)," \
@@ -69,14 +71,15 @@ require_abilities() {
 
 # Runs as PID 1 of the new namespaces, with this machine's mounts still in view; ends as the host's tini.
 # Its standard output is the caller's pipe: it says "ready" once all is in place, and closes it.
-become_host() { # NAME RELEASE
-  local name=$1 home=$HOSTS/$1 lower=$LAB/roots/$2 new stat device
+become_host() { # NAME RELEASE UPTIME
+  local name=$1 home=$HOSTS/$1 lower=$LAB/roots/$2 uptime=$3 new stat device
   read -r stat </proc/self/stat # this /proc still numbers processes as the machine does
   cd "$home"
   set -- ${stat##*) }
-  echo "${stat%% *} ${20}" >pid
+  echo "${stat%% *} $((${20} + uptime * 100))" >pid # ticks: here they count from the host's own start
   new=$home/root
   if [ "${NIX_BROKER_LAB_UPPER:-disk}" = tmpfs ]; then mount -t tmpfs -o mode=755 tmpfs "$home/layer"; fi
+  rm -rf layer/work # after a halt there is one, which says that it was not unmounted in an orderly way
   mkdir -p layer/upper layer/work "$new"
   # volatile: no fsync reaches the disk; a host never outlives a crash of the machine anyway.
   mount -t overlay overlay -o "lowerdir=$lower,upperdir=layer/upper,workdir=layer/work,volatile" "$new"
@@ -118,19 +121,30 @@ become_host() { # NAME RELEASE
 # One call at a time may make or delete the host of that name.
 lock() { mkdir -p "$HOSTS"; exec 6>"$HOSTS/.$1.lock"; flock 6; } # NAME
 
-up() { # NAME RELEASE
-  local name=$1 release=$2 home=$HOSTS/$1
+up() { # NAME RELEASE [NEIGHBOUR]
+  local name=$1 release=$2 home=$HOSTS/$1 uptime network=(unshare --net)
   require_abilities
   [ -x "$LAB/roots/$release/usr/bin/nix" ] || die "no root for '$release' (make it: $(dirname "$0")/roots.sh $release)"
   lock "$name"
+  if [ $# = 3 ]; then
+    need_host "$3"
+    network=(nsenter --net="/proc/$PID/ns/net")
+  fi
   if find_host "$name"; then die "host $name is already up"; fi
-  rm -rf "$home" # what a host that did not get to 'down' may have left
-  mkdir "$home" "$home/layer"
+  if [ "$(cat "$home/halted" 2>/dev/null)" = "$release" ]; then
+    rm "$home/halted"
+  else
+    rm -rf "$home" # what a host that did not get to 'down' may have left
+    mkdir "$home" "$home/layer"
+  fi
   echo "$release" >"$home/release"
+  read -r uptime _ </proc/uptime
+  uptime=${uptime%%.*}
   # unshare without --fork: the first process the shell starts becomes PID 1 of the new PID namespace, and the shell
   # itself ends, so nothing of this call remains but the host. The pipe closes when the host is complete, or dead.
-  if ! setsid unshare --mount --pid --net --uts --ipc -- "$BASH" -c 'exec "$@" &' - \
-    "$BASH" "$0" become-host "$name" "$release" </dev/null 2>"$home/up.log" 6>&- | grep -qx ready; then
+  if ! setsid "${network[@]}" unshare --mount --pid --uts --ipc --time --boottime "-$uptime" -- \
+    "$BASH" -c 'exec "$@" &' - "$BASH" "$0" become-host "$name" "$release" "$uptime" \
+    </dev/null 2>"$home/up.log" 6>&- | grep -qx ready; then
     sed 's/^/host: /' "$home/up.log" >&2
     rm -rf "$home"
     die "host $name did not start"
@@ -157,7 +171,7 @@ enter() { # NAME [--user USER] [--env K=V]... [--] CMD...
   [ "$entry" = "$user" ] || die "no user $user in host $name"
   # nsenter does not fork here: it becomes the root's tini, still in this machine's PID namespace, whose child is the
   # first process inside the host's. tini passes signals on; --pdeathsig covers the one it cannot (SIGKILL).
-  exec nsenter --target "$PID" --mount --uts --ipc --net --pid --no-fork -- \
+  exec nsenter --target "$PID" --mount --uts --ipc --net --time --pid --no-fork -- \
     /usr/bin/tini -s -- \
     /usr/bin/setpriv --reuid="$uid" --regid="$gid" --init-groups --pdeathsig KILL \
     /usr/bin/env -i --chdir="$dir" PATH=$CLEAN_PATH HOME="$dir" USER="$user" LOGNAME="$user" SHELL="$shell" \
@@ -202,9 +216,8 @@ put() { # NAME FILE DEST [MODE]
     cat >"$t"; chmod "$2" "$t"; mv -T "$t" "$1"' - "$3" "$mode" <"$2"
 }
 
-down() { # NAME
+kill_host() { # NAME
   local tries=0
-  lock "$1"
   if find_host "$1"; then
     kill -9 "$PID" 2>/dev/null || true # PID 1: the kernel kills all the host's processes before this one is gone
     while find_host "$1"; do
@@ -212,6 +225,18 @@ down() { # NAME
       sleep 0.01
     done
   fi
+}
+
+halt() { # NAME
+  [ "${NIX_BROKER_LAB_UPPER:-disk}" = disk ] || die "halt: the disk of host $1 is in memory"
+  lock "$1"
+  kill_host "$1"
+  cp "$HOSTS/$1/release" "$HOSTS/$1/halted"
+}
+
+down() { # NAME
+  lock "$1"
+  kill_host "$1"
   rm -rf "${HOSTS:?}/$1" "$HOSTS/.$1.lock"
 }
 
@@ -220,12 +245,13 @@ names() { local d; for d in "$HOSTS"/*/; do [ -d "$d" ] && basename "$d"; done; 
 verb=${1:-}
 [ $# -eq 0 ] || shift
 case $verb in
-up) [ $# = 2 ] || usage; check_name "$1"; up "$@" ;;
+up) [ $# = 2 ] || [ $# = 3 ] || usage; check_name "$1"; up "$@" ;;
 become-host) become_host "$@" ;; # internal: how 'up' runs inside the new namespaces
 in) [ $# -ge 2 ] || usage; enter "$@" ;;
 daemon) [ $# -ge 1 ] || usage; daemon "$@" ;;
 put) [ $# = 3 ] || [ $# = 4 ] || usage; put "$@" ;;
 root) [ $# = 1 ] || usage; need_host "$1"; echo "/proc/$PID/root" ;;
+halt) [ $# = 1 ] || usage; check_name "$1"; halt "$1" ;;
 down)
   [ $# -ge 1 ] || usage
   if [ "$1" = --all ]; then set -- $(names); fi

@@ -78,6 +78,9 @@ impl Machine {
             fs::set_permissions(machine.path(&format!("bin/{name}")), PermissionsExt::from_mode(0o755))
                 .unwrap();
         }
+        // What the scripts find as `sh`: bash on NixOS.
+        let known = ["/bin", "/usr/bin"].map(|place| Path::new(place).join(shell));
+        symlink(known.iter().find(|path| path.exists()).unwrap(), machine.path("bin/sh")).unwrap();
         // The five minutes that a machine stays when it could not be armed.
         machine.write("bin/sleep", "#!/bin/sh\necho \"sleep $*\" >>\"$NIX_BROKER_ROOT/calls\"\n");
         fs::set_permissions(machine.path("bin/sleep"), PermissionsExt::from_mode(0o755)).unwrap();

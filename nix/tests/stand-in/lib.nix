@@ -334,7 +334,7 @@ let
     getExe' = package: program: "${package}/bin/${program}";
     getName = nameOf;
     getVersion = versionOf;
-    hasInfix = infix: text: length (builtins.split (builtins.replaceStrings [ "." "[" "]" "(" ")" "*" "+" "?" "$" "^" "|" "{" "}" "\\" ] [ "\\." "\\[" "\\]" "\\(" "\\)" "\\*" "\\+" "\\?" "\\$" "\\^" "\\|" "\\{" "\\}" "\\\\" ] infix) text) > 1;
+    hasInfix = infix: text: infix == "" || builtins.replaceStrings [ infix ] [ "" ] text != text;
     importTOML = file: builtins.fromTOML (builtins.readFile file);
     intersectLists = keep: filter (value: elem value keep);
     literalExpression = text: {

@@ -89,8 +89,13 @@ async fn of_site(site: &Site<'_>, address: Option<Cidr>, findings: &mut Vec<Find
             api.region()
         )));
     }
+    let mut launches = Vec::new();
     for pool in &site.pools {
-        of_pool(&api, pool, address, findings).await;
+        launches.push((pool, of_pool(&api, pool, address, findings).await));
+    }
+    // Permissions do not depend on the pool; the one that is nearest to a launch can be asked most about.
+    if let Some((pool, launch)) = launches.into_iter().max_by_key(|(_, launch)| launch.known()) {
+        permissions(&api, pool, launch, findings).await;
     }
     findings.push(Finding::note(format!(
         "quotas cannot be seen through EC2: {USUAL_QUOTA}; see \
@@ -99,7 +104,13 @@ async fn of_site(site: &Site<'_>, address: Option<Cidr>, findings: &mut Vec<Find
     )));
 }
 
-async fn of_pool(api: &Api, pool: &SitePool<'_>, address: Option<Cidr>, findings: &mut Vec<Finding>) {
+/// Judges what a pool needs; gives what a launch would take of it.
+async fn of_pool(
+    api: &Api,
+    pool: &SitePool<'_>,
+    address: Option<Cidr>,
+    findings: &mut Vec<Finding>,
+) -> Launch {
     let name = &pool.spec.name;
     let types = match aws::types(pool) {
         Ok(types) => types,
@@ -108,7 +119,7 @@ async fn of_pool(api: &Api, pool: &SitePool<'_>, address: Option<Cidr>, findings
                 complaint.message(),
                 "change the pool's features, `types` or `max-price`",
             ));
-            return;
+            return Launch::default();
         }
     };
     let zones = match aws::zones(api, &types).await {
@@ -137,12 +148,11 @@ async fn of_pool(api: &Api, pool: &SitePool<'_>, address: Option<Cidr>, findings
     }
     let image = image(api, pool, findings).await;
     let network = network(api, pool, &zones, address, findings).await;
-    let launch = Launch {
+    Launch {
         image: image.map(|image| (image.id, image.root_device)),
         instance_type: types.first().cloned(),
         network,
-    };
-    permissions(api, pool, launch, findings).await;
+    }
 }
 
 async fn image(api: &Api, pool: &SitePool<'_>, findings: &mut Vec<Finding>) -> Option<Image> {
@@ -287,8 +297,7 @@ async fn permissions(api: &Api, pool: &SitePool<'_>, launch: Launch, findings: &
         }
     }
     findings.push(Finding::ok(format!(
-        "pool `{}`: {allowed} of the {} that brokers use are allowed",
-        pool.spec.name,
+        "{allowed} of the {} that brokers use are allowed",
         count(Action::ALL.len(), "action")
     )));
     let subjects: BTreeSet<_> = untried.iter().map(|(subject, _)| *subject).collect();

@@ -82,7 +82,7 @@ pub struct Estate {
     /// Counts the looks: whoever waits for a change waits for the next.
     pub(super) looks: watch::Sender<u64>,
     pub(super) hurry: Notify,
-    settled: tokio::sync::OnceCell<usize>,
+    settled: tokio::sync::OnceCell<()>,
     /// Held by whoever makes the looks.
     pub(super) watch: tokio::sync::Mutex<()>,
 }
@@ -229,11 +229,13 @@ impl Estate {
         Some((record, flight))
     }
 
-    /// The live launches of this pool that an earlier broker made; each is handed out once. Fails, with EC2's words, as
-    /// long as one of them has not been seen because its site cannot be.
+    /// The live launches of this pool that an earlier broker made and that nobody has taken over. Fails, with the reason,
+    /// as long as they are not known.
     pub(super) fn inherited(&self, pool: &str) -> Result<Vec<Record>, String> {
-        let mut guard = self.state();
-        let state = &mut *guard;
+        if !self.settled.initialized() {
+            return Err("EC2 has not been asked yet".to_owned());
+        }
+        let state = self.state();
         let records: Vec<_> = state
             .inherited
             .iter()
@@ -245,10 +247,15 @@ impl Estate {
         if let Some(reason) = records.iter().filter(unseen).find_map(|record| state.blind.get(&record.site)) {
             return Err(reason.clone());
         }
-        for record in &records {
+        Ok(records)
+    }
+
+    /// These have been handed out.
+    pub(super) fn take_over(&self, records: &[Record]) {
+        let mut state = self.state();
+        for record in records {
             state.inherited.remove(&record.intent);
         }
-        Ok(records)
     }
 
     /// Reads the records.
@@ -347,14 +354,14 @@ impl Estate {
         }
     }
 
-    /// The first look of a broker's life, at every site: takes over what the configured pools had, ends the rest. Says
-    /// how many launches were left. What cannot be seen now is looked at again.
-    pub(super) async fn settle(&self) -> usize {
-        *self.settled.get_or_init(|| self.first_look()).await
+    /// The first look of a broker's life, at every site: takes over what the configured pools had, ends the rest. What
+    /// cannot be seen now is looked at again.
+    pub(super) async fn settle(&self) {
+        self.settled.get_or_init(|| self.first_look()).await;
     }
 
-    async fn first_look(&self) -> usize {
-        let left = {
+    async fn first_look(&self) {
+        {
             let mut guard = self.state();
             let state = &mut *guard;
             let is_configured = |record: &&Record| state.pools.contains(&record.pool);
@@ -364,16 +371,13 @@ impl Estate {
             let asked = records().filter(|record| matches!(record.stage, Stage::Asked { .. }));
             let orphans: Vec<_> =
                 asked.filter(|record| !is_configured(record)).map(|record| record.intent.clone()).collect();
-            let left = records().count();
             for intent in orphans {
                 if let Err(error) = state.records.advance(&intent, Stage::Abandoned) {
                     tracing::error!(intent = intent.as_str(), %error, "cannot write a launch record");
                 }
             }
-            left
-        };
+        }
         self.look_everywhere(Finds::Adopt).await;
-        left
     }
 }
 
@@ -397,7 +401,7 @@ impl Connect for Aws {
 
 impl ProviderContext {
     /// What all pools on EC2 share; opened by the first.
-    pub(super) fn estate(&self) -> Result<Arc<Estate>, ProviderError> {
+    pub(in crate::provider) fn estate(&self) -> Result<Arc<Estate>, ProviderError> {
         if let Some(estate) = self.estate.get() {
             return Ok(Arc::clone(estate));
         }

@@ -15,7 +15,7 @@ use super::candidates::{candidates, market};
 use super::cooling::Cooling;
 use super::estate::Estate;
 use super::ladder::{Rung, Terms, ladder};
-use super::launch::{Attempt, AttemptError, disk};
+use super::launch::{self, Attempt, AttemptError, disk};
 use super::price;
 use super::records::{Record, Stage};
 use super::retire::only;
@@ -32,6 +32,8 @@ const USER: &str = "root";
 const SSH_PORT: u16 = 22;
 /// On the machine itself the idle limit is longer than the broker's window: it is for a broker that forgets.
 const IDLE_FACTOR: u32 = 2;
+/// How long a start waits for EC2.
+const SETTLED_WITHIN: Duration = Duration::from_secs(10);
 /// An image that was resolved may be gone a moment later: then it is resolved anew, once.
 const RESOLVES: usize = 2;
 
@@ -411,35 +413,38 @@ impl Ec2 {
         self.estate.patiently(|estate| estate.end_of(instance.as_str())).await
     }
 
-    /// Takes over or ends what an earlier broker left, over all pools. What EC2 cannot be asked now is ended later.
-    pub(in crate::provider) async fn reap_strays(&self) -> Result<usize, ProviderError> {
-        Ok(self.estate.settle().await)
+    /// Takes over or ends what an earlier broker left, over all pools. A start does not wait long for that: what EC2
+    /// cannot be asked now is done in [`Ec2::tend`].
+    pub(in crate::provider) async fn reap_strays(&self) {
+        let settled = tokio::time::timeout(SETTLED_WITHIN, self.estate.settle()).await;
+        if settled.is_err() {
+            tracing::warn!(pool = %self.name, "EC2 has not said what an earlier broker left there; asking on");
+        }
     }
 
-    /// The running instances of this pool that an earlier broker launched. Fails as long as EC2 cannot be asked.
-    pub(in crate::provider) async fn survivors(&self) -> Result<Vec<Survivor>, ProviderError> {
-        self.estate.settle().await;
+    /// The running instances of this pool that an earlier broker launched. Fails as long as EC2 has not shown each.
+    pub(in crate::provider) fn survivors(&self) -> Result<Vec<Survivor>, ProviderError> {
+        let unknown = |reason: String| ProviderError::new(ProviderErrorKind::Unknown, reason);
         let now = self.estate.now();
+        let inherited = self.estate.inherited(self.name.as_str()).map_err(unknown)?;
         let mut survivors = Vec::new();
-        for record in self.estate.inherited(self.name.as_str()).map_err(|error| {
-            ProviderError::new(ProviderErrorKind::Unknown, format!("cannot see what runs on EC2: {error}"))
-        })? {
-            let Stage::Live { instance, .. } = &record.stage else { continue };
-            let host = match self.estate.address_of(instance, &self.spec.reach).await {
-                Ok(host) => host,
-                Err(reason) => {
-                    tracing::warn!(instance, reason, "an instance of an earlier broker is of no use");
-                    self.give_up(instance).await;
-                    continue;
-                }
-            };
-            if let Some(launched) = self.launched(&record, host) {
-                survivors.push(Survivor {
-                    launched,
-                    age: Duration::from_secs(now.saturating_sub(record.asked_at)),
-                });
+        for record in &inherited {
+            let Some(instance) = record.instance() else { continue };
+            if self.estate.end_of(instance).is_some() {
+                // Nobody looks after it, so the next look ends what is left of it.
+                self.estate.disclaim(&record.intent);
+                continue;
+            }
+            let shown = self.estate.shown(instance);
+            let host = shown.and_then(|shown| launch::address(&shown, &self.spec.reach));
+            let host =
+                host.ok_or_else(|| unknown(format!("EC2 does not show an address of `{instance}` yet")))?;
+            if let Some(launched) = self.launched(record, host) {
+                let age = Duration::from_secs(now.saturating_sub(record.asked_at));
+                survivors.push(Survivor { launched, age });
             }
         }
+        self.estate.take_over(&inherited);
         Ok(survivors)
     }
 

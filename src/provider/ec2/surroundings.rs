@@ -17,7 +17,7 @@ use super::estate::Estate;
 use super::ladder;
 use super::network;
 use super::records::Site;
-use crate::model::ec2::{ImageSpec, Market};
+use crate::model::ec2::{ImageSpec, Market, Reach};
 use crate::model::{Ec2Spec, HourlyRate, PoolSpec};
 use crate::provider::{ProviderError, ProviderErrorKind};
 
@@ -25,6 +25,8 @@ use crate::provider::{ProviderError, ProviderErrorKind};
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 /// Subnets fill and networks are changed by people who then wait.
 const MINUTES: Duration = Duration::from_secs(5 * 60);
+/// Finding out this machine's address and telling the security group.
+const ADMITTED_WITHIN: Duration = Duration::from_secs(15);
 
 /// A subnet to launch in, and everything that is the same for all launches there.
 #[derive(Clone, Debug)]
@@ -136,11 +138,12 @@ impl Surroundings {
         let site = Site { profile: spec.profile.clone(), region: api.region().to_owned() };
         let mut regions = self.regions.lock().await;
         let region = regions.entry(site.clone()).or_default();
+        let broker = self.estate.broker();
         let (types, offered, image, network, spot_prices) = tokio::join!(
             types(&mut region.types, &api, wanted),
             offered(&mut region.offered, &api, wanted),
             image(&mut region.image, &api, spec, pool),
-            network(&mut region.network, &api, spec),
+            network(&mut region.network, &api, spec, &broker),
             spot_prices(&mut region.spot_prices, &api, spec, wanted, self.estate.now()),
         );
         let (image, network, offered) = (image?, network?, offered?);
@@ -252,6 +255,7 @@ async fn network(
     known: &mut Believed<network::Network>,
     api: &Api,
     spec: &Ec2Spec,
+    broker: &str,
 ) -> Result<network::Network, ProviderError> {
     if let Some(network) = known.get() {
         return Ok(network);
@@ -259,7 +263,27 @@ async fn network(
     let found = network::find(api, spec)
         .await
         .map_err(|error| ProviderError::new(ProviderErrorKind::Config, crate::provider::chain(&error)))?;
+    if spec.reach == Reach::Public {
+        admit(api, &found, broker).await;
+    }
     Ok(known.put(found, MINUTES))
+}
+
+/// This machine's address may have changed since the network was made. Where that cannot be found out, a launch is made
+/// all the same: the groups may be a person's own.
+async fn admit(api: &Api, network: &network::Network, broker: &str) {
+    let admitted = async {
+        let address = network::public_address().await.map_err(|error| crate::provider::chain(&error))?;
+        let admitted = network::admit(api, &network.groups, broker, address).await;
+        admitted.map_err(|error| crate::provider::chain(&error))
+    };
+    match tokio::time::timeout(ADMITTED_WITHIN, admitted).await {
+        Ok(Ok(())) => {}
+        Ok(Err(reason)) => {
+            tracing::warn!(reason, "cannot see to it that the security group lets this machine in")
+        }
+        Err(_elapsed) => tracing::warn!("the security group was not looked at: no answer in time"),
+    }
 }
 
 /// Nothing where they cannot be had: the ladder then goes by the table.

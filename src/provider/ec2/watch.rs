@@ -22,8 +22,10 @@ const RENEW_INTERVAL: Duration = Duration::from_secs(15 * 60);
 
 impl Estate {
     /// Looks again and again, for as long as the broker lives. Every pool calls it, one of them does it.
-    pub(super) async fn tend(&self) {
+    pub(in crate::provider) async fn tend(&self) {
         let _mine = self.watch.lock().await;
+        // Before it is known what is taken over, everything would look as if nobody looked after it.
+        self.settle().await;
         loop {
             let interval = if self.is_busy() { BUSY_INTERVAL } else { QUIET_INTERVAL };
             tokio::select! {

@@ -58,8 +58,16 @@ pub(super) struct Region {
     pub(super) vpcs: BTreeMap<String, Vpc>,
     pub(super) subnets: BTreeMap<String, Subnet>,
     pub(super) groups: BTreeMap<String, Group>,
+    pub(super) gateways: BTreeMap<String, Gateway>,
     /// Token, what was asked for with it, what came of it.
     pub(super) tokens: BTreeMap<String, (Form, String)>,
+}
+
+/// An internet gateway.
+#[derive(Clone, Debug)]
+pub(super) struct Gateway {
+    pub(super) vpc: Option<String>,
+    pub(super) tags: BTreeMap<String, String>,
 }
 
 #[derive(Clone, Debug)]
@@ -423,5 +431,5 @@ fn types() -> Vec<Type> {
             price: (price * 1e6).round() as u64,
         }
     };
-    table.lines().skip(2).map(line).collect()
+    table.lines().filter(|line| !line.starts_with('#')).skip(1).map(line).collect()
 }

@@ -161,6 +161,8 @@ impl Account {
                 &mut subnet.tags
             } else if let Some(vpc) = region.vpcs.get_mut(&id) {
                 &mut vpc.tags
+            } else if let Some(gateway) = region.gateways.get_mut(&id) {
+                &mut gateway.tags
             } else {
                 return Err(Refusal::new(400, "InvalidID", format!("The ID '{id}' is not valid")));
             };

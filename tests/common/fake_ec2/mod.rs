@@ -8,7 +8,7 @@
 //! | requests in, answers and faults out | here, `faults` |
 //! | forms, filters, documents | `form`, `xml` |
 //! | what exists and how it changes with time | `account`, `instance` |
-//! | actions | `launch`, `lifecycle`, `describe`, `network` |
+//! | actions | `launch`, `lifecycle`, `describe`, `network`, `vpc` |
 //! | who ran from when to when | `ledger` |
 //! | sockets | `http` |
 
@@ -25,6 +25,7 @@ mod launch;
 mod ledger;
 mod lifecycle;
 mod network;
+mod vpc;
 mod xml;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -232,6 +233,31 @@ impl FakeEc2 {
         self.with_account(|account, _| account.default_network(region))
     }
 
+    /// Takes the default VPC of a region away, with everything in it.
+    pub(crate) fn forget_default_vpc(&self, region: &str) {
+        self.with_account(|account, _| account.forget_default_vpc(region));
+    }
+
+    /// Takes a subnet away.
+    pub(crate) fn forget_subnet(&self, region: &str, subnet: &str) {
+        self.with_account(|account, _| account.regions.get_mut(region).unwrap().subnets.remove(subnet));
+    }
+
+    /// The VPCs, subnets, groups (without the default ones) and internet gateways of a region, and who is let in.
+    pub(crate) fn network(&self, region: &str) -> Vec<String> {
+        self.with_account(|account, _| {
+            let region = &account.regions[region];
+            let groups = region.groups.values().filter(|group| group.name != "default");
+            let rules = groups.clone().flat_map(|group| {
+                group.ingress.iter().map(|(protocol, from, to, cidr, note)| {
+                    format!("{} {protocol} {from}-{to} {cidr} ({note})", group.name)
+                })
+            });
+            let ids = region.vpcs.keys().chain(region.subnets.keys()).chain(region.gateways.keys());
+            ids.cloned().chain(groups.clone().map(|group| group.id.clone())).chain(rules).collect()
+        })
+    }
+
     /// A VPC of loopback addresses with one subnet in the first zone: whoever is launched there is on this machine.
     pub(crate) fn loopback_subnet(&self, region: &str) -> String {
         self.with_account(|account, _| account.loopback_subnet(region))
@@ -378,6 +404,12 @@ impl Account {
             "DeleteSecurityGroup" => self.delete_group(asked),
             "CreateSubnet" => self.create_subnet(asked),
             "DeleteSubnet" => self.delete_subnet(asked),
+            "CreateDefaultVpc" => self.create_default_vpc(asked),
+            "DeleteVpc" => self.delete_vpc(asked),
+            "DescribeInternetGateways" => self.describe_gateways(asked),
+            "DetachInternetGateway" => self.detach_gateway(asked),
+            "DeleteInternetGateway" => self.delete_gateway(asked),
+            "DescribeRegions" => self.describe_regions(asked),
             other => {
                 let words = format!("The action {other} is not valid for this web service.");
                 Err(Refusal::new(400, "InvalidAction", words))

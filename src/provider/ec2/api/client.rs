@@ -8,6 +8,7 @@ use std::error::Error as StdError;
 use std::fmt;
 use std::future::Future;
 use std::hash::{BuildHasher, RandomState};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -213,13 +214,18 @@ impl Api {
         R: Future<Output = Result<T, SdkError<E, HttpResponse>>>,
         E: ProvideErrorMetadata + StdError + Send + Sync + 'static,
     {
+        // What one attempt may have done, no later refusal takes back; and while one is out, it may be doing it.
+        let acted = AtomicBool::new(false);
         let attempt = || async {
             self.wait_for_turn(call.action).await;
+            let before = acted.swap(true, Ordering::Relaxed);
             send().await.map_err(|error| {
-                let error = failure::explain(&error, &self.asked(call), &call.subject);
+                let mut error = failure::explain(&error, &self.asked(call), &call.subject);
                 if error.class == ErrorClass::Throttle {
                     self.slow_down(call.action);
                 }
+                error.may_have_acted |= before;
+                acted.store(error.may_have_acted, Ordering::Relaxed);
                 error
             })
         };
@@ -237,7 +243,10 @@ impl Api {
             });
         match timeout(CALL_TIMEOUT, calls).await {
             Ok(result) => result,
-            Err(_) => Err(last.unwrap_or_else(|| self.no_answer(call))),
+            Err(_elapsed) => {
+                let may_have_acted = acted.load(Ordering::Relaxed);
+                Err(ApiError { may_have_acted, ..last.unwrap_or_else(|| self.no_answer(call)) })
+            }
         }
     }
 

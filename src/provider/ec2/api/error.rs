@@ -166,7 +166,7 @@ pub struct ApiError {
     pub status: Option<u16>,
     /// What AWS support asks for.
     pub request_id: Option<String>,
-    /// EC2 may have done what it was asked for all the same.
+    /// EC2 may have done what it was asked for all the same, if not at this attempt then at an earlier one of the call.
     pub may_have_acted: bool,
     /// For the person who reads it.
     pub(super) words: Box<Words>,

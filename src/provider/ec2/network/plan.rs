@@ -119,7 +119,7 @@ impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Id(id) => write!(f, "`{id}`"),
-            Self::New => f.write_str("the new one"),
+            Self::New => f.write_str("the new group"),
         }
     }
 }

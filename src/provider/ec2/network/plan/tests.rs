@@ -107,7 +107,7 @@ fn a_new_account_needs_a_group_and_nothing_else() {
         planned(&fresh_account(), &wish()),
         [
             "create security group `nix-broker` in `vpc-1`",
-            "authorize tcp 22 from 198.51.100.7/32 in the new one",
+            "authorize tcp 22 from 198.51.100.7/32 in the new group",
         ]
     );
 }
@@ -120,7 +120,7 @@ fn a_region_without_a_default_vpc_gets_one() {
         [
             "create the default VPC, with a subnet in every zone",
             "create security group `nix-broker` in the new VPC",
-            "authorize tcp 22 from 172.31.0.0/16 in the new one",
+            "authorize tcp 22 from 172.31.0.0/16 in the new group",
         ]
     );
     // A VPC that is somebody else's is not taken, however alone it is.

@@ -1,0 +1,238 @@
+//! Large transfers: one stream over several connections to a builder (see [`stripes`]).
+//!
+//! Owns when a transfer is worth it, how many lanes it gets, and the channels. A stream begins with one lane; more are
+//! opened when it moves about as much per round trip as one channel can, for then it is the channel that holds it up and not
+//! the link. So a slow link is never given more to queue than one channel had in flight anyway.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use futures_util::future::join_all;
+use tokio::io::{AsyncReadExt, BufReader};
+use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
+use tokio::time::{Instant, timeout};
+use tokio_util::sync::CancellationToken;
+
+use super::remote::{DAEMON_COMMAND, Remote};
+use crate::protocol::worker::Connection;
+use crate::ssh::{Channel, Load, Stdin, Stdout};
+use crate::transfer::download::Arriving;
+use crate::transfer::stripes::{Lane, MAX_LANES, Place, READY, StripedReader, StripedWriter};
+use crate::transfer::{Beat, Cargo, upload};
+
+/// Less is over before a second lane is there.
+pub(super) const WORTH_IT: u64 = 16 << 20;
+/// What a stock sshd takes per round trip on one channel: its window.
+const WINDOW: f64 = (2 << 20) as f64;
+/// A lane that moves so much per round trip is held up by its window, or nearly so.
+const FULL_LANE: f64 = 0.4 * WINDOW;
+/// Nobody needs more: the fastest link that is worth filling, in bytes per second.
+const FAST_LINK: f64 = 150e6;
+/// From asking for a lane to its first word.
+const LANE_LIMIT: Duration = Duration::from_secs(20);
+/// Bytes of an archive read at once.
+const READ_BUFFER: usize = 128 << 10;
+
+/// How many lanes fill a fast link with this round trip; with one there is nothing to gain.
+fn lanes_for(round_trip: Duration) -> usize {
+    let lanes = (round_trip.as_secs_f64() * FAST_LINK / WINDOW).ceil();
+    // A little more than just enough: lanes wait for each other.
+    if lanes <= 1.0 { 1 } else { (lanes as usize + 1).min(MAX_LANES - 1) }
+}
+
+/// The stream for a transfer of this size.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Width {
+    lanes: usize,
+    round_trip: Duration,
+}
+
+impl Width {
+    /// Nothing unless several lanes are worth it for so many bytes.
+    pub(super) async fn of(remote: &Remote, size: u64) -> Option<Self> {
+        if size < WORTH_IT {
+            return None;
+        }
+        if remote.round_trip().is_none() {
+            remote.measure_round_trip().await;
+        }
+        Self::known(remote)
+    }
+
+    /// As far as is known without asking.
+    pub(super) fn known(remote: &Remote) -> Option<Self> {
+        let round_trip = remote.round_trip().filter(|_| remote.can_stripe())?;
+        let lanes = lanes_for(round_trip);
+        (lanes > 1).then_some(Self { lanes, round_trip })
+    }
+}
+
+/// Sends paths over a stream of that width.
+pub(super) async fn send(
+    remote: &Arc<Remote>,
+    cargo: Cargo,
+    width: Width,
+    beat: &Beat,
+) -> anyhow::Result<()> {
+    let place = Place::new(super::fresh_token()?);
+    let (joining, lanes) = unbounded_channel();
+    let opener = open_lanes::<Stdin>(remote, width, beat, joining, &place);
+    let sent = async {
+        let mut main = start(remote, Load::Small, &place.merge_into(DAEMON_COMMAND)).await?;
+        let program = main.remote.clone();
+        expect_ready(&mut main).await?;
+        let writer = StripedWriter::new(main.stdin, lanes);
+        let sent = async {
+            let mut connection = Connection::open(Box::new(main.stdout), Box::new(writer)).await?;
+            upload(&mut connection, cargo, beat).await
+        };
+        sent.await.map_err(|error| super::remote::explain(&program, anyhow::Error::new(error)))
+    };
+    while_opening(opener, sent).await
+}
+
+/// Fetches one output over a stream of that width.
+pub(super) async fn fetch(
+    remote: &Arc<Remote>,
+    arriving: &mut Arriving,
+    width: Width,
+    beat: &Beat,
+) -> anyhow::Result<()> {
+    let place = Place::new(super::fresh_token()?);
+    let (joining, lanes) = unbounded_channel();
+    let opener = open_lanes::<Stdout>(remote, width, beat, joining, &place);
+    let fetched = async {
+        let mut main = start(remote, Load::Small, &place.split(&arriving.info.path)).await?;
+        expect_ready(&mut main).await?;
+        let reader = StripedReader::new(main.stdin, lanes, arriving.info.nar_size);
+        let mut reader = BufReader::with_capacity(READ_BUFFER, reader);
+        Ok(arriving.receive(&mut reader, beat).await?)
+    };
+    while_opening(opener, fetched).await
+}
+
+/// What a lane's channel is kept as: the half that carries data. The other one would only be in the way.
+trait Half: Sized + Send + 'static {
+    /// The command at the other end.
+    fn command(place: &Place, index: usize) -> String;
+    fn of(channel: Channel) -> Self;
+}
+
+impl Half for Stdin {
+    fn command(place: &Place, index: usize) -> String {
+        place.lane_up(index)
+    }
+
+    fn of(channel: Channel) -> Self {
+        channel.stdin
+    }
+}
+
+impl Half for Stdout {
+    fn command(place: &Place, index: usize) -> String {
+        place.lane_down(index)
+    }
+
+    fn of(channel: Channel) -> Self {
+        channel.stdout
+    }
+}
+
+/// Opens the lanes. The first joins at once, the others when the first is found to be too narrow: they are opened ahead
+/// because that takes many round trips.
+async fn open_lanes<S: Half>(
+    remote: &Arc<Remote>,
+    width: Width,
+    beat: &Beat,
+    joining: UnboundedSender<Lane<S>>,
+    place: &Place,
+) -> anyhow::Result<()> {
+    let too_narrow = CancellationToken::new();
+    let open = async |index| {
+        let mut channel = start(remote, Load::Bulk, &S::command(place, index)).await?;
+        expect_ready(&mut channel).await?;
+        Ok::<_, anyhow::Error>(Lane { index, stream: S::of(channel) })
+    };
+    let first = async {
+        // A stream that has ended meanwhile needs no lane.
+        let _ended = joining.send(open(0).await?);
+        until_too_narrow(width, beat).await;
+        too_narrow.cancel();
+        Ok::<_, anyhow::Error>(())
+    };
+    let others = (1..width.lanes).map(async |index| {
+        match open(index).await {
+            Ok(lane) => {
+                too_narrow.cancelled().await;
+                let _ended = joining.send(lane);
+            }
+            // The stream flows without it.
+            Err(error) => {
+                tracing::debug!(builder = %remote.builder(), error = %super::chain(&error), "one lane less");
+            }
+        }
+    });
+    tokio::try_join!(first, async {
+        join_all(others).await;
+        Ok(())
+    })?;
+    tracing::debug!(builder = %remote.builder(), lanes = width.lanes, "a stream is as wide as it can be");
+    Ok(())
+}
+
+/// Until the only lane moves about as much per round trip as one lane can.
+async fn until_too_narrow(width: Width, beat: &Beat) {
+    let pause = (width.round_trip * 2).max(Duration::from_millis(50));
+    let enough = FULL_LANE * (pause.as_secs_f64() / width.round_trip.as_secs_f64());
+    loop {
+        let before = beat.count();
+        tokio::time::sleep(pause).await;
+        // What filled our own buffers in the beginning has gone nowhere yet.
+        if before as f64 > WINDOW && (beat.count() - before) as f64 >= enough {
+            return;
+        }
+    }
+}
+
+/// Does the work while lanes are opened; only if the first one fails is there no work.
+async fn while_opening<T>(
+    opener: impl Future<Output = anyhow::Result<()>>,
+    work: impl Future<Output = anyhow::Result<T>>,
+) -> anyhow::Result<T> {
+    tokio::pin!(opener, work);
+    tokio::select! {
+        done = &mut work => done,
+        opened = &mut opener => {
+            opened.context("open the first lane of a stream")?;
+            work.await
+        }
+    }
+}
+
+async fn start(remote: &Remote, load: Load, command: &str) -> anyhow::Result<Channel> {
+    Ok(remote.sessions().open_for(load, command, Instant::now() + LANE_LIMIT).await?)
+}
+
+async fn expect_ready(channel: &mut Channel) -> anyhow::Result<()> {
+    let mut said = [0; READY.len()];
+    let read = timeout(LANE_LIMIT, channel.stdout.read_exact(&mut said)).await;
+    if !matches!(read, Ok(Ok(_))) || said != *READY {
+        bail!("a stream's script does not run there: {}", channel.remote.stderr_tail().trim());
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lanes_are_as_many_as_the_round_trip_asks_for() {
+        let lanes = |ms| lanes_for(Duration::from_millis(ms));
+        assert_eq!(lanes(0), 1);
+        assert_eq!(lanes(10), 1);
+        assert_eq!(lanes(40), 4);
+        assert_eq!(lanes(100), 5, "others need connections too");
+    }
+}

@@ -1,0 +1,160 @@
+//! The streams against the scripts themselves, run by this machine's `sh`.
+
+use std::process::Stdio;
+
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::process::{Child, ChildStdin, ChildStdout, Command};
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+
+use super::*;
+
+struct Program {
+    child: Child,
+    stdin: ChildStdin,
+    stdout: BufReader<ChildStdout>,
+}
+
+/// A program that has said it is ready.
+async fn program(command: &str) -> Program {
+    let mut child = Command::new("sh")
+        .args(["-c", &format!("exec {command}")])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let (stdin, stdout) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+    let mut stdout = BufReader::new(stdout);
+    let mut line = Vec::new();
+    stdout.read_until(b'\n', &mut line).await.unwrap();
+    assert_eq!(line, READY);
+    Program { child, stdin, stdout }
+}
+
+fn place() -> Place {
+    static COUNTER: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+    let count = COUNTER.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    Place::new(format!("test{}x{count}", std::process::id()))
+}
+
+fn content(len: usize) -> Vec<u8> {
+    (0..len).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect()
+}
+
+fn lanes<S>(streams: impl IntoIterator<Item = S>) -> UnboundedReceiver<Lane<S>> {
+    let (sender, receiver) = unbounded_channel();
+    for (index, stream) in streams.into_iter().enumerate() {
+        sender.send(Lane { index, stream }).map_err(drop).unwrap();
+    }
+    receiver
+}
+
+#[tokio::test]
+async fn what_is_written_into_lanes_comes_out_in_order_and_nothing_is_left() {
+    let place = place();
+    let mut main = program(&place.merge_into("cat")).await;
+    let (mut children, mut streams) = (Vec::new(), Vec::new());
+    for index in 0..3 {
+        let lane = program(&place.lane_up(index)).await;
+        children.push(lane.child);
+        streams.push(lane.stdin);
+    }
+    let content = content(5 * BLOCK + 12_345);
+    let mut writer = StripedWriter::new(main.stdin, lanes(streams));
+    // A request and its answer, before and after the large part: nothing waits in a block that is not full.
+    writer.write_all(b"hello").await.unwrap();
+    writer.flush().await.unwrap();
+    let mut hello = [0; 5];
+    main.stdout.read_exact(&mut hello).await.unwrap();
+    assert_eq!(&hello, b"hello");
+    let expected = content.clone();
+    let writing = tokio::spawn(async move {
+        for part in content.chunks(70_000) {
+            writer.write_all(part).await.unwrap();
+        }
+        // A pipe is closed by dropping it.
+        writer.shutdown().await.unwrap();
+    });
+    let mut read = Vec::new();
+    main.stdout.read_to_end(&mut read).await.unwrap();
+    assert!(read == expected, "{} bytes of {}", read.len(), expected.len());
+    writing.await.unwrap();
+    assert!(main.child.wait().await.unwrap().success());
+    for mut child in children {
+        assert!(child.wait().await.unwrap().success());
+    }
+    assert!(!std::path::Path::new(&place.directory()).exists());
+}
+
+#[tokio::test]
+async fn a_lane_that_is_lost_ends_the_stream_early_and_is_no_end_of_it() {
+    let place = place();
+    let mut main = program(&place.merge_into("cat")).await;
+    let mut first = program(&place.lane_up(0)).await;
+    let (sender, receiver) = unbounded_channel();
+    sender.send(Lane { index: 0, stream: first.stdin }).unwrap();
+    let mut writer = StripedWriter::new(main.stdin, receiver);
+    writer.write_all(&content(1000)).await.unwrap();
+    writer.flush().await.unwrap();
+    let mut whole = vec![0; 1000];
+    main.stdout.read_exact(&mut whole).await.unwrap();
+    first.child.kill().await.unwrap();
+    let writing = tokio::spawn(async move {
+        let _fails_or_is_lost = writer.write_all(&content(BLOCK)).await;
+        let _fails_or_is_lost = writer.flush().await;
+    });
+    let mut rest = Vec::new();
+    main.stdout.read_to_end(&mut rest).await.unwrap();
+    assert!(rest.len() < BLOCK);
+    writing.await.unwrap();
+    assert_eq!(main.child.wait().await.unwrap().code(), Some(0), "of `cat`, the program behind it");
+    assert!(!std::path::Path::new(&place.directory()).exists());
+}
+
+#[tokio::test]
+async fn scripts_end_when_nobody_comes() {
+    let place = place();
+    let main = program(&place.merge_into("cat")).await;
+    let lane = program(&place.lane_up(0)).await;
+    let Program { mut child, stdin, .. } = main;
+    drop(stdin);
+    assert!(child.wait().await.unwrap().success());
+    let Program { mut child, stdin, .. } = lane;
+    drop(stdin);
+    assert!(child.wait().await.unwrap().success());
+    assert!(!std::path::Path::new(&place.directory()).exists());
+}
+
+#[tokio::test]
+async fn what_is_split_into_lanes_is_read_in_order_while_lanes_join() {
+    let place = place();
+    let dir = tempfile::tempdir().unwrap();
+    let content = content(9 * BLOCK + 777);
+    std::fs::write(dir.path().join("content"), &content).unwrap();
+    // A `nix-store` that dumps this file, whatever it is asked for.
+    let fake = dir.path().join("nix-store");
+    std::fs::write(&fake, format!("#!/bin/sh\nexec cat {}/content\n", dir.path().display())).unwrap();
+    std::fs::set_permissions(&fake, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let path = StorePath::from_base_name("0c0kyvd9yy1j1xcpq5h3lqkzxmfv0y7i-a").unwrap();
+    let mut main = program(&format!("env PATH={}:$PATH {}", dir.path().display(), place.split(&path))).await;
+    let (sender, receiver) = unbounded_channel();
+    let mut reader = StripedReader::new(main.stdin, receiver, content.len() as u64);
+    let mut read = vec![0; 3 * BLOCK];
+    let mut children = Vec::new();
+    for index in 0..3 {
+        let lane = program(&place.lane_down(index)).await;
+        children.push(lane.child);
+        sender.send(Lane { index, stream: lane.stdout }).unwrap();
+        if index == 0 {
+            reader.read_exact(&mut read).await.unwrap();
+        }
+    }
+    reader.read_to_end(&mut read).await.unwrap();
+    assert!(read == content, "{} bytes of {}", read.len(), content.len());
+    drop(reader);
+    assert!(main.child.wait().await.unwrap().success());
+    for mut child in children {
+        child.wait().await.unwrap();
+    }
+    assert!(!std::path::Path::new(&place.directory()).exists());
+}
