@@ -37,7 +37,8 @@ real:
 	$(LAB)/nix-files.sh
 	$(LAB)/moto.sh
 	cargo test --locked --test worker_live --test user_data_live --test end_to_end --test operations --test faults \
-		--test nixos --test ec2_end_to_end -- --test-threads=2
+		--test nixos -- --test-threads=2
+	cargo test --locked --test ec2_end_to_end -- --test-threads=4 # they mostly wait
 
 bench:
 	$(LAB)/packages.sh

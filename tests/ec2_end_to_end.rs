@@ -330,16 +330,12 @@ fn whoever_waits_is_told_what_the_machine_does() {
             >/tmp/told 2>&1";
         let mut build = lab.command("alice", &["sh", "-c", script]).stdin(Stdio::null()).spawn().unwrap();
         launched(lab, cloud);
+        // The notes before this one may be overtaken before they are shown.
         lab.wait("alice to hear that nobody answers", || {
             lab.sh("cat /tmp/told").contains("not answering yet: ")
         });
         cloud.release();
         assert!(build.wait().unwrap().success(), "{}", lab.sh("cat /tmp/told"));
-        let said = lab.sh("cat /tmp/told");
-        let instance = id(&cloud.only());
-        for note in ["launching builder b-1 in pool `aws`", &format!("builder b-1 boots as `{instance}`")] {
-            assert!(said.contains(note), "{note}: {said}");
-        }
         assert_account_is_empty(lab, cloud);
     });
 }
@@ -495,6 +491,32 @@ fn a_build_on_spot_is_moved_on_demand_before_ec2_takes_the_machine() {
         let instances = cloud.instances();
         assert_eq!(instances.len(), 2, "{instances:#?}");
         assert_eq!(instances[1]["InstanceLifecycle"], Value::Null, "on-demand");
+        assert_account_is_empty(lab, cloud);
+        lab.assert_all_is_over();
+    });
+}
+
+#[test]
+fn a_broker_that_dies_as_it_starts_or_stops_a_machine_leaves_none() {
+    with_cloud(&only("bookworm"), IDLE, "idle-action = \"stop\"", |lab, cloud| {
+        assert_built(lab, nix_build(lab, "before", "0"), "before");
+        lab.wait("the machine to be stopped", || cloud.states() == ["stopped"]);
+        lab.wait("the builder to be gone", || lab.status()["builders"] == json!([]));
+
+        cloud.stall("StartInstances");
+        let build = nix_build(lab, "after", "0");
+        lab.wait("its start to be asked for", || cloud.calls("StartInstances") == 1);
+        lab.kill_broker();
+        cloud.flow();
+        cloud.lose("StopInstances");
+        lab.start_broker();
+        assert_built(lab, build, "after");
+        assert_eq!(cloud.calls("RunInstances"), 1);
+
+        lab.wait("its stop to be asked for", || cloud.calls("StopInstances") == 2);
+        lab.kill_broker();
+        cloud.flow();
+        lab.start_broker();
         assert_account_is_empty(lab, cloud);
         lab.assert_all_is_over();
     });
