@@ -13,7 +13,7 @@
  *   zero                        forget what was counted
  *   count                       print "BYTES_FROM_CLIENT BYTES_TO_CLIENT CONNECTIONS DROPPED TURNS"
  *
- * A turn is a round trip that somebody waited for: the client sends data on a connection after data has come to it.
+ * A turn: the client sends data on a connection after data has come to it. Not all of them are waited for.
  *
  * Every command is answered with one line; `ready` and `ok` for those that have nothing to tell.
  */

@@ -277,7 +277,7 @@ start_hosts
 } >"$OUT.json"
 say "$(in_client nix --version), $(in_client broker --version), $(nproc) processors, load $(cut -d' ' -f1-3 /proc/loadavg)"
 
-printf '\n%-32s %-16s %9s %9s %7s   %-19s %-13s %s\n' "work" "link" "stock" "ours" "ratio" "MiB up+down" "connections" "round trips a build"
+printf '\n%-32s %-16s %9s %9s %7s   %-19s %-13s %s\n' "work" "link" "stock" "ours" "ratio" "MiB up+down" "connections" "turns a build"
 comma=''
 for pair in $LINKS; do
   delay=${pair%:*} rate=${pair#*:}
@@ -305,7 +305,7 @@ for pair in $LINKS; do
         bytes[$side]=$(awk -v a="$SENT" -v b="$RECEIVED" 'BEGIN { printf "%.0f+%.0f", a / 1048576, b / 1048576 }')
         opened[$side]=$CONNECTIONS
         turns[$side]=$(awk -v a="$TURNS" -v b="$(count_of "$work")" 'BEGIN { printf "%.1f", a / b }')
-        printf '%s\n    {"work": "%s", "round_trip_ms": %s, "mbit": %s, "side": "%s", "round": %s, "seconds": %s, "bytes_sent": %s, "bytes_received": %s, "connections": %s, "packets_dropped": %s, "round_trips": %s, "builds_per_builder": "%s"%s}' \
+        printf '%s\n    {"work": "%s", "round_trip_ms": %s, "mbit": %s, "side": "%s", "round": %s, "seconds": %s, "bytes_sent": %s, "bytes_received": %s, "connections": %s, "packets_dropped": %s, "turns": %s, "builds_per_builder": "%s"%s}' \
           "$comma" "$work" "$delay" "$rate" "$side" "$round" "$SECONDS_TAKEN" "$SENT" "$RECEIVED" "$CONNECTIONS" "$DROPPED" "$TURNS" "$PLACES" "$(if [ -s "$WORK/look" ]; then printf ', '; cat "$WORK/look"; fi)" >>"$OUT.json"
         comma=,
       done
@@ -317,5 +317,20 @@ for pair in $LINKS; do
   done
 done
 printf '\n  ]\n}\n' >>"$OUT.json"
-printf '\nSeconds: medians of %s. MiB, connections, round trips that somebody waited for: stock | ours, of the last round. Raw figures: %s\n' "$ROUNDS" "$OUT.json"
+printf '\nSeconds: medians of %s. MiB, connections, turns (data sent after data came, waited for or not): stock | ours, of the last round. Raw figures: %s\n' "$ROUNDS" "$OUT.json"
+# A build of the chain waits for each of its round trips, so that is what a longer link adds to it.
+python3 - "$OUT.json" <<'E'
+import json, statistics, sys
+run = json.load(open(sys.argv[1]))
+for side in "stock", "ours":
+    seconds = {}
+    for one in run["measurements"]:
+        if one["work"] == "chain" and one["side"] == side and one["mbit"] == 1000:
+            seconds.setdefault(one["round_trip_ms"], []).append(one["seconds"])
+    if len(seconds) > 1:
+        short, long = min(seconds), max(seconds)
+        added = statistics.median(seconds[long]) - statistics.median(seconds[short])
+        count = added * 1000 / (long - short) / run["parameters"]["chain"]
+        print(f"Round trips that a build of the chain waits for, {side}: {count:.1f}")
+E
 if python3 tests/bench/plot.py "$OUT.json" >"$OUT.svg"; then echo "As a picture: $OUT.svg (the README's is docs/bench.svg)"; fi

@@ -18,6 +18,8 @@ pub(super) const OPEN_LIMIT: Duration = Duration::from_secs(60);
 /// Daemons kept for the next build, and how long. Each is a process on the builder.
 const MAX_IDLE: usize = 16;
 const IDLE_LIMIT: Duration = Duration::from_secs(60);
+/// How long what was sent to and built on a builder is held there while it has nothing to do.
+const HOLD_LIMIT: Duration = Duration::from_secs(10 * 60);
 /// Daemons kept however long nobody wants them: a first build does not wait for one.
 const MIN_IDLE: usize = 2;
 
@@ -144,16 +146,31 @@ impl Remote {
         self.returned.notify_one();
     }
 
-    /// Ends the daemons that nobody has used for a while, but for a few; to be called now and then.
+    /// Ends the daemons that nobody has used for a while, but for a few; to be called now and then. A builder that has had
+    /// nothing to do for long may collect its garbage: all that was held for the next build is let go.
     pub(crate) fn sweep(self: &Arc<Self>) {
-        let mut state = self.lock();
-        state.idle.retain(|idle| idle.daemon.is_usable());
-        // Those at the end were used last.
-        let spare = state.idle.len().saturating_sub(MIN_IDLE);
-        let old = state.idle.iter().take(spare).take_while(|idle| idle.since.elapsed() >= IDLE_LIMIT).count();
-        state.idle.drain(..old);
-        drop(state);
-        self.warm(MIN_IDLE);
+        let is_asleep = {
+            let mut state = self.lock();
+            state.idle.retain(|idle| idle.daemon.is_usable());
+            let is_asleep = Arc::strong_count(&self.in_use) == 1
+                && !state.idle.is_empty()
+                && state.idle.iter().all(|idle| idle.since.elapsed() >= HOLD_LIMIT);
+            // Those at the end were used last.
+            let spare = if is_asleep { state.idle.len() } else { state.idle.len().saturating_sub(MIN_IDLE) };
+            let old = state.idle.iter().take(spare).take_while(|idle| idle.since.elapsed() >= IDLE_LIMIT);
+            let old = old.count();
+            state.idle.drain(..old);
+            is_asleep
+        };
+        if is_asleep {
+            let this = Arc::clone(self);
+            self.tasks.spawn(async move {
+                this.roots.reset(&this.presence).await;
+                this.warm(MIN_IDLE);
+            });
+        } else {
+            self.warm(MIN_IDLE);
+        }
     }
 
     fn take_idle(&self) -> Option<Daemon> {

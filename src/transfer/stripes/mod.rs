@@ -88,12 +88,13 @@ impl Place {
         )
     }
 
-    /// The command that splits the archive of a path into lanes.
+    /// The command that splits the archive of a path into lanes. After an archive that ends too early, or is none at all,
+    /// comes nonsense: who reads it must not wait for the rest.
     pub fn split(&self, path: &StorePath) -> String {
         let begin = self.begin();
         format!(
             "sh -c '{begin}exec 9<&0\n\
-             nix-store --dump {path} 9<&- | {{ exec 3<>3 4<>4 5<>5 6<>6 7<>7 8<>8\n\
+             {{ nix-store --dump {path} 9<&-; exec yes; }} | {{ exec 3<>3 4<>4 5<>5 6<>6 7<>7 8<>8\n\
              while read -r k n <&9; do case $n in\n\
              open) eval \"exec $k>$k\" ;;\n\
              *) head -c \"$n\" >&\"$k\" || exit 9 ;;\n\

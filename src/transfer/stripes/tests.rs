@@ -158,3 +158,22 @@ async fn what_is_split_into_lanes_is_read_in_order_while_lanes_join() {
     }
     assert!(!std::path::Path::new(&place.directory()).exists());
 }
+
+#[tokio::test]
+async fn an_archive_that_ends_too_early_is_followed_by_nonsense_and_not_by_silence() {
+    let place = place();
+    let path = StorePath::from_base_name("0c0kyvd9yy1j1xcpq5h3lqkzxmfv0y7i-a").unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let fake = dir.path().join("nix-store");
+    std::fs::write(&fake, "#!/bin/sh\necho beginning; exit 1\n").unwrap();
+    std::fs::set_permissions(&fake, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let mut main = program(&format!("env PATH={}:$PATH {}", dir.path().display(), place.split(&path))).await;
+    let lane = program(&place.lane_down(0)).await;
+    let mut reader = StripedReader::new(main.stdin, lanes([lane.stdout]), 3 * BLOCK as u64);
+    let mut read = Vec::new();
+    reader.read_to_end(&mut read).await.unwrap();
+    assert_eq!(read.len(), 3 * BLOCK);
+    assert!(read.starts_with(b"beginning\ny\ny\n"));
+    drop(reader);
+    main.child.wait().await.unwrap();
+}
