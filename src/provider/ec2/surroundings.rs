@@ -260,9 +260,10 @@ async fn network(
     if let Some(network) = known.get() {
         return Ok(network);
     }
-    let found = network::find(api, spec)
-        .await
-        .map_err(|error| ProviderError::new(ProviderErrorKind::Config, crate::provider::chain(&error)))?;
+    let found = network::find(api, spec).await.map_err(|error| match error {
+        network::NetworkError::Api(error) => refused(&error),
+        error => ProviderError::new(ProviderErrorKind::Config, crate::provider::chain(&error)),
+    })?;
     if spec.reach == Reach::Public {
         admit(api, &found, broker).await;
     }
