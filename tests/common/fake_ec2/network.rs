@@ -18,9 +18,6 @@ fn attribute(own: &[(&str, String)], tags: &BTreeMap<String, String>, name: &str
     }
 }
 
-/// Protocol, first port, last port, range, note.
-type Rule = (String, String, String, String, String);
-
 impl Account {
     pub(super) fn describe_vpcs(&mut self, asked: &Asked<'_>) -> Answer {
         let mut found = Vec::new();
