@@ -258,6 +258,23 @@ fn a_machine_that_cannot_be_set_up_fails_the_build_with_the_reason() {
 }
 
 #[test]
+fn a_machine_that_never_answers_is_ended_and_its_console_shown() {
+    let pool = format!("{IDLE}\nlaunch-timeout = \"12s\"");
+    with_cloud(&only("trixie"), &pool, "", |lab, cloud| {
+        // EC2 says that it runs, and nothing of it boots.
+        cloud.hold();
+        let (ok, _, said) = end_of(lab, nix_build(lab, "silent", "0"));
+        assert!(!ok, "{said}");
+        for words in ["after its launch", "its console says last: ", "failed to launch 3 times in a row"] {
+            assert!(said.contains(words), "no `{words}`: {said}\n{}", lab.diagnosis());
+        }
+        cloud.release();
+        assert_account_is_empty(lab, cloud);
+        lab.assert_all_is_over();
+    });
+}
+
+#[test]
 fn a_processor_that_lacks_what_the_pool_promises_takes_no_build() {
     // Amazon has both processors, and this machine is not both.
     let elsewhere = ["c7i.large sapphirerapids", "c7a.large znver4"];
