@@ -633,7 +633,7 @@ fn check_prints_every_problem_of_a_file() {
     exit 1
     --- stderr
     error: `DIR/config.toml` has 4 problems
-      DIR/config.toml:1: pool[1]: no provider; say where the machines come from: a `[pool.local]` table, or `[[pool.hosts]]`
+      DIR/config.toml:1: pool[1]: no provider; say where the machines come from: a `[pool.local]` table, a `[pool.ec2]` table, or `[[pool.hosts]]`
       DIR/config.toml:1: pool[1].name: missing: every pool has a name, such as "local"
       DIR/config.toml:2: pool[1].nmae: unknown key; did you mean `name`?
       DIR/config.toml:3: pool[1].idle-timeout: `5` has no unit; write "5s" or "5m"
