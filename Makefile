@@ -22,6 +22,7 @@ format:
 
 lint:
 	cargo clippy --locked --all-targets -- --deny warnings
+	cargo clippy --locked --all-targets --no-default-features -- --deny warnings
 	RUSTDOCFLAGS="--deny warnings" cargo doc --locked --no-deps --document-private-items --quiet
 
 licences:
@@ -41,7 +42,9 @@ real:
 	$(LAB)/nix-files.sh
 	$(LAB)/moto.sh
 	cargo test --locked --test worker_live --test user_data_live --test end_to_end --test operations --test faults \
-		--test nixos --test run --test install --test ec2_end_to_end -- --test-threads=2
+		--test nixos --test run --test install -- --test-threads=2
+	# Its tests mostly wait.
+	cargo test --locked --test ec2_end_to_end -- --test-threads=4
 
 bench:
 	$(LAB)/packages.sh

@@ -199,13 +199,11 @@ fn host_key() -> std::io::Result<HostKeyPair> {
     })
 }
 
+/// Asked about every request, by its action and form and when it came.
+type Chaos = Box<dyn FnMut(&str, &fake_ec2::Form, Duration) -> Option<Fault> + Send>;
+
 /// What goes wrong with requests, until it is over.
-fn chaos(
-    world: &World,
-    mut chance: Chance,
-    how_bad: u64,
-    until: Duration,
-) -> Box<dyn FnMut(&str, &fake_ec2::Form, Duration) -> Option<Fault> + Send> {
+fn chaos(world: &World, mut chance: Chance, how_bad: u64, until: Duration) -> Chaos {
     let (in_use, robbed) = (Arc::clone(&world.in_use), Arc::clone(&world.robbed));
     Box::new(move |action, form, now| {
         if action == "TerminateInstances" {

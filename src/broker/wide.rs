@@ -1,4 +1,4 @@
-//! Large transfers: one stream over several connections to a builder (see [`stripes`]).
+//! Large transfers: one stream over several connections to a builder (see `stripes`).
 //!
 //! Owns when a transfer is worth it, how many lanes it gets, and the channels. A stream begins with one lane; more are
 //! opened when it moves about as much per round trip as one channel can, for then it is the channel that holds it up and not

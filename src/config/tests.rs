@@ -140,6 +140,18 @@ fn every_key_is_taken_as_written() {
     );
 }
 
+#[cfg(feature = "ec2")]
+#[test]
+fn the_example_in_the_documentation_is_a_right_file() {
+    let lines = include_str!("mod.rs").lines().filter_map(|line| line.strip_prefix("//!"));
+    let example: Vec<&str> =
+        lines.skip_while(|line| *line != " ```toml").skip(1).take_while(|line| *line != " ```").collect();
+    let config = good(&example.join("\n").replace("ssh-ed25519 AAAA...", KEY));
+    assert_eq!(config.pools.len(), 3);
+    assert_eq!(config.warnings, []);
+    assert!(config.caps.month.is_some());
+}
+
 #[test]
 fn each_mistake_is_named_with_its_line_and_key() {
     let cases: &[(String, &str)] = &[

@@ -13,11 +13,11 @@ pub struct Ec2Spec {
     pub regions: Vec<String>,
     /// How instances are bought first.
     pub market: Market,
-    /// Instance types, best first; empty means that they are found by what the pool's builders must offer.
+    /// Instance types, best first among equal sizes; empty means that they are found by what the pool's builders must offer.
     pub types: Vec<String>,
     /// Take only processors whose own name is the pool's `gccarch-`, not their supersets.
     pub exact: bool,
-    /// An instance that costs more is not launched.
+    /// An instance whose compute costs more is not launched; its volume and public address are not counted here.
     pub max_price: Option<HourlyRate>,
     /// What they boot.
     pub image: ImageSpec,

@@ -250,6 +250,7 @@ pub async fn tend_leftovers(context: ProviderContext) {
 }
 
 /// An error with its causes, on one line.
+#[cfg(feature = "ec2")]
 pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
@@ -273,6 +274,10 @@ impl fmt::Display for ProviderErrorKind {
     }
 }
 
+#[cfg_attr(
+    not(feature = "ec2"),
+    allow(unused_variables, clippy::unused_async, reason = "some of this is asked of EC2 instances alone")
+)]
 impl Provider {
     /// The provider that the configuration names for this pool.
     pub fn for_pool(pool: &PoolSpec, context: &ProviderContext) -> Result<Self, ProviderError> {

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use super::action::{Action, Note};
 use super::build::{Build, Stage};
-use super::builder::EndReason;
+use super::builder::{Builder, EndReason};
 use super::fleet::Fleet;
 use super::money::Ledger;
 use super::pool::PoolIx;
@@ -142,27 +142,37 @@ impl Fleet {
         if !pool.is_paid_for() {
             return None;
         }
-        let hopeless = self.ledger.caps.hour.filter(|cap| pool.is_too_dear(*cap));
-        self.ledger.reached.clone().or_else(|| {
-            let cap = hopeless?;
-            Some(format!("no instance that would do costs as little as the cap of {cap}"))
-        })
+        if let Some(reason) = &self.ledger.reached {
+            return Some(reason.clone());
+        }
+        let (cap, left) = self.too_little_of_hour(ix)?;
+        // What it has goes on, and may take another build.
+        if self.roster.census(ix).staffed() > 0 {
+            return None;
+        }
+        if pool.is_too_dear(cap) {
+            return Some(format!("no instance that would do costs as little as the cap of {cap}"));
+        }
+        let is_costly =
+            |builder: &Builder| builder.rate() != HourlyRate::default() || builder.unknown_price().is_some();
+        let more_will_be_left = self.roster.iter().any(is_costly);
+        (!more_will_be_left).then(|| format!("stopped instances leave {left} of the cap of {cap}"))
+    }
+
+    /// The cap per hour and what is left of it, when that is too little for another builder of a pool.
+    fn too_little_of_hour(&self, ix: PoolIx) -> Option<(HourlyRate, HourlyRate)> {
+        let (cap, left) = (self.ledger.caps.hour?, self.left_of_hour()?);
+        let is_too_little = left == HourlyRate::default() || self.pools[ix.0].is_too_dear(left);
+        is_too_little.then_some((cap, left))
     }
 
     /// Why a pool launches nothing now, as far as money is concerned.
     pub(super) fn held(&self, ix: PoolIx) -> Option<String> {
-        let pool = &self.pools[ix.0];
-        if !pool.is_paid_for() {
-            return None;
-        }
         let hour = || {
-            let (cap, left) = (self.ledger.caps.hour?, self.left_of_hour()?);
-            let is_too_little = left == HourlyRate::default() || pool.is_too_dear(left);
-            is_too_little.then(|| {
-                format!("{left} is left of the cap of {cap}, which is too little for another builder")
-            })
+            let (cap, left) = self.too_little_of_hour(ix)?;
+            Some(format!("{left} is left of the cap of {cap}, which is too little for another builder"))
         };
-        self.closed(ix).or_else(hour)
+        if self.pools[ix.0].is_paid_for() { self.closed(ix).or_else(hour) } else { None }
     }
 
     /// Why a request is not taken for a pool that fits it: it launches nothing, and has nothing.
@@ -239,7 +249,7 @@ impl Fleet {
 
     pub(super) fn money_status(&self, now: Instant) -> Option<MoneyStatus> {
         let unbooked = self.unbooked(now);
-        let running: HourlyRate = self.roster.iter().map(super::builder::Builder::rate).sum();
+        let running: HourlyRate = self.roster.iter().map(Builder::rate).sum();
         let status = MoneyStatus {
             rate: running + self.ledger.aside(),
             today: self.ledger.today() + unbooked,
@@ -255,7 +265,7 @@ impl Fleet {
             return None;
         }
         let of_pool = || self.roster.iter().filter(|builder| builder.pool == ix);
-        let rate: HourlyRate = of_pool().map(super::builder::Builder::rate).sum();
+        let rate: HourlyRate = of_pool().map(Builder::rate).sum();
         let unbooked: Usd = of_pool().map(|builder| builder.cost(now).saturating_sub(builder.booked)).sum();
         Some((rate + self.ledger.aside_of(ix), self.ledger.today_of(ix) + unbooked))
     }

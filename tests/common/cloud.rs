@@ -151,6 +151,11 @@ impl Cloud {
         self.ask(&json!(["flow"]));
     }
 
+    /// Spot instances hear that EC2 takes them back.
+    pub(crate) fn interrupt(&mut self) {
+        self.ask(&json!(["interrupt"]));
+    }
+
     /// What a script prints in the machine of an instance.
     pub(crate) fn on_machine(&self, instance: &str, script: &str) -> String {
         let host = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/lab/host.sh");

@@ -28,7 +28,10 @@ async fn a_lack_of_capacity_is_asked_for_once_though_it_is_an_internal_error_by_
     assert_eq!((error.class, error.status, calls), (ErrorClass::Capacity, Some(500), 1));
     assert!(!error.may_have_acted);
     let shown = error.to_string();
-    assert!(shown.starts_with("RunInstances of c6a.4xlarge (on-demand) in eu-central-1a"), "{shown}");
+    assert!(
+        shown.starts_with("RunInstances of c6a.4xlarge (on-demand) in eu-central-1a fails: Insuff"),
+        "{shown}"
+    );
 
     let spot = RunOrder { market: Market::Spot, client_token: "token-2".into(), ..order };
     api.run_instance(&spot).await.unwrap();

@@ -156,27 +156,27 @@ async fn subnets_volumes_and_zones_are_found_made_and_removed() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_default_vpc_is_taken_apart_in_order_and_made_again() {
+async fn a_default_vpc_is_made_whole_and_taken_apart_in_order() {
     let (fake, api) = simulated();
     assert_eq!(api.regions().await.unwrap(), ["eu-central-1", "eu-west-1", "us-east-1"]);
     assert_eq!(api.create_default_vpc().await.unwrap_err().code.as_deref(), Some("DefaultVpcAlreadyExists"));
-    let (vpc, subnets) = fake.default_network(REGION);
+    fake.forget_default_vpc(REGION);
+    let vpc = api.create_default_vpc().await.unwrap();
+    let subnets = api.subnets(&[("vpc-id", &strings([&vpc]))]).await.unwrap();
+    assert_eq!(subnets.len(), 3);
     assert_eq!(api.delete_vpc(&vpc).await.unwrap_err().class, ErrorClass::Busy);
-    for (_, subnet) in subnets {
-        api.delete_subnet(&subnet).await.unwrap();
+    for subnet in subnets {
+        api.delete_subnet(&subnet.id).await.unwrap();
     }
+    let gateways = api.internet_gateways(&vpc).await.unwrap();
+    assert_eq!(gateways.len(), 1);
+    assert_eq!(api.delete_vpc(&vpc).await.unwrap_err().class, ErrorClass::Busy);
+    api.delete_internet_gateway(&gateways[0], &vpc).await.unwrap();
+    api.delete_internet_gateway(&gateways[0], &vpc).await.unwrap();
     api.delete_vpc(&vpc).await.unwrap();
     api.delete_vpc(&vpc).await.unwrap();
     assert!(api.vpcs(&[]).await.unwrap().is_empty());
     assert!(api.security_groups(&[]).await.unwrap().is_empty());
-
-    let vpc = api.create_default_vpc().await.unwrap();
-    assert_eq!(api.subnets(&[("vpc-id", &strings([&vpc]))]).await.unwrap().len(), 3);
-    let gateways = api.internet_gateways(&vpc).await.unwrap();
-    assert_eq!(gateways.len(), 1);
-    api.delete_internet_gateway(&gateways[0], &vpc).await.unwrap();
-    api.delete_internet_gateway(&gateways[0], &vpc).await.unwrap();
-    assert!(api.internet_gateways(&vpc).await.unwrap().is_empty());
 }
 
 #[tokio::test(start_paused = true)]

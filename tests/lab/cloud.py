@@ -16,12 +16,14 @@ standard input is a command, answered by one line:
     ["stall", ACTION]           this action is done, and its answer withheld until answers flow
     ["lose", ACTION]            this action is not done, and an error is the answer once answers flow
     ["flow"]                    answers flow again
+    ["interrupt"]               instances hear from their metadata that EC2 takes them back
 
 It ends, and all machines with it, when standard input does.
 """
 
 import base64
 import collections
+import http.server
 import io
 import json
 import logging
@@ -114,6 +116,39 @@ class Gate:
             self.stalled.clear()
             self.lost.clear()
             self.changed.notify_all()
+
+
+class Metadata(http.server.BaseHTTPRequestHandler):
+    """What an instance asks at 169.254.169.254. All of them share the address, so all hear the same."""
+
+    ADDRESS = "169.254.169.254"
+    interrupted = False
+
+    def do_PUT(self):
+        self.reply(200, "token" if self.path == "/latest/api/token" else "")
+
+    def do_GET(self):
+        if self.headers.get("X-aws-ec2-metadata-token") != "token":
+            self.reply(401, "")
+        elif self.path == "/latest/meta-data/spot/instance-action" and self.interrupted:
+            at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + 120))
+            self.reply(200, json.dumps({"action": "terminate", "time": at}))
+        else:
+            self.reply(404, "")
+
+    def reply(self, status, text):
+        self.send_response(status)
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+    def log_message(self, *_):
+        pass
+
+    @classmethod
+    def serve(cls):
+        subprocess.run(["ip", "address", "add", f"{cls.ADDRESS}/32", "dev", "lo"], check=True)
+        server = http.server.ThreadingHTTPServer((cls.ADDRESS, 80), cls)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
 
 
 class Machines:
@@ -256,6 +291,8 @@ def answer(command, ec2, gate, machines):
             machines.broken.append(program)
         case ["stall", action]:
             gate.stall(action)
+        case ["interrupt"]:
+            Metadata.interrupted = True
         case ["lose", action]:
             gate.lose(action)
         case ["flow"]:
@@ -270,6 +307,7 @@ def main():
     logging.basicConfig(level=logging.WARNING)
     images = images_for_moto()
     gate = serve(address)
+    Metadata.serve()
     endpoint = f"http://{address}"
     ec2 = client(endpoint)
     ready = {"endpoint": endpoint, "region": REGION} | network(ec2)

@@ -5,8 +5,8 @@
 #   instance.sh restart UNIT                what `systemctl restart` comes to
 #
 # What NixOS has and a lab host has not: systemd (units here are processes with a pid in /run/units, timers are loops on
-# the machine's own uptime, and a poweroff is a file that cloud.py looks for) and a firewall (whose rules are written to
-# /run/rules). Everything else is real: the user-data, sshd, Nix, and the dead-man with its timers.
+# the machine's own uptime, and a poweroff is a file that cloud.py looks for), a firewall (whose rules are written to
+# /run/rules), and curl (of which there is as much as the heartbeat needs). Everything else is real: the user-data, sshd, Nix, and the dead-man with its timers.
 set -eu
 
 serve() { # UNIT COMMAND...
@@ -89,6 +89,27 @@ case " $* " in
 esac
 TABLES
   done
+  program curl <<'CURL'
+#!/bin/bash
+method=GET write= headers=()
+while [ $# -gt 0 ]; do
+  case $1 in
+  -X) method=$2; shift 2 ;;
+  -H) headers+=("$2"); shift 2 ;;
+  -w) write=$2; shift 2 ;;
+  -m) shift 2 ;;
+  -s | -f) shift ;;
+  -*) echo "curl: the lab has no '$1'" >&2; exit 2 ;;
+  *) url=${1#http://}; shift ;;
+  esac
+done
+exec 3<>"/dev/tcp/${url%%/*}/80" || exit 7
+printf '%s\r\n' "$method /${url#*/} HTTP/1.0" "Host: ${url%%/*}" "${headers[@]}" '' >&3
+read -r _ status _ <&3
+while IFS= read -r line <&3 && [ "$line" != $'\r' ]; do :; done
+cat <&3
+[ -z "$write" ] || printf '\n%s' "$status"
+CURL
   for broken in $BROKEN; do program "$broken" </dev/null; done
 }
 
@@ -119,6 +140,7 @@ boot)
   echo "$2" >/run/address
   sed -i 's/^sandbox = .*/sandbox = true/' /etc/nix/nix.conf # as NixOS has it
   programs
+  case $2 in 127.*) ;; *) ip address replace "$2/32" dev lo ;; esac
   apply_user_data
   start sshd.service
   start nix-daemon.service

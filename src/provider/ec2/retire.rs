@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::api::{ApiError, InstanceState, PerInstance};
+use super::api::{ApiError, ErrorClass, InstanceState, PerInstance};
 use super::estate::Estate;
 use super::records::{ClassRecord, Record, Stage};
 use crate::model::ec2::IdleAction;
@@ -45,7 +45,11 @@ impl Estate {
         self.disclaim(&record.intent);
         let refused = |source| RetireError::Refused { instance: instance.to_owned(), source };
         let api = self.client_of(&record.site).await.map_err(refused)?;
-        only(api.terminate(&[instance.to_owned()]).await).map_err(refused)?;
+        match only(api.terminate(&[instance.to_owned()]).await) {
+            // It may be too young to be known, or gone: what is shown decides.
+            Err(error) if error.class == ErrorClass::NotFound => {}
+            answer => answer.map_err(refused)?,
+        }
         self.confirm(instance, |estate| {
             let is_forgotten = estate.with_records(|records| records.of_instance(instance).is_none());
             is_forgotten

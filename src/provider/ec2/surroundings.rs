@@ -260,9 +260,17 @@ async fn network(
     if let Some(network) = known.get() {
         return Ok(network);
     }
-    let found = network::find(api, spec)
-        .await
-        .map_err(|error| ProviderError::new(ProviderErrorKind::Config, crate::provider::chain(&error)))?;
+    let found = network::find(api, spec).await.map_err(|error| match error {
+        network::NetworkError::Api(error) => refused(&error),
+        error @ (network::NetworkError::Nothing { .. }
+        | network::NetworkError::Unknown(_)
+        | network::NetworkError::Scattered(_)
+        | network::NetworkError::Namesake(_)
+        | network::NetworkError::NotMade
+        | network::NetworkError::Report(_)) => {
+            ProviderError::new(ProviderErrorKind::Config, crate::provider::chain(&error))
+        }
+    })?;
     if spec.reach == Reach::Public {
         admit(api, &found, broker).await;
     }

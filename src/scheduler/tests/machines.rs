@@ -382,3 +382,25 @@ fn every_build_and_every_machine_is_recorded_once_with_its_cost() {
         .collect();
     assert_eq!(ends, [(false, false), (true, true)]);
 }
+
+#[test]
+fn stopped_machines_that_leave_nothing_of_the_hour_keep_nobody_waiting() {
+    let caps = Caps { hour: Some(HourlyRate(dollars("0.01"))), ..Caps::default() };
+    let mut world = World::with_caps(vec![ec2_pool("ec2", Market::Spot)], caps);
+    world.apply(Event::Clock {
+        day: UtcDay(1),
+        aside: vec![(PoolName::new("ec2"), HourlyRate(dollars("0.02")))],
+    });
+    world.accept(1, X86, &[]);
+    let failure = world.failure_of(1);
+    assert!(failure.reason.contains("stopped instances leave $0.00/h of the cap of $0.01/h"), "{failure}");
+}
+
+#[test]
+fn what_is_found_after_the_end_is_left_to_the_next_broker() {
+    let mut world = World::new(vec![pool("x86", X86, &[])]);
+    world.apply(Event::ShutdownRequested);
+    assert_eq!(world.exits, 1);
+    world.adopt(&[("x86", 60)]);
+    assert!(world.fleet.status(world.now).builders.is_empty());
+}

@@ -94,10 +94,12 @@ pub(super) struct Group {
     pub(super) vpc: String,
     pub(super) name: String,
     pub(super) description: String,
-    /// Protocol, first port, last port, range, note.
-    pub(super) ingress: Vec<(String, String, String, String, String)>,
+    pub(super) ingress: Vec<Rule>,
     pub(super) tags: BTreeMap<String, String>,
 }
+
+/// What a group lets in: protocol, first port, last port, range, note.
+pub(super) type Rule = (String, String, String, String, String);
 
 #[derive(Clone, Debug)]
 pub(super) struct Volume {

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use super::account::{Account, Cidr};
+use super::account::{Account, Cidr, Rule};
 use super::form::tag_attribute;
 use super::instance::State;
 use super::launch::invalid;
@@ -170,7 +170,7 @@ impl Account {
         })
     }
 
-    fn rules(asked: &Asked<'_>) -> Result<Vec<(String, String, String, String, String)>, Refusal> {
+    fn rules(asked: &Asked<'_>) -> Result<Vec<Rule>, Refusal> {
         let mut rules = Vec::new();
         for rule in asked.form.forms("IpPermissions") {
             let text = |name: &str| rule.get(name).unwrap_or_default().to_owned();
@@ -193,7 +193,7 @@ impl Account {
         let rules = Self::rules(asked)?;
         let group = self.group(asked)?;
         for rule in rules {
-            let same = |other: &(String, String, String, String, String)| {
+            let same = |other: &Rule| {
                 (&other.0, &other.1, &other.2, &other.3) == (&rule.0, &rule.1, &rule.2, &rule.3)
             };
             if group.ingress.iter().any(same) {

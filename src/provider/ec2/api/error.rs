@@ -231,7 +231,7 @@ impl fmt::Display for ApiError {
         if !self.words.subject.is_empty() {
             write!(f, " of {}", self.words.subject)?;
         }
-        if !self.words.region.is_empty() {
+        if !self.words.region.is_empty() && !self.words.subject.contains(&self.words.region) {
             write!(f, " in {}", self.words.region)?;
         }
         f.write_str(" fails: ")?;

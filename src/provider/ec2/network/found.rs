@@ -1,6 +1,6 @@
 //! What there is of a network in one region, and which of it a pool uses.
 //!
-//! Pure. What is missing of it, and what `broker init` does about that, is in [`super::plan`].
+//! Pure. What is missing of it, and what `broker init` does about that, is in `super::plan`.
 
 use std::collections::BTreeSet;
 use std::fmt;

@@ -1,7 +1,7 @@
 //! Where instances are launched, and who gets in to them: VPC, subnets, security group.
 //!
-//! Owns what `broker init` makes and what a launch uses of it. [`found`] says what there is, [`plan`] (pure) what follows,
-//! [`perform`] does it. How an instance is then reached is the business of whoever dials it.
+//! Owns what `broker init` makes and what a launch uses of it. `found` says what there is, `plan` (pure) what follows,
+//! `perform` does it. How an instance is then reached is the business of whoever dials it.
 //!
 //! The rules of our security group say in their description whose they are (`nix-broker BROKER-ID`), so that brokers
 //! which share a group follow their own addresses and leave each other's alone.

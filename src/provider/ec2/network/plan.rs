@@ -1,5 +1,5 @@
 //! What `broker init` does to a region's network, and what `broker init --remove` does: decided here, done in
-//! [`super::perform`].
+//! `super::perform`.
 //!
 //! Pure. Nothing that a person made is ever changed or deleted, not even a rule that was added to our group.
 
