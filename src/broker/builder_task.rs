@@ -229,6 +229,9 @@ impl Task {
         let (local, tasks) = (Arc::clone(&self.shared.local_store), self.shared.tasks.clone());
         let remote = Arc::new(Remote::new(self.builder, sessions, local, tasks));
         let remote = self.remote.get_or_init(|| remote);
+        if let Err(error) = remote.open_first().await {
+            return fault(BuilderFaultKind::BootFailed, chain(&error));
+        }
         tracing::info!(builder = %self.builder, processors = facts.processors, nix = ?facts.nix_version, "ready");
         // A builder comes up because builds wait for it: one daemon for each that it takes at once.
         remote.warm(match self.runtime.spec.slots {

@@ -96,6 +96,14 @@ impl Remote {
         }
     }
 
+    /// Opens the first daemon and waits until it answers. It makes the store if there is none yet: several daemons of Nix
+    /// 2.8 that do so at once can leave one of them waiting for ever.
+    pub(crate) async fn open_first(self: &Arc<Self>) -> anyhow::Result<()> {
+        let daemon = self.fresh_daemon().await?;
+        self.give_back(daemon);
+        Ok(())
+    }
+
     /// Opens daemons ahead of those who will want them: as many as are not idle or on their way. What cannot be opened
     /// is left to whoever wants it.
     pub(crate) fn warm(self: &Arc<Self>, count: usize) {
