@@ -407,7 +407,11 @@ async fn schedule(seed: u64) {
         let until = chance.seconds(60, 3600);
         world.ec2.faults(|known| known.shortage("*", "eu-central-1a", None, Some(until)));
     }
-    let dead_men = tokio::spawn(Arc::clone(&world.dead_men).watch(world.ec2.clone()));
+    let comes_back = chance.percent(60);
+    // Each line of defence alone: in some schedules no machine ever ends itself, because its user-data never arrived.
+    let user_data_arrives = !comes_back || chance.percent(50);
+    let dead_men =
+        user_data_arrives.then(|| tokio::spawn(Arc::clone(&world.dead_men).watch(world.ec2.clone())));
 
     let incarnations = 1 + chance.below(4);
     for incarnation in 0..incarnations {
@@ -432,7 +436,6 @@ async fn schedule(seed: u64) {
     }
     assert_eq!(*world.robbed.lock().unwrap(), BTreeSet::new(), "in use, and ended by us");
 
-    let comes_back = chance.percent(60);
     if comes_back {
         // A last start in good weather, with nothing to build: it ends what there is.
         let calm = chaos(&world, Chance::new(seed), 0, Duration::ZERO);
@@ -447,7 +450,9 @@ async fn schedule(seed: u64) {
         // No broker ever again: the machines end themselves.
         sleep(Duration::from_secs(3 * 3600)).await;
     }
-    dead_men.abort();
+    if let Some(dead_men) = dead_men {
+        dead_men.abort();
+    }
     if std::env::var_os("NIX_BROKER_SCHEDULES").is_some() {
         let mut counts = BTreeMap::<String, u32>::new();
         for seen in world.ec2.seen() {
@@ -456,7 +461,7 @@ async fn schedule(seed: u64) {
         eprintln!("schedule {seed}: {} instances, {counts:?}", world.ec2.bills().len());
     }
     world.ec2.tick();
-    look_at_the_bill(&world, &foreign, comes_back);
+    look_at_the_bill(&world, &foreign, comes_back, user_data_arrives);
 }
 
 async fn launch_foreign(world: &World) -> String {
@@ -479,7 +484,7 @@ async fn launch_foreign(world: &World) -> String {
     launched.instance.id.to_string()
 }
 
-fn look_at_the_bill(world: &World, foreign: &str, comes_back: bool) {
+fn look_at_the_bill(world: &World, foreign: &str, comes_back: bool, user_data_arrives: bool) {
     let mut by_intent: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for bill in world.ec2.bills() {
         if bill.id == foreign {
@@ -494,7 +499,11 @@ fn look_at_the_bill(world: &World, foreign: &str, comes_back: bool) {
             assert!(!bill.is_open, "{} is still there: {bill:?}", bill.id);
         }
         let longest = bill.ran.iter().map(|(from, to)| to.unwrap() - *from).max().unwrap_or_default();
-        assert!(longest <= HARD + Duration::from_secs(60), "{} ran for {longest:?}", bill.id);
+        assert!(
+            !user_data_arrives || longest <= HARD + Duration::from_secs(60),
+            "{} ran for {longest:?}",
+            bill.id
+        );
     }
     for (intent, instances) in by_intent {
         assert_eq!(instances.len(), 1, "launch `{intent}` made {instances:?}");

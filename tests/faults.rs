@@ -110,7 +110,7 @@ fn a_drained_broker_finishes_what_runs_and_leaves_nothing() {
     on_every_release(LOCAL_POOL, |lab| {
         let child = spawn_build(
             lab,
-            &["/t/wide.nix", "--argstr", "nonce", "d", "--argstr", "n", "2", "--argstr", "sleep", "3"],
+            &["/t/wide.nix", "--argstr", "nonce", "d", "--argstr", "n", "2", "--argstr", "sleep", "8"],
         );
         lab.wait("builds to run", || lab.builds_in("building") == 2);
         let status = lab.stop_broker();
