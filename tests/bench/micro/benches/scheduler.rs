@@ -46,6 +46,7 @@ fn request(number: u64) -> BuildRequest {
         requirement: Requirement {
             system: System::new("x86_64-linux"),
             features: features.iter().map(|&feature| Feature::new(feature)).collect(),
+            inherited: Default::default(),
         },
         am_willing: true,
         settings: BuildSettings::default(),
@@ -62,7 +63,7 @@ fn run(config: &Config) -> u64 {
         for action in fleet.apply(now, event) {
             if let Action::Start { build, lease, .. } = action {
                 running.push_back((build, lease));
-            } else if let Action::Launch { builder, pool } = action {
+            } else if let Action::Launch { builder, pool, .. } = action {
                 starting.push((builder, pool));
             }
         }
@@ -74,7 +75,12 @@ fn run(config: &Config) -> u64 {
     }
     for (builder, pool) in std::mem::take(&mut starting) {
         let spec = config.pools.iter().find(|spec| spec.name == pool).unwrap();
-        let facts = BuilderFacts { offer: spec.offer.clone(), processors: 8, nix_version: None };
+        let facts = BuilderFacts {
+            offer: spec.offer.clone(),
+            processors: 8,
+            nix_version: None,
+            cpu_flags: Default::default(),
+        };
         apply(&mut fleet, Event::Ready { builder, facts }, &mut running, &mut starting);
     }
     let mut ended = 0;
