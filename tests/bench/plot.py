@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""The benchmark's figures as a picture: the JSON of a run becomes an SVG for the README.
+"""The benchmark's figures as a picture: the JSON of a run becomes an SVG.
 
-   plot.py RUN.json >docs/bench.svg
+   plot.py RUN.json >RUN.svg
 
 One group of bars for each work, one pair for each link: stock and ours, on a logarithmic scale because they differ by
 more than an order of magnitude. Owns the drawing only; run.sh owns the figures.

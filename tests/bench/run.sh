@@ -333,4 +333,4 @@ for side in "stock", "ours":
         count = added * 1000 / (long - short) / run["parameters"]["chain"]
         print(f"Round trips that a build of the chain waits for, {side}: {count:.1f}")
 E
-if python3 tests/bench/plot.py "$OUT.json" >"$OUT.svg"; then echo "As a picture: $OUT.svg (the README's is docs/bench.svg)"; fi
+if python3 tests/bench/plot.py "$OUT.json" >"$OUT.svg"; then echo "As a picture: $OUT.svg"; fi
