@@ -21,6 +21,7 @@ format:
 	cargo fmt --check
 
 lint:
+	for script in $(LAB)/*.sh tests/bench/*.sh contrib/*.sh; do bash -n $$script || exit 1; done
 	cargo clippy --locked --all-targets -- --deny warnings
 	cargo clippy --locked --all-targets --no-default-features -- --deny warnings
 	RUSTDOCFLAGS="--deny warnings" cargo doc --locked --no-deps --document-private-items --quiet

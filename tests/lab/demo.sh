@@ -68,7 +68,7 @@ wait $BUILD || { echo "the build failed:"; in_host --user alice tail -n 30 build
 took=$(echo "$(date +%s.%N) - $began" | bc)
 result=$(in_host --user alice cat result.path)
 bold "Done in $(printf %.1f "$took") seconds"
-say "That was 108 seconds of work. What Alice saw of it, besides the builds'"'"' own logs:"
+say "That was 108 seconds of work. What Alice saw of it, besides the builds' own logs:"
 in_host --user alice sh -c "grep -m 3 -E 'launching|boots|ready after' build.log" | indent || true
 say "The result is in Alice's own store, valid, with the log of every step:"
 shell alice "wc -l $result"; in_host wc -l "$result" | indent
