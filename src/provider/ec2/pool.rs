@@ -114,8 +114,7 @@ impl Ec2 {
                         tracing::warn!(pool = %self.name, rung = summary(&rung), %error, "launch refused");
                         match self.learn(&rung, &error) {
                             Lesson::NextRung => refusals.push(error),
-                            Lesson::Stop(kind) if error.is_image_gone() && resolve + 1 < RESOLVES => {
-                                let _tried_again = kind;
+                            Lesson::Stop(_) if error.is_image_gone() && resolve + 1 < RESOLVES => {
                                 self.surroundings.forget_image(&place.site).await;
                                 break;
                             }

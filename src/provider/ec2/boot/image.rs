@@ -1,15 +1,7 @@
-//! Which image there is to boot: the newest of those that were published, and for how long that is believed.
+//! Which image there is to boot: the newest of those that were published.
 //!
-//! Pure. Asking EC2 is for the caller; a new answer is taken once a day, because images of NixOS are deprecated after 90
-//! days and then deleted: none is ever pinned.
-
-use std::collections::BTreeMap;
-use std::time::{Duration, SystemTime};
-
-use crate::model::ec2::ImageSpec;
-
-/// How long an answer is believed.
-const BELIEVED: Duration = Duration::from_secs(24 * 60 * 60);
+//! Pure. Asking EC2, and how long an answer is believed, is for the caller: images of NixOS are deprecated after 90 days
+//! and then deleted, so none is ever pinned.
 
 /// An image as DescribeImages describes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -88,43 +80,6 @@ fn matches(pattern: &[u8], text: &[u8]) -> bool {
         }
     }
     pattern.get(at..).unwrap_or_default().iter().all(|byte| *byte == b'*')
-}
-
-/// What was asked for: region, image, architecture.
-type Key = (String, String, String, String);
-
-/// The images that were found, for a day.
-#[derive(Clone, Debug, Default)]
-pub struct ImageCache {
-    found: BTreeMap<Key, (SystemTime, ImageFact)>,
-}
-
-impl ImageCache {
-    /// What is known and not too old. An answer from the future (a clock was set) is none.
-    pub fn get(&self, now: SystemTime, region: &str, spec: &ImageSpec, arch: &str) -> Option<&ImageFact> {
-        let (at, image) = self.found.get(&key(region, spec, arch))?;
-        now.duration_since(*at).is_ok_and(|age| age < BELIEVED).then_some(image)
-    }
-
-    /// Takes an answer down.
-    pub fn put(&mut self, now: SystemTime, region: &str, spec: &ImageSpec, arch: &str, image: ImageFact) {
-        self.found.insert(key(region, spec, arch), (now, image));
-    }
-
-    /// EC2 does not know this image (any more). True when it came from here, so that asking again may help.
-    pub fn forget(&mut self, id: &str) -> bool {
-        let before = self.found.len();
-        self.found.retain(|_, (_, image)| image.id != id);
-        self.found.len() < before
-    }
-}
-
-fn key(region: &str, spec: &ImageSpec, arch: &str) -> Key {
-    let (owner, name) = match spec {
-        ImageSpec::Newest { owner, name } => (owner.as_str(), name.as_str()),
-        ImageSpec::Id(id) => ("", id.as_str()),
-    };
-    (region.to_owned(), owner.to_owned(), name.to_owned(), arch.to_owned())
 }
 
 #[cfg(test)]
@@ -209,27 +164,5 @@ mod tests {
             assert!(!fits(pattern, text), "{pattern} {text}");
         }
         assert!(!fits(&"*a".repeat(50), &"a".repeat(40)), "and it ends");
-    }
-
-    #[test]
-    fn an_answer_is_believed_for_a_day_and_forgotten_when_ec2_does_not_know_it() {
-        let spec = ImageSpec::Newest { owner: "427812963091".into(), name: "nixos/*".into() };
-        let start = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
-        let hours = |count: u64| start + Duration::from_secs(count * 3600);
-        let mut cache = ImageCache::default();
-        assert_eq!(cache.get(start, "eu-central-1", &spec, "x86_64"), None);
-        cache.put(start, "eu-central-1", &spec, "x86_64", published().remove(1));
-        let known = |cache: &ImageCache, now| {
-            cache.get(now, "eu-central-1", &spec, "x86_64").map(|image| image.id.clone())
-        };
-        assert_eq!(known(&cache, hours(23)), Some("ami-2".into()));
-        assert_eq!(known(&cache, hours(24)), None);
-        assert_eq!(known(&cache, start - Duration::from_secs(1)), None);
-        assert_eq!(cache.get(start, "us-east-1", &spec, "x86_64"), None);
-        assert_eq!(cache.get(start, "eu-central-1", &spec, "arm64"), None);
-        assert_eq!(cache.get(start, "eu-central-1", &ImageSpec::Id("nixos/*".into()), "x86_64"), None);
-        assert!(!cache.forget("ami-1"));
-        assert!(cache.forget("ami-2") && !cache.forget("ami-2"));
-        assert_eq!(known(&cache, start), None);
     }
 }
