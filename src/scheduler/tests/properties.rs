@@ -400,6 +400,12 @@ proptest! {
         for _ in 0..20 {
             chaos.one_good_round();
         }
+        // One that is kept grows too old at any time, also now: it leaves, and the next one of its pool comes.
+        for _ in 0..2 * specs.len() {
+            if chaos.world.fleet.status(chaos.world.now).builders.len() != specs_min(&specs) {
+                chaos.one_good_round();
+            }
+        }
         let status = chaos.world.fleet.status(chaos.world.now);
         prop_assert_eq!(status.builders.len(), specs_min(&specs), "{:?}", status.builders);
         prop_assert!(status.builders.iter().all(|builder| builder.slots_used == 0));
