@@ -6,13 +6,13 @@
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_util::task::TaskTracker;
 
 use self::daemons::{Daemons, OPEN_LIMIT};
@@ -35,6 +35,11 @@ pub(super) const DAEMON_COMMAND: &str = "nix-daemon --stdio";
 /// How long a builder may fetch inputs from its substituters before we send them.
 const SUBSTITUTE_LIMIT: Duration = Duration::from_secs(30 * 60);
 
+/// Bytes per second of a link on which packing may help; a stream measures it for itself.
+const SLOW_LINK: f64 = 30e6;
+/// A transfer of less says nothing about the link.
+const TELLING: u64 = 1 << 20;
+
 /// Each time.
 const ROUND_TRIP_LOOKS: usize = 3;
 
@@ -54,6 +59,8 @@ pub(crate) struct Remote {
     /// Each daemon in use has a clone.
     in_use: Arc<()>,
     can_stripe: AtomicBool,
+    packs: OnceLock<bool>,
+    is_slow: AtomicBool,
     /// The shortest that was measured: the route's own, whatever else was on it.
     round_trip: Mutex<Option<Duration>>,
 }
@@ -77,6 +84,8 @@ impl Remote {
             returned: Notify::new(),
             in_use: Arc::default(),
             can_stripe: AtomicBool::new(true),
+            packs: OnceLock::new(),
+            is_slow: AtomicBool::new(false),
             round_trip: Mutex::default(),
         }
     }
@@ -109,7 +118,7 @@ impl Remote {
                 if in_flight.is_empty() {
                     return Ok(());
                 }
-                in_flight.ended().await;
+                in_flight.arrived().await;
                 continue;
             }
             let _wish = claim.wish();
@@ -123,7 +132,7 @@ impl Remote {
     /// Makes the claimed paths present. Goes on as long as any build waits for them.
     async fn carry_out(
         self: &Arc<Self>,
-        claim: Claim,
+        mut claim: Claim,
         in_flight: InFlight,
         substitute: Substitute,
     ) -> anyhow::Result<()> {
@@ -135,38 +144,60 @@ impl Remote {
             }
         }
         // What the missing ones refer to may be among what others bring, and has to be there before them.
-        if !in_flight.ended().await {
+        if !in_flight.arrived().await {
             // It is not: the next claim has that in it too.
             return Ok(());
         }
         if !missing.is_empty() {
+            let abandoned = claim.abandoned();
             tokio::select! {
-                uploaded = self.upload(&missing) => uploaded?,
-                () = claim.abandoned() => bail!("no build waits for these inputs any more"),
+                uploaded = self.upload_all(&missing, &mut claim) => uploaded?,
+                () = abandoned => bail!("no build waits for these inputs any more"),
             }
         }
         claim.succeed();
         Ok(())
     }
 
-    async fn upload(self: &Arc<Self>, missing: &BTreeSet<StorePath>) -> anyhow::Result<()> {
+    /// Sends paths; when some are huge, the others first, for builds that want no more than those.
+    async fn upload_all(
+        self: &Arc<Self>,
+        missing: &BTreeSet<StorePath>,
+        claim: &mut Claim,
+    ) -> anyhow::Result<()> {
+        let cargo = Cargo::of(&self.local, missing).await;
+        let cargo = cargo.with_context(|| format!("upload to builder {}", self.builder))?;
+        let (small, huge) = cargo.split(wide::worth_it(self));
+        // What was missing and has arrived is held by the roots that were taken before the question.
+        if huge.size() > 0 && small.size() > 0 {
+            let paths = small.paths();
+            self.upload(small).await?;
+            claim.succeed_in_part(&paths);
+            self.upload(huge).await
+        } else {
+            self.upload(if huge.size() > 0 { huge } else { small }).await
+        }
+    }
+
+    async fn upload(self: &Arc<Self>, cargo: Cargo) -> anyhow::Result<()> {
         let context = || format!("upload to builder {}", self.builder);
-        let cargo = Cargo::of(&self.local, missing).await.with_context(context)?;
-        let beat = Beat::default();
-        if let Some(width) = Width::of(self, cargo.size()).await {
+        let (size, beat) = (cargo.size(), Beat::default());
+        if let Some(width) = Width::of(self, size).await {
             let sent = unless_stalled(&beat, wide::send(self, cargo.clone(), width, &beat)).await;
             match sent {
                 Ok(()) => return Ok(()),
                 Err(error) => self.avoid_stripes(&error),
             }
         }
-        let mut daemon = self.daemon().await?;
+        let mut daemon = self.daemon_for(size).await?;
+        let began = Instant::now();
         let uploaded = async {
             let uploaded = upload(&mut daemon.connection, cargo, &beat).await;
             uploaded.map_err(anyhow::Error::new)
         };
         match unless_stalled(&beat, uploaded).await {
             Ok(()) => {
+                self.note_pace(size, began.elapsed());
                 self.give_back(daemon);
                 Ok(())
             }
@@ -182,7 +213,7 @@ impl Remote {
         arriving: Vec<Arriving>,
     ) -> anyhow::Result<Option<Daemon>> {
         let beat = Beat::default();
-        let limit = Width::known(self).map_or(u64::MAX, |_| wide::WORTH_IT);
+        let limit = wide::worth_it(self);
         let left = self.receive_on(&mut daemon, arriving, &beat, limit).await?;
         if left.is_empty() {
             return Ok(Some(daemon));
@@ -204,12 +235,30 @@ impl Remote {
         if plain.is_empty() {
             return Ok(None);
         }
-        let mut daemon = self.daemon().await?;
+        let size = plain.iter().map(|arriving| arriving.info.nar_size).fold(0, u64::saturating_add);
+        let mut daemon = self.daemon_for(size).await?;
         for arriving in &plain {
             daemon.connection.send_nar_from_path(&arriving.info.path)?;
         }
+        let began = Instant::now();
         self.receive_on(&mut daemon, plain, &beat, u64::MAX).await?;
+        self.note_pace(size, began.elapsed());
         Ok(Some(daemon))
+    }
+
+    /// A daemon for a transfer of so many bytes: what is large has a connection without small ones.
+    async fn daemon_for(self: &Arc<Self>, size: u64) -> anyhow::Result<Daemon> {
+        if size >= wide::worth_it(self) {
+            match self.bulk_daemon().await {
+                Ok(daemon) => return Ok(daemon),
+                // A builder that takes no more connections; slower for others is better than not at all.
+                Err(error) => {
+                    let reason = super::chain(&error);
+                    tracing::debug!(builder = %self.builder, reason, "a large transfer has no connection of its own");
+                }
+            }
+        }
+        self.daemon().await
     }
 
     async fn receive_on(
@@ -243,6 +292,28 @@ impl Remote {
             let Ok(measured) = self.sessions.round_trip().await else { return };
             let mut known = self.round_trip.lock().unwrap_or_else(PoisonError::into_inner);
             *known = Some(known.map_or(measured, |known| known.min(measured)));
+        }
+    }
+
+    /// Whether a builder can pack what it sends and unpack what it is sent, as far as is known.
+    pub(super) fn packs(&self) -> Option<bool> {
+        self.packs.get().copied()
+    }
+
+    pub(super) fn note_packs(&self, packs: bool) {
+        // It is the same machine every time.
+        let _known = self.packs.set(packs);
+    }
+
+    /// Whether the link was slow when something was last sent over it as it is.
+    pub(super) fn is_slow(&self) -> bool {
+        self.is_slow.load(Ordering::Relaxed)
+    }
+
+    fn note_pace(&self, size: u64, took: Duration) {
+        if size >= TELLING {
+            let took = took.saturating_sub(self.round_trip().unwrap_or_default() * 2);
+            self.is_slow.store(size as f64 / took.as_secs_f64() < SLOW_LINK, Ordering::Relaxed);
         }
     }
 

@@ -2,12 +2,13 @@
 //!
 //! Owns when a transfer is worth it, how many lanes it gets, and the channels. A stream begins with one lane; more are
 //! opened when it moves about as much per round trip as one channel can, for then it is the channel that holds it up and not
-//! the link. So a slow link is never given more to queue than one channel had in flight anyway.
+//! the link. So a slow link is never given more to queue than one channel had in flight anyway. A slow link without a delay
+//! gets a stream of one lane: its blocks can be packed.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow};
 use futures_util::future::join_all;
 use tokio::io::{AsyncReadExt, BufReader};
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
@@ -18,11 +19,15 @@ use super::remote::{DAEMON_COMMAND, Remote};
 use crate::protocol::worker::Connection;
 use crate::ssh::{Channel, Load, Stdin, Stdout};
 use crate::transfer::download::Arriving;
-use crate::transfer::stripes::{Lane, MAX_LANES, Place, READY, StripedReader, StripedWriter};
+use crate::transfer::stripes::{
+    Lane, MAX_LANES, Place, READY, READY_PLAIN, READY_TO_PACK, StripedReader, StripedWriter,
+};
 use crate::transfer::{Beat, Cargo, upload};
 
 /// Less is over before a second lane is there.
-pub(super) const WORTH_IT: u64 = 16 << 20;
+const WORTH_IT: u64 = 16 << 20;
+/// The same for a link that is known to be slow.
+const WORTH_IT_IF_SLOW: u64 = 2 << 20;
 /// What a stock sshd takes per round trip on one channel: its window.
 const WINDOW: f64 = (2 << 20) as f64;
 /// A lane that moves so much per round trip is held up by its window, or nearly so.
@@ -49,9 +54,9 @@ pub(super) struct Width {
 }
 
 impl Width {
-    /// Nothing unless several lanes are worth it for so many bytes.
+    /// Nothing unless a stream is worth it for so many bytes.
     pub(super) async fn of(remote: &Remote, size: u64) -> Option<Self> {
-        if size < WORTH_IT {
+        if size < worth_it(remote) {
             return None;
         }
         if remote.round_trip().is_none() {
@@ -64,8 +69,18 @@ impl Width {
     pub(super) fn known(remote: &Remote) -> Option<Self> {
         let round_trip = remote.round_trip().filter(|_| remote.can_stripe())?;
         let lanes = lanes_for(round_trip);
-        (lanes > 1).then_some(Self { lanes, round_trip })
+        (lanes > 1 || may_pack(remote)).then_some(Self { lanes, round_trip })
     }
+}
+
+/// What is as large as this goes apart from what is small.
+pub(super) fn worth_it(remote: &Remote) -> u64 {
+    if remote.is_slow() { WORTH_IT_IF_SLOW } else { WORTH_IT }
+}
+
+/// Whether packing may help, as far as is known before a stream measures the link itself.
+fn may_pack(remote: &Remote) -> bool {
+    remote.is_slow() && remote.packs() != Some(false)
 }
 
 /// Sends paths over a stream of that width.
@@ -81,8 +96,8 @@ pub(super) async fn send(
     let sent = async {
         let mut main = start(remote, Load::Small, &place.merge_into(DAEMON_COMMAND)).await?;
         let program = main.remote.clone();
-        expect_ready(&mut main).await?;
-        let writer = StripedWriter::new(main.stdin, lanes);
+        let packs = expect_main(&mut main, remote).await?;
+        let writer = StripedWriter::new(main.stdin, lanes, packs);
         let sent = async {
             let mut connection = Connection::open(Box::new(main.stdout), Box::new(writer)).await?;
             upload(&mut connection, cargo, beat).await
@@ -104,8 +119,8 @@ pub(super) async fn fetch(
     let opener = open_lanes::<Stdout>(remote, width, beat, joining, &place);
     let fetched = async {
         let mut main = start(remote, Load::Small, &place.split(&arriving.info.path)).await?;
-        expect_ready(&mut main).await?;
-        let reader = StripedReader::new(main.stdin, lanes, arriving.info.nar_size);
+        let packs = expect_main(&mut main, remote).await?;
+        let reader = StripedReader::new(main.stdin, lanes, arriving.info.nar_size, packs);
         let mut reader = BufReader::with_capacity(READ_BUFFER, reader);
         Ok(arriving.receive(&mut reader, beat).await?)
     };
@@ -215,12 +230,31 @@ async fn start(remote: &Remote, load: Load, command: &str) -> anyhow::Result<Cha
 }
 
 async fn expect_ready(channel: &mut Channel) -> anyhow::Result<()> {
-    let mut said = [0; READY.len()];
-    let read = timeout(LANE_LIMIT, channel.stdout.read_exact(&mut said)).await;
-    if !matches!(read, Ok(Ok(_))) || said != *READY {
-        bail!("a stream's script does not run there: {}", channel.remote.stderr_tail().trim());
+    let said: [u8; READY.len()] = first_word(channel).await?;
+    if said == *READY { Ok(()) } else { Err(no_script(channel)) }
+}
+
+/// The first word of the stream's own script; whether the builder can pack.
+async fn expect_main(channel: &mut Channel, remote: &Remote) -> anyhow::Result<bool> {
+    let said: [u8; READY_TO_PACK.len()] = first_word(channel).await?;
+    let packs = said == *READY_TO_PACK;
+    if !packs && said != *READY_PLAIN {
+        return Err(no_script(channel));
     }
-    Ok(())
+    remote.note_packs(packs);
+    Ok(packs)
+}
+
+async fn first_word<const LEN: usize>(channel: &mut Channel) -> anyhow::Result<[u8; LEN]> {
+    let mut said = [0; LEN];
+    match timeout(LANE_LIMIT, channel.stdout.read_exact(&mut said)).await {
+        Ok(Ok(_)) => Ok(said),
+        Ok(Err(_)) | Err(_) => Err(no_script(channel)),
+    }
+}
+
+fn no_script(channel: &Channel) -> anyhow::Error {
+    anyhow!("a stream's script does not run there: {}", channel.remote.stderr_tail().trim())
 }
 
 #[cfg(test)]

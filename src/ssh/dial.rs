@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::key::{ClientKey, HostKey};
 use super::proxy::Proxy;
+use super::sessions::Load;
 use super::severable::Severable;
 
 /// A machine that does not answer a SYN in this time is not there yet; trying anew is quicker than TCP's own back-off.
@@ -30,6 +31,9 @@ const AUTHENTICATE_LIMIT: Duration = Duration::from_secs(20);
 /// What a stream may carry per round trip, at most. Measured (`make bench`): 2 MiB are slow on a link of 40 ms, and with
 /// 32 MiB OpenSSH spends its processor on its own growing buffer, whatever the link.
 const WINDOW: u32 = 8 << 20;
+/// Bytes that wait in this machine for their turn on a connection for what is small: enough to keep a fast link busy while
+/// we are not looking, and no more, because whatever is sent next waits behind them.
+const UNSENT_LIMIT: u32 = 128 << 10;
 /// Sent bytes that nobody acknowledges for this long mean a dead peer. Keepalives cannot tell while a write is stuck.
 const UNACKNOWLEDGED_LIMIT: Duration = Duration::from_secs(60);
 
@@ -160,8 +164,8 @@ pub(super) struct Dialed {
 }
 
 /// Connects, checks the host key, logs in.
-pub(super) async fn dial(target: &Target, deadline: Instant) -> Result<Dialed, DialError> {
-    let carrier = within(Phase::Connect, target, deadline, CONNECT_LIMIT, connect(target))
+pub(super) async fn dial(load: Load, target: &Target, deadline: Instant) -> Result<Dialed, DialError> {
+    let carrier = within(Phase::Connect, target, deadline, CONNECT_LIMIT, connect(target, load))
         .await?
         .map_err(|source| DialError::Unreachable { target: target.to_string(), source })?;
 
@@ -204,7 +208,7 @@ pub(super) async fn dial(target: &Target, deadline: Instant) -> Result<Dialed, D
 }
 
 /// The stream to speak SSH over.
-async fn connect(target: &Target) -> io::Result<Box<dyn Carrier>> {
+async fn connect(target: &Target, load: Load) -> io::Result<Box<dyn Carrier>> {
     if let Some(command) = &target.proxy_command {
         return Ok(Box::new(Proxy::start(command)?));
     }
@@ -212,6 +216,9 @@ async fn connect(target: &Target) -> io::Result<Box<dyn Carrier>> {
     // Without it, Nagle's algorithm holds small requests back for 40 ms.
     stream.set_nodelay(true)?;
     rustix::net::sockopt::set_tcp_user_timeout(&stream, UNACKNOWLEDGED_LIMIT.as_millis() as u32)?;
+    if load == Load::Small {
+        socket2::SockRef::from(&stream).set_tcp_notsent_lowat(UNSENT_LIMIT)?;
+    }
     Ok(Box::new(stream))
 }
 

@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::channel::{self, Channel, Exit, Neighbours};
 use super::dial::{self, Client, DialError, Target};
+use super::sessions::Load;
 
 /// The most that a command run for its output may print.
 const OUTPUT_LIMIT: u64 = 1 << 20;
@@ -71,7 +72,12 @@ pub enum RunError {
 impl Session {
     /// Connects, checks the host key, logs in. Every phase is bounded, by itself and by the deadline.
     pub async fn dial(target: &Target, deadline: Instant) -> Result<Self, DialError> {
-        let dial::Dialed { handle, severed, ended } = dial::dial(target, deadline).await?;
+        Self::dial_for(Load::Small, target, deadline).await
+    }
+
+    /// As [`dial`](Self::dial), for this load.
+    pub(super) async fn dial_for(load: Load, target: &Target, deadline: Instant) -> Result<Self, DialError> {
+        let dial::Dialed { handle, severed, ended } = dial::dial(load, target, deadline).await?;
         Ok(Self { handle: Arc::new(handle), severed, ended, neighbours: Arc::default() })
     }
 

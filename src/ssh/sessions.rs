@@ -344,7 +344,7 @@ impl Sessions {
     }
 
     async fn dial(&self, right: DialRight, deadline: Instant) -> Result<(), OpenError> {
-        match Session::dial(&self.set.target, deadline).await {
+        match Session::dial_for(right.load, &self.set.target, deadline).await {
             Ok(session) => {
                 Set::add(&self.set, session, right.load);
                 drop(right);

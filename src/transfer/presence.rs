@@ -7,6 +7,7 @@
 //!
 //! Claims cannot deadlock: one takes all its free paths at one moment and waits only for claims that are older. A claim is
 //! made for a build but does not end with it: whoever carries it out goes on as long as anybody waits ([`Claim::abandoned`]).
+//! What arrives first of a claim can be used at once ([`Claim::succeed_in_part`]): a small path does not wait for a huge one.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -29,7 +30,7 @@ struct State {
     epoch: u64,
 }
 
-/// How a claim ended, once it has: whether well. Its receivers are those who want it to succeed.
+/// How a claim ended, once it has: whether well. Its receivers are those who want it to succeed; they are told of parts, too.
 type Flight = watch::Sender<Option<bool>>;
 
 /// The right, and the duty, to make some paths present. Dropped unfinished, the paths are free for the next one.
@@ -42,9 +43,13 @@ pub struct Claim {
     has_succeeded: bool,
 }
 
-/// Claims that are being carried out, and the wish that they be.
+/// Paths that are on their way in claims that are being carried out, and the wish that they be.
 #[derive(Debug)]
-pub struct InFlight(Vec<watch::Receiver<Option<bool>>>);
+pub struct InFlight {
+    presence: Presence,
+    /// For each claim, what is waited for of it.
+    flights: Vec<(watch::Receiver<Option<bool>>, BTreeSet<StorePath>)>,
+}
 
 impl Presence {
     /// Divides these paths into those known to be present (left out of the answer), those claimed for the caller, and
@@ -53,22 +58,19 @@ impl Presence {
         let flight = Arc::new(watch::Sender::new(None));
         let mut state = self.lock();
         let mut mine = BTreeSet::new();
-        let mut others: Vec<watch::Receiver<Option<bool>>> = Vec::new();
-        // The paths of one claim lie together more often than not.
-        let mut seen: Vec<Arc<Flight>> = Vec::new();
+        let mut others: Vec<(Arc<Flight>, BTreeSet<StorePath>)> = Vec::new();
         for path in paths {
             if state.present.contains(path) {
                 continue;
             }
-            match state.in_flight.get(path) {
-                Some(other) if seen.iter().any(|known| Arc::ptr_eq(known, other)) => {}
-                Some(other) => {
-                    others.push(other.subscribe());
-                    seen.push(Arc::clone(other));
-                }
-                None => {
-                    mine.insert(path.clone());
-                }
+            let Some(other) = state.in_flight.get(path) else {
+                mine.insert(path.clone());
+                continue;
+            };
+            // The paths of one claim lie together more often than not.
+            match others.iter_mut().rev().find(|(known, _)| Arc::ptr_eq(known, other)) {
+                Some((_, theirs)) => drop(theirs.insert(path.clone())),
+                None => others.push((Arc::clone(other), BTreeSet::from([path.clone()]))),
             }
         }
         for path in &mine {
@@ -76,8 +78,9 @@ impl Presence {
         }
         let epoch = state.epoch;
         drop(state);
+        let flights = others.into_iter().map(|(flight, theirs)| (flight.subscribe(), theirs)).collect();
         let claim = Claim { presence: self.clone(), paths: mine, epoch, flight, has_succeeded: false };
-        (claim, InFlight(others))
+        (claim, InFlight { presence: self.clone(), flights })
     }
 
     /// Counts the losses: what is learned in one epoch is not known in the next.
@@ -100,6 +103,11 @@ impl Presence {
         state.present.clear();
     }
 
+    fn has(&self, paths: &BTreeSet<StorePath>) -> bool {
+        let state = self.lock();
+        paths.iter().all(|path| state.present.contains(path))
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         // No code panics while it holds the lock, so a poisoned one is still consistent.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -114,13 +122,28 @@ impl Claim {
 
     /// The wish of the one who made the claim.
     pub fn wish(&self) -> InFlight {
-        InFlight(vec![self.flight.subscribe()])
+        let flights = vec![(self.flight.subscribe(), self.paths.clone())];
+        InFlight { presence: self.presence.clone(), flights }
     }
 
     /// Returns when nobody wishes for it any more. Whoever comes later finds the claim ended, and makes another.
     pub fn abandoned(&self) -> impl Future<Output = ()> + Send + 'static {
         let flight = Arc::clone(&self.flight);
         async move { flight.closed().await }
+    }
+
+    /// These of the claimed paths are present already; the others are still on their way.
+    pub fn succeed_in_part(&mut self, paths: &BTreeSet<StorePath>) {
+        self.presence.add(paths, self.epoch);
+        let mut state = self.presence.lock();
+        for path in paths {
+            if self.paths.remove(path) {
+                state.in_flight.remove(path);
+            }
+        }
+        drop(state);
+        // The value is the same, but whoever waits looks again.
+        self.flight.send_modify(|_| ());
     }
 
     /// All claimed paths are present now, rooted by a connection that was open since before the claim was made.
@@ -144,15 +167,26 @@ impl Drop for Claim {
 impl InFlight {
     /// Whether nothing is on its way.
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.flights.is_empty()
     }
 
-    /// Returns when every one of those claims has ended, and says whether all ended well.
-    pub async fn ended(self) -> bool {
+    /// Returns when every one of those paths has arrived or its claim has ended, and says whether all ended well.
+    pub async fn arrived(self) -> bool {
         let mut all_well = true;
-        for mut watcher in self.0 {
-            // A claim that is gone without a word has ended badly.
-            all_well &= watcher.wait_for(Option::is_some).await.is_ok_and(|end| *end == Some(true));
+        for (mut flight, paths) in self.flights {
+            all_well &= loop {
+                // Seen before the look, so that nothing that arrives in between is missed.
+                let end = *flight.borrow_and_update();
+                match end {
+                    Some(is_well) => break is_well,
+                    None if self.presence.has(&paths) => break true,
+                    None => {}
+                }
+                if flight.changed().await.is_err() {
+                    // A claim that is gone: its last word is its end, and without one it has ended badly.
+                    break *flight.borrow() == Some(true);
+                }
+            };
         }
         all_well
     }
@@ -179,7 +213,7 @@ mod tests {
         let (second, in_flight) = presence.claim(&paths(&["b", "c"]));
         assert_eq!(second.paths(), &paths(&["c"]));
         assert!(!in_flight.is_empty());
-        let waiter = in_flight.ended();
+        let waiter = in_flight.arrived();
         tokio::pin!(waiter);
         assert!(futures_util::poll!(waiter.as_mut()).is_pending());
         first.succeed();
@@ -194,7 +228,7 @@ mod tests {
         let (first, _) = presence.claim(&paths(&["a"]));
         let (_, waiting) = presence.claim(&paths(&["a"]));
         drop(first);
-        assert!(!waiting.ended().await, "who waited for it must not take its paths for present");
+        assert!(!waiting.arrived().await, "who waited for it must not take its paths for present");
         let (second, in_flight) = presence.claim(&paths(&["a"]));
         assert_eq!(second.paths(), &paths(&["a"]));
         assert!(in_flight.is_empty());
@@ -222,6 +256,29 @@ mod tests {
         presence.add(&paths(&["a", "b"]), epoch);
         let (claim, _) = presence.claim(&paths(&["a", "b"]));
         assert_eq!(claim.paths(), &paths(&["a", "b"]), "learned before the loss");
+    }
+
+    #[tokio::test]
+    async fn what_arrives_first_of_a_claim_is_not_waited_for_any_longer() {
+        let presence = Presence::default();
+        let (mut huge, _) = presence.claim(&paths(&["huge", "small", "other"]));
+        let (own, in_flight) = presence.claim(&paths(&["small", "own"]));
+        assert_eq!(own.paths(), &paths(&["own"]));
+        let both = presence.claim(&paths(&["huge", "small"])).1.arrived();
+        let small = in_flight.arrived();
+        tokio::pin!(both, small);
+        assert!(futures_util::poll!(small.as_mut()).is_pending());
+        huge.succeed_in_part(&paths(&["small", "other"]));
+        assert_eq!(huge.paths(), &paths(&["huge"]));
+        assert!(small.await, "it waits for what it does not want");
+        assert!(futures_util::poll!(both.as_mut()).is_pending(), "the huge one has not arrived");
+        let (later, in_flight) = presence.claim(&paths(&["small", "other"]));
+        assert!(later.paths().is_empty() && in_flight.is_empty());
+        // What has arrived stays when the rest fails.
+        drop(huge);
+        assert!(!both.await);
+        let (again, _) = presence.claim(&paths(&["huge", "small"]));
+        assert_eq!(again.paths(), &paths(&["huge"]));
     }
 
     #[tokio::test]

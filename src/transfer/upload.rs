@@ -22,6 +22,27 @@ impl Cargo {
         Ok(Self { infos: references_first(local.path_infos(paths).await?) })
     }
 
+    /// Divides it into what is no larger than that and can go first, and the rest: what is larger, and what refers to it.
+    pub fn split(self, limit: u64) -> (Self, Self) {
+        let mut later = BTreeSet::new();
+        let (mut first, mut rest) = (Vec::new(), Vec::new());
+        // In this order, what a path refers to has been put somewhere when its turn comes.
+        for info in self.infos {
+            if info.nar_size > limit || info.references.iter().any(|other| later.contains(other)) {
+                later.insert(info.path.clone());
+                rest.push(info);
+            } else {
+                first.push(info);
+            }
+        }
+        (Self { infos: first }, Self { infos: rest })
+    }
+
+    /// Which paths these are.
+    pub fn paths(&self) -> BTreeSet<StorePath> {
+        self.infos.iter().map(|info| info.path.clone()).collect()
+    }
+
     /// Bytes of all of it.
     pub fn size(&self) -> u64 {
         self.infos.iter().map(|info| info.nar_size).fold(0, u64::saturating_add)
@@ -106,6 +127,23 @@ mod tests {
         let sorted: Vec<_> =
             references_first(infos).into_iter().map(|info| info.path.name().to_owned()).collect();
         assert_eq!(sorted, ["d", "b", "c", "a"]);
+    }
+
+    #[test]
+    fn what_is_small_goes_before_what_is_large_unless_it_refers_to_it() {
+        let of_size = |name, references, nar_size| PathInfo { nar_size, ..info(name, references) };
+        let infos = vec![
+            of_size("huge", &["small"], 1000),
+            of_size("small", &[], 100),
+            of_size("refers", &["huge", "small"], 1),
+            of_size("refers-to-that", &["refers"], 1),
+            of_size("another", &["small", "not-among-them"], 100),
+        ];
+        let (first, rest) = Cargo { infos: references_first(infos) }.split(100);
+        let paths = |names: &[&str]| names.iter().map(|name| path(name)).collect::<BTreeSet<_>>();
+        assert_eq!(first.paths(), paths(&["another", "small"]));
+        assert_eq!(rest.paths(), paths(&["huge", "refers", "refers-to-that"]));
+        assert_eq!((first.size(), rest.size()), (200, 1002));
     }
 
     #[test]

@@ -22,6 +22,7 @@ def title(work, parameters):
         "chain": f"chain of {parameters['chain']}",
         "bulk": f"{parameters['mib']} MiB in, {parameters['mib']} MiB out",
         "shared": f"{parameters['shared']} builds, one {parameters['mib']} MiB input",
+        "text": f"{parameters.get('mib')} MiB of text in and out",
         "many": f"{parameters.get('many')} builds at once",
     }[work]
 
@@ -31,11 +32,13 @@ def main():
         run = json.load(file)
     cells = {}
     for one in run["measurements"]:
-        if one["work"] == "idle":
+        if one["work"] in ("idle", "fair"):
             continue
         key = one["work"], one["round_trip_ms"], one["mbit"]
         cells.setdefault(key, {}).setdefault(one["side"], []).append(one["seconds"])
     medians = {key: {side: statistics.median(v) for side, v in sides.items()} for key, sides in cells.items()}
+    if not medians:
+        sys.exit("nothing to draw")
     seconds = [value for sides in medians.values() for value in sides.values()]
     low = 10 ** math.floor(math.log10(min(seconds)))
     high = max(seconds) * 1.1

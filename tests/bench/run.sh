@@ -7,6 +7,8 @@
 #                                      wide    independent small builds           (WIDE=100)
 #                                      chain   small builds one after the other   (CHAIN=10)
 #                                      bulk    a build with MIB in and MIB out    (MIB=256)
+#                                      text    the same with content that can be packed to less than half
+#                                      fair    the chain alone, beside an upload of MIB and beside a download of MIB
 #                                      many    small builds, far more than slots (MANY=1000); ours are looked at meanwhile:
 #                                              memory of hooks and broker, time of a verdict
 #                                      idle    nothing for 30 seconds: processor and memory of our broker
@@ -85,6 +87,8 @@ start_hosts() {
     install -d -o nix-broker /run/nix-broker
     setpriv --reuid nix-broker --regid nix-broker --clear-groups ssh-keygen -q -t ed25519 -N "" -f /var/lib/nix-broker/id_ed25519
     head -c "$1" /dev/urandom >/t/blob
+    # Programs and their symbols: about a third of it is left when it is packed.
+    for _ in $(seq 100); do cat /usr/lib/x86_64-linux-gnu/*.so.*; done 2>/dev/null | head -c "$1" >/t/text || true
     chmod 755 /t' - $((MIB << 20))
   keys=$(in_client cat /root/.ssh/id_ed25519.pub /var/lib/nix-broker/id_ed25519.pub)
   number=2
@@ -216,7 +220,7 @@ measure() { # SIDE WORK COUNT BUILDERS NAME
   nonce=$name-$RANDOM$RANDOM
   "prepare_$side" "$builders"
   drvs=$(in_client --user alice nix-instantiate /t/work.nix -A "$work" \
-    --argstr nonce "$nonce" --argstr n "$count" --arg blob /t/blob 2>"$WORK/instantiate") ||
+    --argstr nonce "$nonce" --argstr n "$count" --arg blob "$(blob_of "$work")" 2>"$WORK/instantiate") ||
     { cat "$WORK/instantiate" >&2; die "the work does not evaluate"; }
   # What TCP remembers of a host it met over another link would help or hurt whoever comes next.
   for host in "$CLIENT" "${BUILDERS[@]}"; do "$HOST" in "$host" ip tcp_metrics flush; done
@@ -240,7 +244,7 @@ measure() { # SIDE WORK COUNT BUILDERS NAME
 
   # Every output is there with the content that the database says; every build was done once, and where it should be.
   in_client sh -euc 'sort -u /home/alice/outputs | xargs nix-store --verify-path' || die "$side: an output of $work is not valid"
-  want=$(in_client sh -c 'nix-store --query --requisites "$@" | grep -cE -- "-(wide|many|link|bulk|shared)-.*\.drv$"' - $drvs)
+  want=$(in_client sh -c 'nix-store --query --requisites "$@" | grep -cE -- "-(wide|many|link|bulk|text|shared)-.*\.drv$"' - $drvs)
   here=$(builds_on "${BUILDERS[0]}" "*-$nonce") there=$(builds_on "${BUILDERS[1]}" "*-$nonce")
   [ "$want" = "$count" ] && [ $((here + there)) = "$count" ] || die "$side: $count builds of $work wanted, $here + $there done"
   [ "$builders" = 2 ] || [ "$there" = 0 ] || die "$side: $there builds of $work went to a builder that it does not know"
@@ -251,16 +255,68 @@ measure() { # SIDE WORK COUNT BUILDERS NAME
   done
 }
 
+blob_of() { if [ "$1" = text ]; then echo /t/text; else echo /t/blob; fi; } # WORK
+
+# What has gone over the link since it was zeroed, in bytes: sets SENT RECEIVED.
+look_at_link() { link count; read -r SENT RECEIVED _ <<<"$ANSWER"; }
+
+# Sets TAKEN to the seconds of a new chain of CHAIN builds.
+chain() { # NONCE
+  local drvs rc began ended
+  drvs=$(in_client --user alice nix-instantiate /t/work.nix -A chain --argstr nonce "$1" --argstr n "$CHAIN" 2>"$WORK/instantiate")
+  # shellcheck disable=SC2086 # a list of paths
+  read -r rc began ended <<<"$(in_client --user alice bash -c '
+    began=$EPOCHREALTIME; nix-store --realise "$@" >>outputs 2>errors </dev/null; rc=$?; echo $rc $began $EPOCHREALTIME' - $drvs)"
+  [ "$rc" = 0 ] || { in_client --user alice tail -n 20 errors >&2; die "a chain fails"; }
+  TAKEN=$(awk -v a="$began" -v b="$ended" 'BEGIN { printf "%.3f", b - a }')
+}
+
+# A chain alone, then beside a huge upload, then beside a huge download, all to and from one builder. Sets FAIR, as JSON.
+measure_fair() { # SIDE DELAY_MS
+  local side=$1 nonce=fair-$RANDOM$RANDOM drvs alone busy which=SENT bulk host
+  "prepare_$side" 1
+  in_client --user alice rm -f outputs
+  chain "$nonce-warm"
+  chain "$nonce-alone"
+  alone=$TAKEN
+  drvs=$(in_client --user alice nix-instantiate /t/work.nix -A bulk --argstr nonce "$nonce" --argstr n 1 --arg blob /t/blob 2>"$WORK/instantiate")
+  link zero
+  # shellcheck disable=SC2086 # a list of paths
+  in_client --user alice sh -c 'exec nix-store --realise "$@" >>outputs 2>bulk-errors </dev/null' - $drvs &
+  bulk=$!
+  FAIR="\"alone\": $alone"
+  for busy in upload download; do
+    until look_at_link; [ "${!which}" -gt $((MIB << 18)) ]; do
+      kill -0 $bulk 2>/dev/null || { in_client --user alice tail bulk-errors >&2; die "the $busy is over before it was seen"; }
+      sleep 0.02
+    done
+    chain "$nonce-$busy"
+    look_at_link
+    [ "${!which}" -lt $((MIB << 20)) ] || die "the $busy was over before the chain beside it: a larger MIB is needed"
+    FAIR+=", \"beside_$busy\": $TAKEN"
+    say "  $side, $2 ms: a chain of $CHAIN takes $alone s alone and $TAKEN s beside an $busy: $(awk -v a="$alone" -v b="$TAKEN" -v n="$CHAIN" -v ms="$2" \
+      'BEGIN { printf "%.2f x, %.0f ms a build", b / a, (b - a) * 1000 / n; if (ms > 0) printf " or %.1f round trips", (b - a) * 1000 / n / ms }')"
+    which=RECEIVED
+  done
+  wait $bulk || die "the large build fails"
+  in_client sh -euc 'sort -u /home/alice/outputs | xargs nix-store --verify-path' || die "$side: an output of fair is not valid"
+  "finish_$side" "fair-$side"
+  for host in "$CLIENT" "${BUILDERS[@]}"; do
+    "$HOST" in "$host" sh -c 'ls -d /nix/store/*-"$1"* | grep -v "\.lock$" | xargs -r nix-store --delete --ignore-liveness' - "$nonce" >"$WORK/delete" 2>&1 || true
+  done
+}
+
 shown() { [ -z "$1" ] && echo - || LC_ALL=C printf '%.2f s' "$1"; } # SECONDS
 median() { sort -n | awk '{ v[NR] = $1 } END { if (NR) printf "%s", NR % 2 ? v[(NR + 1) / 2] : (v[NR / 2] + v[NR / 2 + 1]) / 2 }'; }
 
-count_of() { case $1 in wide) echo "$WIDE" ;; many) echo "$MANY" ;; idle) echo 0 ;; chain) echo "$CHAIN" ;; bulk) echo 1 ;; shared) echo "$SHARED" ;; *) die "no such work: $1" ;; esac; }
+count_of() { case $1 in wide) echo "$WIDE" ;; many) echo "$MANY" ;; idle | fair) echo 0 ;; chain) echo "$CHAIN" ;; bulk | text) echo 1 ;; shared) echo "$SHARED" ;; *) die "no such work: $1" ;; esac; }
 title_of() {
   case $1 in
   wide) echo "$WIDE small builds" ;;
   chain) echo "chain of $CHAIN" ;;
   many) echo "$MANY builds at once" ;;
   bulk) echo "$MIB MiB in, $MIB MiB out" ;;
+  text) echo "$MIB MiB in, $MIB MiB out, text" ;;
   shared) echo "$SHARED builds, one $MIB MiB input" ;;
   esac
 }
@@ -298,6 +354,14 @@ for pair in $LINKS; do
       say "  $idle"
       printf '%s\n    {"work": "idle", "side": "ours", "round_trip_ms": %s, "mbit": %s, "seconds": 30, %s}' "$comma" "$delay" "$rate" "$idle" >>"$OUT.json"
       comma=,
+      continue
+    fi
+    if [ "$work" = fair ]; then
+      for side in $SIDES; do
+        measure_fair "$side" "$delay"
+        printf '%s\n    {"work": "fair", "side": "%s", "round_trip_ms": %s, "mbit": %s, %s}' "$comma" "$side" "$delay" "$rate" "$FAIR" >>"$OUT.json"
+        comma=,
+      done
       continue
     fi
     builders=2

@@ -33,6 +33,9 @@ in
   # One large input, one large output.
   bulk = map (i: run "bulk-${toString i}" "/bin/busybox cp -r ${large} $out" { }) (upTo n);
 
+  # The same with content that becomes smaller when it is packed, as programs do.
+  text = map (i: run "text-${toString i}" "/bin/busybox cp -r ${large} $out" { }) (upTo n);
+
   # Many builds that need the same large input, and make little of it.
   shared = map (i: run "shared-${toString i}" "/bin/busybox stat -c %s ${large} > $out; echo ${toString i} >> $out" { }) (upTo n);
 }

@@ -9,7 +9,7 @@ use tokio::time::{Instant, timeout};
 
 use super::{DAEMON_COMMAND, Remote, explain};
 use crate::protocol::worker::Connection;
-use crate::ssh::{self, Channel};
+use crate::ssh::{self, Channel, Load};
 
 /// From asking for a channel to getting it, and from there to the daemon's greeting. Slow links take seconds; a builder
 /// that takes longer is as good as lost for this attempt.
@@ -57,6 +57,8 @@ pub(crate) struct Daemon {
     pub(crate) connection: Connection,
     program: ssh::Remote,
     generation: u64,
+    /// What its connection is for.
+    load: Load,
     _in_use: Option<Arc<()>>,
 }
 
@@ -146,7 +148,8 @@ impl Remote {
     pub(crate) fn give_back(&self, daemon: Daemon) {
         let daemon = Daemon { _in_use: None, ..daemon };
         let mut state = self.lock();
-        if daemon.is_usable() && daemon.generation == state.generation && state.idle.len() < MAX_IDLE {
+        let is_wanted = daemon.load == Load::Small && state.idle.len() < MAX_IDLE;
+        if is_wanted && daemon.is_usable() && daemon.generation == state.generation {
             state.idle.push(Idle { daemon, since: Instant::now() });
         }
         drop(state);
@@ -200,20 +203,38 @@ impl Remote {
         Daemon { _in_use: Some(Arc::clone(&self.in_use)), ..daemon }
     }
 
-    /// A channel to a fresh daemon that has not been greeted: for a client that speaks to it itself.
+    /// A daemon on a connection that carries nothing small.
+    pub(super) async fn bulk_daemon(&self) -> anyhow::Result<Daemon> {
+        Ok(self.in_use(self.daemon_of(Load::Bulk).await?))
+    }
+
+    /// A channel to a fresh daemon that has not been greeted: for a client that speaks to it itself. How much it will have
+    /// to say, and how fast it reads, nobody knows; builds are not to wait for that.
     pub(crate) async fn channel(&self) -> anyhow::Result<Channel> {
+        match self.channel_of(Load::Bulk).await {
+            Ok(channel) => Ok(channel),
+            // A builder that takes no more connections.
+            Err(_) => self.channel_of(Load::Small).await,
+        }
+    }
+
+    async fn channel_of(&self, load: Load) -> anyhow::Result<Channel> {
         self.sessions
-            .open(DAEMON_COMMAND, Instant::now() + OPEN_LIMIT)
+            .open_for(load, DAEMON_COMMAND, Instant::now() + OPEN_LIMIT)
             .await
             .with_context(|| format!("start a daemon on builder {}", self.builder))
     }
 
     pub(in crate::broker) async fn fresh_daemon(&self) -> anyhow::Result<Daemon> {
+        self.daemon_of(Load::Small).await
+    }
+
+    async fn daemon_of(&self, load: Load) -> anyhow::Result<Daemon> {
         let generation = self.lock().generation;
-        let Channel { stdin, stdout, remote: program } = self.channel().await?;
+        let Channel { stdin, stdout, remote: program } = self.channel_of(load).await?;
         let greeting = Connection::open(Box::new(stdout), Box::new(stdin));
         match timeout(OPEN_LIMIT, greeting).await {
-            Ok(Ok(connection)) => Ok(Daemon { connection, program, generation, _in_use: None }),
+            Ok(Ok(connection)) => Ok(Daemon { connection, program, generation, load, _in_use: None }),
             Ok(Err(error)) => Err(explain(&program, anyhow::Error::new(error)))
                 .with_context(|| format!("greet the nix-daemon of builder {}", self.builder)),
             Err(_) => {

@@ -7,14 +7,18 @@
 //! broker's.
 //!
 //! ```text
-//!   control: `3 open`, `3 1048576`, `4 open`, `4 1048576`, ...      lane 3: a block, then the line `.`
+//!   control: `3 open`, `3 1048576`, `4 open`, `4 300000 z`, ...      lane 3: a block, then the line `.`
 //! ```
+//!
+//! With ` z`, a block is a Zstandard frame on its way (see [`pack`]); that many bytes long as it is sent up, or packed from
+//! that many on the way down. A script whose machine has no `zstd` says so, and is never asked.
 //!
 //! A lane that is lost ends the script: its FIFO ends early, so the line after the block is missing. A block can go into
 //! any lane, because the control lines say where the next one is; so lanes may join while the stream flows, and a slow
 //! one gets less. Every FIFO is opened for both directions before it is for one: no script ever waits for a lane that
 //! does not come, and one whose client is gone reads the end of its control lines, and ends.
 
+mod pack;
 mod reader;
 mod writer;
 
@@ -30,8 +34,12 @@ pub const MAX_LANES: usize = 6;
 /// What goes into a lane at a time. A program is started for each; less would cost the builder more, more would stand in
 /// a window that is full.
 const BLOCK: usize = 1 << 20;
-/// What a script says when it is ready.
+/// What the script of a lane says when it is ready.
 pub const READY: &[u8] = b"ready\n";
+/// What the script of a stream says, with `zstd` and without. They are of the same length.
+pub const READY_TO_PACK: &[u8] = b"ready zstd\n";
+/// See [`READY_TO_PACK`].
+pub const READY_PLAIN: &[u8] = b"ready none\n";
 
 /// Where on the builder the FIFOs of one stream are.
 #[derive(Clone, Debug)]
@@ -72,7 +80,7 @@ impl Place {
             "d={directory}; mkdir -m 700 $d && cd $d || exit 9\n\
              trap \"cd /; rm -rf $d\" EXIT; trap \"exit 9\" HUP INT TERM\n\
              mkfifo 3 4 5 6 7 8 && [ \"$(printf abc | {{ head -c 1 >/dev/null; cat; }})\" = bc ] || exit 9\n\
-             echo ready\n"
+             zstd -qc </dev/null >/dev/null 2>&1 && echo ready zstd || echo ready none\n"
         )
     }
 
@@ -81,8 +89,9 @@ impl Place {
         let begin = self.begin();
         format!(
             "sh -c '{begin}{{ exec 3<>3 4<>4 5<>5 6<>6 7<>7 8<>8\n\
-             while read -r k n; do case $n in\n\
+             while read -r k n z; do case $n$z in\n\
              open) eval \"exec $k<$k\" ;;\n\
+             *z) head -c \"$n\" <&\"$k\" | zstd -dqc && read -r m <&\"$k\" && [ \"$m\" = . ] || exit 9 ;;\n\
              *) head -c \"$n\" <&\"$k\" && read -r m <&\"$k\" && [ \"$m\" = . ] || exit 9 ;;\n\
              esac; done; }} | {command}'"
         )
@@ -95,8 +104,9 @@ impl Place {
         format!(
             "sh -c '{begin}exec 9<&0\n\
              {{ nix-store --dump {path} 9<&-; exec yes; }} | {{ exec 3<>3 4<>4 5<>5 6<>6 7<>7 8<>8\n\
-             while read -r k n <&9; do case $n in\n\
+             while read -r k n z <&9; do case $n$z in\n\
              open) eval \"exec $k>$k\" ;;\n\
+             *z) head -c \"$n\" | zstd -1qc >&\"$k\" || exit 9 ;;\n\
              *) head -c \"$n\" >&\"$k\" || exit 9 ;;\n\
              esac; done; }}'"
         )

@@ -7,7 +7,10 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::AsyncWrite;
 use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
+use super::pack::{self, Choice, Packed};
 use super::{BLOCK, Lane};
 
 /// After every block of a lane: the reader's proof that the block was whole.
@@ -22,6 +25,18 @@ pub struct StripedWriter<C, W> {
     /// Nobody is left who would send a lane.
     is_complete: bool,
     block: Vec<u8>,
+    /// The block before that, until a lane takes it.
+    outgoing: Option<Outgoing>,
+    choice: Choice,
+}
+
+/// A block that no more is added to.
+#[derive(Debug)]
+enum Outgoing {
+    /// In a thread of its own, from this length.
+    Packing(usize, JoinHandle<io::Result<Packed>>),
+    /// As it goes over the wire, and whether that is a frame.
+    Ready(Vec<u8>, bool),
 }
 
 /// Bytes on their way into a stream.
@@ -33,14 +48,17 @@ struct Outbox<W> {
 }
 
 impl<C: AsyncWrite + Unpin, W: AsyncWrite + Unpin> StripedWriter<C, W> {
-    /// A stream whose control lines go to `control`; writing waits until the first lane has joined.
-    pub fn new(control: C, joining: UnboundedReceiver<Lane<W>>) -> Self {
+    /// A stream whose control lines go to `control`; writing waits until the first lane has joined. Blocks are packed
+    /// when the other side can unpack them and the wire is slow.
+    pub fn new(control: C, joining: UnboundedReceiver<Lane<W>>, unpacks: bool) -> Self {
         Self {
             control: Outbox::new(control),
             lanes: Vec::new(),
             joining,
             is_complete: false,
             block: Vec::with_capacity(BLOCK + END_OF_BLOCK.len()),
+            outgoing: None,
+            choice: Choice::new(unpacks, Instant::now()),
         }
     }
 
@@ -66,21 +84,50 @@ impl<C: AsyncWrite + Unpin, W: AsyncWrite + Unpin> StripedWriter<C, W> {
         self.control.drive(cx)
     }
 
-    /// Gives the block to a lane that has none waiting.
+    /// Gives the block, packed if that is worth it, to a lane that has none waiting.
     fn poll_dispatch(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.drive(cx)?;
-        let Some((number, lane)) = self.lanes.iter_mut().find(|(_, lane)| lane.bytes.is_empty()) else {
+        let outgoing = match self.outgoing.take() {
+            Some(outgoing) => outgoing,
+            None => {
+                let empty = Vec::with_capacity(BLOCK + END_OF_BLOCK.len());
+                let block = std::mem::replace(&mut self.block, empty);
+                if self.choice.is_for(block.len()) {
+                    let len = block.len();
+                    Outgoing::Packing(len, tokio::task::spawn_blocking(move || pack::pack(block)))
+                } else {
+                    Outgoing::Ready(block, false)
+                }
+            }
+        };
+        let (bytes, is_frame) = match outgoing {
+            Outgoing::Ready(bytes, is_frame) => (bytes, is_frame),
+            Outgoing::Packing(len, mut packing) => match Pin::new(&mut packing).poll(cx) {
+                Poll::Pending => {
+                    self.outgoing = Some(Outgoing::Packing(len, packing));
+                    return Poll::Pending;
+                }
+                Poll::Ready(packed) => {
+                    let packed = packed.map_err(io::Error::other)??;
+                    self.choice.was_packed(len, packed.len, packed.took);
+                    (packed.bytes, packed.is_frame)
+                }
+            },
+        };
+        let Some(index) = self.lanes.iter().position(|(_, lane)| lane.bytes.is_empty()) else {
+            self.choice.waits();
+            self.outgoing = Some(Outgoing::Ready(bytes, is_frame));
             return Poll::Pending;
         };
-        self.control.push(format!("{number} {}\n", self.block.len()).into_bytes());
-        let mut block = std::mem::replace(&mut self.block, Vec::with_capacity(BLOCK + END_OF_BLOCK.len()));
+        // The one that is used goes to the end, so that all are used.
+        let (number, mut lane) = self.lanes.remove(index);
+        let packed = if is_frame { " z" } else { "" };
+        self.control.push(format!("{number} {}{packed}\n", bytes.len()).into_bytes());
+        self.choice.has_moved(bytes.len(), Instant::now());
+        let mut block = bytes;
         block.extend_from_slice(END_OF_BLOCK);
         lane.push(block);
-        // The one that was used goes to the end, so that all are used.
-        if let Some(index) = self.lanes.iter().position(|(_, lane)| !lane.bytes.is_empty()) {
-            let used = self.lanes.remove(index);
-            self.lanes.push(used);
-        }
+        self.lanes.push((number, lane));
         self.drive(cx)?;
         Poll::Ready(Ok(()))
     }
@@ -88,8 +135,12 @@ impl<C: AsyncWrite + Unpin, W: AsyncWrite + Unpin> StripedWriter<C, W> {
 
 impl<C: AsyncWrite + Unpin, W: AsyncWrite + Unpin> AsyncWrite for StripedWriter<C, W> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        if self.block.len() >= BLOCK {
-            ready!(self.poll_dispatch(cx))?;
+        while self.outgoing.is_some() || self.block.len() >= BLOCK {
+            // While one block is packed or waits for a lane, the next is filled.
+            match self.poll_dispatch(cx) {
+                Poll::Pending if self.block.len() < BLOCK => break,
+                dispatched => ready!(dispatched)?,
+            }
         }
         let taken = bytes.len().min(BLOCK - self.block.len());
         self.block.extend_from_slice(&bytes[..taken]);
@@ -97,7 +148,7 @@ impl<C: AsyncWrite + Unpin, W: AsyncWrite + Unpin> AsyncWrite for StripedWriter<
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if !self.block.is_empty() {
+        while self.outgoing.is_some() || !self.block.is_empty() {
             ready!(self.poll_dispatch(cx))?;
         }
         self.drive(cx)?;
