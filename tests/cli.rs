@@ -168,6 +168,7 @@ fn build(id: u64, name: &str, phase: &str, pool: &str) -> BuildView {
         pool: Some(pool.to_owned()),
         builder: None,
         attempts: 1,
+        remaining: None,
         cost: None,
     }
 }

@@ -34,7 +34,7 @@ pub(crate) struct Build {
     pub(crate) id: BuildId,
     pub(crate) request: BuildRequest,
     pub(crate) source: Source,
-    pub(crate) log: LogSpool,
+    pub(crate) log: Arc<LogSpool>,
     inputs: OnceLock<BuildInputs>,
     products: Mutex<Option<Arc<Products>>>,
     notes: mpsc::Sender<Note>,
@@ -78,7 +78,7 @@ impl Build {
             id,
             request,
             source,
-            log: LogSpool::new(spool_dir),
+            log: Arc::new(LogSpool::new(spool_dir)),
             inputs: OnceLock::new(),
             products: Mutex::new(None),
             notes,
@@ -126,6 +126,11 @@ impl Build {
             (Outcome::Failed(failure), _) => End::Failed(failure),
             (Outcome::Cancelled, _) => End::Cancelled,
         };
+        self.log.close(match &end {
+            End::Succeeded(_) => Outcome::Succeeded,
+            End::Failed(failure) => Outcome::Failed(failure.clone()),
+            End::Cancelled => Outcome::Cancelled,
+        });
         self.end.send_replace(Some(end));
     }
 }

@@ -177,6 +177,7 @@ impl Store for Machine {
                 let source = Source::Given(Box::new(derivation));
                 let id = self.shared.next_build_id();
                 let (build, listener) = Build::new(id, request, source, &self.shared.spool_dir);
+                self.shared.logs.keep(&build, None);
                 build.set_inputs(inputs);
                 self.driver.send(Message::NewBuild(Arc::clone(&build)));
                 self.driver.event(Event::InputsKnown(build.id));

@@ -25,6 +25,7 @@ pub(crate) async fn serve(
     shared: &Arc<Shared>,
     driver: &DriverHandle,
 ) -> anyhow::Result<()> {
+    let uid = stream.peer_cred().ok().map(|peer| peer.uid());
     let (mut reader, mut writer) = stream.into_split();
     loop {
         let request = match Frame::receive(&mut reader).await {
@@ -33,12 +34,14 @@ pub(crate) async fn serve(
         };
         match request {
             HookRequest::Ask(ask) => {
-                if let Some(accepted) = consider(ask, Patience::Moment, &mut writer, shared, driver).await? {
+                if let Some(accepted) =
+                    consider(ask, Patience::Moment, &mut writer, uid, shared, driver).await?
+                {
                     return accepted.serve(reader, writer, shared).await;
                 }
             }
             HookRequest::Resume(ask) => {
-                match consider(ask, Patience::UntilKnown, &mut Discard, shared, driver).await? {
+                match consider(ask, Patience::UntilKnown, &mut Discard, uid, shared, driver).await? {
                     Some(accepted) => {
                         accepted.send_accept(&mut writer).await?;
                         return accepted.serve(reader, writer, shared).await;
@@ -105,6 +108,7 @@ async fn consider(
     ask: Ask,
     patience: Patience,
     sink: &mut impl VerdictSink,
+    uid: Option<u32>,
     shared: &Arc<Shared>,
     driver: &DriverHandle,
 ) -> anyhow::Result<Option<Accepted>> {
@@ -119,6 +123,7 @@ async fn consider(
             let machine = pool.to_string();
             let id = shared.next_build_id();
             let (build, listener) = Build::new(id, request, Source::LocalStore, &shared.spool_dir);
+            shared.logs.keep(&build, uid);
             let gone = Gone { build: build.id, driver: driver.clone() };
             driver.send(Message::NewBuild(Arc::clone(&build)));
             sink.reply(&HookReply::Accept { build: build.id.0, machine: machine.clone() }).await?;

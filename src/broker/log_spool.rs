@@ -11,6 +11,8 @@ use std::sync::OnceLock;
 
 use tokio::sync::watch;
 
+use crate::model::Outcome;
+
 /// Bytes handed to a reader at once.
 const CHUNK: usize = 64 << 10;
 
@@ -20,12 +22,18 @@ pub(crate) struct LogSpool {
     dir: PathBuf,
     file: OnceLock<File>,
     len: watch::Sender<u64>,
+    outcome: watch::Sender<Option<Outcome>>,
 }
 
 impl LogSpool {
     /// An empty log in this directory.
     pub(crate) fn new(dir: &Path) -> Self {
-        Self { dir: dir.to_owned(), file: OnceLock::new(), len: watch::Sender::new(0) }
+        Self {
+            dir: dir.to_owned(),
+            file: OnceLock::new(),
+            len: watch::Sender::new(0),
+            outcome: watch::Sender::new(None),
+        }
     }
 
     /// Adds bytes.
@@ -56,6 +64,23 @@ impl LogSpool {
             file.read_exact_at(&mut chunk, position)?;
         }
         Ok(chunk)
+    }
+
+    /// Nothing follows any more: its build has ended so.
+    pub(crate) fn close(&self, outcome: Outcome) {
+        self.outcome.send_replace(Some(outcome));
+    }
+
+    /// How its build ended, if it has.
+    pub(crate) fn outcome(&self) -> Option<Outcome> {
+        self.outcome.borrow().clone()
+    }
+
+    /// Returns when its build has ended. Cancel-safe.
+    pub(crate) async fn closed(&self) {
+        let mut outcome = self.outcome.subscribe();
+        // The sender lives in `self`, so this cannot fail.
+        let _ended = outcome.wait_for(Option::is_some).await;
     }
 
     /// Returns when there is something after this position. Cancel-safe.

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::driver::DriverHandle;
 use super::listener::Peer;
-use super::{Shared, bills};
+use super::{Shared, bills, log_client};
 use crate::ipc::view::StatusView;
 use crate::ipc::{Frame, OperatorReply, OperatorRequest, Target};
 use crate::model::Status;
@@ -30,6 +30,10 @@ pub(crate) async fn serve(
 ) -> anyhow::Result<()> {
     let request = tokio::time::timeout(REQUEST_LIMIT, Frame::receive(&mut stream)).await;
     let request: OperatorRequest = request.context("wait for a command")??.parse()?;
+    if let OperatorRequest::Log(request) = request {
+        let uid = stream.peer_cred().ok().map(|peer| peer.uid());
+        return log_client::serve(stream, peer, uid, &request, shared).await;
+    }
     if let OperatorRequest::Watch = request {
         return watch(stream, shared, driver).await;
     }
@@ -94,6 +98,8 @@ async fn answer(
             bills::cost(&shared.history, money, by).await
         }
         (OperatorRequest::History { most }, _) => bills::builds(&shared.history, most).await,
+        // Served in a conversation of its own.
+        (OperatorRequest::Log(_), _) => failed("this is no log".to_owned(), "see `broker logs`"),
         (OperatorRequest::Start { pool }, Peer::Owner) => start(&pool, shared, driver).await,
         (OperatorRequest::Drain { target }, Peer::Owner) => match select(&target, driver).await {
             Ok((selection, text)) => {

@@ -16,6 +16,7 @@ use super::build::Shelf;
 use super::chain;
 use super::guests::Guests;
 use super::lineage::Lineages;
+use super::logs::Logs;
 use crate::config::Config;
 use crate::history::{History, Store};
 use crate::ipc::Frame;
@@ -44,6 +45,7 @@ pub(crate) struct Shared {
     /// The status as it was last shown to those who watch, and when it was made.
     pub(crate) picture: tokio::sync::Mutex<Option<(Instant, Frame)>>,
     pub(crate) guests: Guests,
+    pub(crate) logs: Logs,
     pub(crate) history: History,
     started_at: Instant,
     last_build: AtomicU64,
@@ -111,6 +113,7 @@ impl Shared {
             clients: TaskTracker::new(),
             picture: tokio::sync::Mutex::default(),
             guests: Guests::default(),
+            logs: Logs::default(),
             history: open_history(&config.state_dir),
             started_at: Instant::now(),
             last_build: AtomicU64::new(0),

@@ -9,7 +9,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::ipc::view::StatusView;
-use crate::ipc::{Frame, FrameError, Hello, OperatorReply, OperatorRequest, Reply, VERSION};
+use crate::ipc::{
+    Frame, FrameError, Hello, LogReply, LogRequest, OperatorReply, OperatorRequest, Reply, VERSION,
+};
 
 /// Every answer comes from the broker's memory; one that takes this long does not come.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -116,6 +118,49 @@ impl Client {
         }
     }
 
+    /// The same, of a broker that must not be silent for long: pictures come a few times a second.
+    pub(super) fn watch_impatiently(
+        &mut self,
+        mut show: impl FnMut(StatusView) -> Result<(), ClientError>,
+    ) -> Result<(), ClientError> {
+        let mut next = self.ask(&OperatorRequest::Watch)?;
+        loop {
+            show(expect_status(next)?)?;
+            next = self.receive()?;
+        }
+    }
+
+    /// Asks for a log and hands over its pieces as they come.
+    pub(super) fn log<E: From<ClientError>>(
+        &mut self,
+        request: LogRequest,
+        mut show: impl FnMut(LogPiece<'_>) -> Result<(), E>,
+    ) -> Result<Result<LogEnd, (String, Option<String>)>, E> {
+        let follow = request.follow;
+        self.send(&Frame::message(&OperatorRequest::Log(request)))?;
+        loop {
+            let frame = Frame::read(&mut self.stream).map_err(|error| self.explain(error))?;
+            if let Frame::Log(bytes) = &frame {
+                show(LogPiece::Bytes(bytes))?;
+                continue;
+            }
+            match frame.parse().map_err(|error| self.explain(error))? {
+                LogReply::Opened { build, drv } => show(LogPiece::Opened { build, drv: &drv })?,
+                LogReply::Ended { outcome, reason } => return Ok(Ok(LogEnd { outcome, reason })),
+                LogReply::Failed { reason, hint } => return Ok(Err((reason, hint))),
+            }
+            if follow {
+                // A build may say nothing for hours.
+                self.limit_waiting(None)?;
+            }
+        }
+    }
+
+    /// The connection itself, by which somebody else can end it.
+    pub(super) fn handle(&self) -> Option<UnixStream> {
+        self.stream.try_clone().ok()
+    }
+
     /// Asks for something to be done, and gives the sentence that says what was.
     pub(super) fn order(&mut self, request: &OperatorRequest) -> Result<Done, ClientError> {
         match self.ask(request)? {
@@ -172,6 +217,39 @@ fn is_timeout(error: &io::Error) -> bool {
 fn is_hangup(error: &io::Error) -> bool {
     use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
     matches!(error.kind(), UnexpectedEof | ConnectionReset | BrokenPipe)
+}
+
+/// What comes of a log.
+#[derive(Debug)]
+pub(super) enum LogPiece<'a> {
+    /// This build was meant.
+    Opened {
+        build: u64,
+        drv: &'a str,
+    },
+    Bytes(&'a [u8]),
+}
+
+/// How a log ended.
+#[derive(Debug)]
+pub(super) struct LogEnd {
+    /// Of the build; nothing while it is on.
+    pub(super) outcome: Option<String>,
+    pub(super) reason: Option<String>,
+}
+
+impl LogEnd {
+    pub(super) fn sentence(&self) -> String {
+        match (&self.outcome, &self.reason) {
+            (None, _) => "the build goes on".to_owned(),
+            (Some(outcome), None) => format!("the build {}", verb(outcome)),
+            (Some(outcome), Some(reason)) => format!("the build {}: {reason}", verb(outcome)),
+        }
+    }
+}
+
+fn verb(outcome: &str) -> String {
+    if outcome == "cancelled" { "was cancelled".to_owned() } else { outcome.to_owned() }
 }
 
 /// The sentence that says what was done, or why it was not and what to do.

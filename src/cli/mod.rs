@@ -20,6 +20,8 @@ mod generate;
 mod history;
 #[cfg(feature = "ec2")]
 mod init;
+mod log_lines;
+mod logs;
 mod output;
 mod picture;
 mod report;
@@ -30,6 +32,7 @@ mod stop;
 #[cfg(feature = "ec2")]
 mod sweep;
 mod text;
+mod watch;
 mod why;
 
 use std::ffi::OsString;
@@ -49,7 +52,8 @@ use crate::provider;
 const EXAMPLES: &str = "\
 Examples:
   broker status             What runs, what waits for what, and when each machine ends
-  broker status --watch     The same, kept up to date
+  broker status --watch     The same, kept up to date, with keys to drain and to read logs
+  broker logs -f hello      What a build prints
   broker cost               What was spent, day by day
   broker why hello          Why a derivation is built where it is
   broker doctor             What keeps Nix from asking the broker, and what to do about it
@@ -74,6 +78,7 @@ enum Command {
     Status(status::Args),
     Builders(builders::Args),
     Builds(builds::Args),
+    Logs(logs::Args),
     Why(why::Args),
     Cost(cost::Args),
     History(history::Args),
@@ -194,6 +199,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Complaint> {
         Command::Status(args) => status::run(&args, &context),
         Command::Builders(args) => builders::run(&args, &context),
         Command::Builds(args) => builds::run(&args, &context),
+        Command::Logs(args) => logs::run(args, &context),
         Command::Why(args) => why::run(args, &context),
         Command::Cost(args) => cost::run(&args, &context),
         Command::History(args) => history::run(&args, &context),

@@ -198,6 +198,13 @@ impl Screen {
         self.write(&text)
     }
 
+    /// Bytes as they are; whoever made them has seen to what a terminal may get.
+    pub(super) fn raw(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let mut out = self.out.lock();
+        out.write_all(bytes)?;
+        out.flush()
+    }
+
     /// Columns and rows of the terminal.
     fn size(&self) -> Option<(u16, u16)> {
         if !self.is_terminal {

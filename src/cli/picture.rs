@@ -91,7 +91,7 @@ pub(super) fn costs(money: &MoneyView) -> String {
 }
 
 /// `2 ready, 1 booting (38s)`: those on their way with the time of the one that takes longest.
-fn pool_builders(pool: &PoolView, view: &StatusView) -> String {
+pub(super) fn pool_builders(pool: &PoolView, view: &StatusView) -> String {
     let mut groups: Vec<(&str, u32, f64)> = Vec::new();
     for builder in view.builders.iter().filter(|builder| builder.pool == pool.name) {
         match groups.iter_mut().find(|(state, ..)| *state == builder.state) {
@@ -142,7 +142,7 @@ pub(super) fn builders<'a>(document: &mut Document, builders: impl Iterator<Item
     document.table(&header, rows);
 }
 
-fn end_of(builder: &BuilderView) -> String {
+pub(super) fn end_of(builder: &BuilderView) -> String {
     match (builder.state.as_str(), builder.ends_in, builder.slots_used) {
         ("terminating", ..) => "now".to_owned(),
         ("draining", _, used) if used > 0 => format!("after {}", count(used, "build")),
@@ -181,7 +181,7 @@ pub(super) fn builds<'a>(
 }
 
 /// Where a build runs or ran, or what it waits for.
-fn whereabouts(build: &BuildView, view: &StatusView) -> String {
+pub(super) fn whereabouts(build: &BuildView, view: &StatusView) -> String {
     let place = match (&build.builder, &build.pool) {
         (Some(builder), Some(pool)) => format!("{builder} ({pool})"),
         (Some(builder), None) => builder.clone(),
@@ -237,6 +237,6 @@ pub(super) fn is_ended(build: &BuildView) -> bool {
     matches!(build.phase.as_str(), "succeeded" | "failed" | "cancelled")
 }
 
-fn is_running(build: &BuildView) -> bool {
+pub(super) fn is_running(build: &BuildView) -> bool {
     matches!(build.phase.as_str(), "uploading" | "building" | "downloading")
 }

@@ -131,6 +131,11 @@ pub(super) fn complain(complaint: &Complaint) -> ExitCode {
     ExitCode::from(complaint.exit as u8)
 }
 
+/// Says how something went, beside what is printed.
+pub(super) fn note(message: &str) {
+    write_lines(&[clean(message)]);
+}
+
 /// Prints a warning; the command goes on.
 pub(super) fn warn(message: &str) {
     write_lines(&[format!("{} {}", label("warning:", "33"), clean(message))]);

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use super::output::{Json, Screen};
 use super::report::{self, Complaint};
-use super::{Context, picture};
+use super::{Context, picture, watch};
 use crate::ipc::view::StatusView;
 
 /// Show what runs, what waits for what, and when each machine ends
@@ -19,7 +19,7 @@ pub(super) struct Args {
     /// Print a JSON document (`schema` 1: fields are only ever added)
     #[arg(long)]
     json: bool,
-    /// Go on at every change, until interrupted
+    /// Go on at every change, until interrupted; on a terminal the whole screen, with keys (`?` lists them)
     #[arg(long)]
     watch: bool,
 }
@@ -27,6 +27,11 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args, context: &Context) -> Result<ExitCode, Complaint> {
     let mut client = context.connect()?;
     let mut screen = Screen::stdout();
+    if args.watch && !args.json && watch::is_possible() {
+        // The view makes its own connections, but a broker that is not there is an error and no view.
+        drop(client);
+        return watch::run(&context.socket());
+    }
     if args.watch {
         let mut is_first = true;
         client.watch::<Complaint>(|view| {

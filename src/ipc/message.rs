@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::log::LogRequest;
 use super::view::{CostView, HistoryView, StatusView};
 use crate::model::{
     BuildRequest, BuildSettings, DrvPath, Failure, FailureKind, Feature, Requirement, StorePathError, System,
@@ -284,6 +285,8 @@ pub enum OperatorRequest {
         /// So many at most.
         most: u32,
     },
+    /// The log of a build. Answered by [`LogReply`](super::LogReply)s.
+    Log(LogRequest),
     /// One builder more. Answered by `Done`.
     Start {
         /// In which pool.

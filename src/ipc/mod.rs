@@ -8,10 +8,12 @@
 //! Loss of the connection is a statement too: a hook that is gone has cancelled its build.
 
 pub mod codec;
+pub mod log;
 pub mod message;
 pub mod view;
 
 pub use codec::{Frame, FrameError, Message};
+pub use log::{LogReply, LogRequest};
 pub use message::{
     Ask, CostBy, Hello, HookReply, HookRequest, OperatorReply, OperatorRequest, Reply, Target, VERSION,
     WireFailure,

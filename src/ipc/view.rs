@@ -187,6 +187,9 @@ pub struct BuildView {
     pub builder: Option<String>,
     /// Attempts so far.
     pub attempts: u32,
+    /// Seconds it is expected to run yet; missing where nothing is known of its like.
+    #[serde(default)]
+    pub remaining: Option<f64>,
     /// Dollars: its share of what its builders cost.
     #[serde(default)]
     pub cost: Option<f64>,
@@ -299,6 +302,7 @@ impl From<&BuildStatus> for BuildView {
             pool: build.pool.as_ref().map(ToString::to_string),
             builder: build.builder.as_ref().map(ToString::to_string),
             attempts: build.attempts,
+            remaining: None,
             cost: (build.cost != Usd::ZERO).then(|| dollars(build.cost)),
         }
     }

@@ -1,9 +1,11 @@
 #!/bin/bash
 # Installs what the tests need on this machine itself: a real sshd and ssh-keygen for the tests of `ssh` and `provider`,
-# zstd, the shells and curl for what an EC2 instance runs, systemd-analyze for the units of nix/.
+# zstd, the shells and curl for what an EC2 instance runs, systemd-analyze for the units of nix/, tmux for the full-screen
+# view.
 set -euo pipefail
 missing=()
-for pair in sshd:openssh-server ssh-keygen:openssh-client cc:gcc curl:curl dash:dash zstd:zstd systemd-analyze:systemd; do
+for pair in sshd:openssh-server ssh-keygen:openssh-client cc:gcc curl:curl dash:dash zstd:zstd \
+  systemd-analyze:systemd tmux:tmux; do
   PATH=$PATH:/usr/sbin command -v "${pair%%:*}" >/dev/null || missing+=("${pair#*:}")
 done
 [ ${#missing[@]} -eq 0 ] && exit 0

@@ -1,0 +1,179 @@
+//! `broker status --watch` and `broker logs` with the real thing: a broker with builds and a builder, in a real terminal.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on says so by panicking")]
+
+// Harness code: not every test file uses all of it.
+#[allow(dead_code)]
+#[path = "common/lab.rs"]
+mod lab;
+#[path = "common/tmux.rs"]
+mod tmux;
+
+use std::process::Stdio;
+
+use lab::{LOCAL_POOL, Lab, on_release, text};
+use tmux::Tmux;
+
+/// One builder of four slots that stays.
+fn pool() -> String {
+    LOCAL_POOL.replace("max-builders = 2", "max-builders = 1").replace("\"3s\"", "\"600s\"")
+}
+
+/// Five builds that run until somebody ends them: four of them at once.
+fn five_endless_builds(lab: &Lab) -> std::process::Child {
+    let words = ["nix-build", "--no-out-link", "/t/wide.nix", "--argstr", "nonce", "w", "--argstr", "n", "5"];
+    let mut command = lab.command("alice", &[&words[..], &["--argstr", "sleep", "1000"]].concat());
+    let build = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    lab.wait("four builds to run and one to wait", || {
+        lab.builds_in("building") == 4 && lab.builds_in("queued") == 1
+    });
+    build
+}
+
+fn end(lab: &Lab, mut build: std::process::Child) {
+    lab.signal("-INT", &["-x", "nix-build"]);
+    let _ended = build.wait().unwrap();
+    lab.wait("the builds to end", || lab.builds_in("building") + lab.builds_in("queued") == 0);
+}
+
+/// The view in a terminal, and after it its exit status and whether the terminal is as it was.
+fn view(lab: &Lab, user: &str, width: u16, height: u16) -> Tmux {
+    let host = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/lab/host.sh");
+    let watch = format!("'{host}' in {} --user {user} -- broker status --watch", lab.name());
+    Tmux::start(width, height, &format!("{watch}\necho \"status $?\"; stty -a | tr ' ' '\\n' | grep icanon"))
+}
+
+#[test]
+fn a_person_at_a_terminal_sees_everything_and_drains_a_builder() {
+    on_release("forky", &pool(), |lab| {
+        let build = five_endless_builds(lab);
+        let tmux = view(lab, "root", 80, 24);
+        let screen = tmux.wait_for(&["1 ready", "4/4", "wide-0", "building", "a slot of local", "LOG"]);
+        for word in ["accepting builds", "POOL", "BUILDER", "b-1", "QUEUED", "NEXT", "? help", "q quit"] {
+            assert!(screen.contains(word), "no `{word}` in\n{screen}");
+        }
+        tmux.press(&["?"]);
+        tmux.wait_for(&["drain the selected builder"]);
+        tmux.press(&["x"]);
+
+        // The log of a build, in full and back.
+        tmux.press(&["Down", "j"]);
+        tmux.wait("a build to be selected", |screen| screen.lines().any(|line| line.starts_with("> #")));
+        tmux.press(&["Enter"]);
+        let log = tmux.wait_for(&["on b-1", "  building ", "q back"]);
+        assert!(!log.contains("POOL"), "{log}");
+        tmux.press(&["q"]);
+        tmux.wait_for(&["POOL"]);
+
+        // Stopping asks, and takes no for an answer.
+        tmux.press(&["k", "s"]);
+        tmux.wait_for(&["> b-1", "stop b-1 now? its 4 builds begin again elsewhere: y/n"]);
+        tmux.press(&["n"]);
+        tmux.wait_for(&["b-1 goes on"]);
+        assert_eq!(lab.status()["builders"][0]["state"], "ready");
+
+        // Draining happens, and is seen to happen.
+        tmux.press(&["d"]);
+        tmux.wait_for(&["Draining builder `b-1`.", "draining", "after 4 builds", "it is drained"]);
+        assert_eq!(lab.status()["builders"][0]["state"], "draining");
+        end(lab, build);
+        tmux.wait_for(&["none runs", "cancelled"]);
+        lab.wait("the drained builder to end", || lab.status()["builders"].as_array().unwrap().is_empty());
+        // And with it what was selected.
+        tmux.wait("it to be gone from the screen", |screen| {
+            !screen.contains("b-1  ") && !screen.contains("> ")
+        });
+
+        // A narrow terminal, and a wide one again.
+        tmux.resize(40, 16);
+        tmux.wait("the narrow view", |screen| screen.contains("?  q quit") && !screen.contains("arrows"));
+        tmux.resize(120, 30);
+        tmux.wait_for(&["arrows select"]);
+
+        // The broker goes and comes back.
+        assert!(lab.stop_broker().success());
+        tmux.wait_for(&["NO BROKER", "trying again"]);
+        lab.start_broker();
+        tmux.wait_for(&["the broker is back", "accepting builds"]);
+
+        tmux.press(&["q"]);
+        let screen = tmux.wait_for(&["status 0", "icanon"]);
+        assert!(!screen.contains("-icanon") && !screen.contains("POOL"), "{screen}");
+        lab.assert_all_is_over();
+    });
+}
+
+#[test]
+fn the_terminal_is_given_back_after_a_signal_and_others_only_look() {
+    on_release("trixie", &pool(), |lab| {
+        let build = five_endless_builds(lab);
+        let tmux = view(lab, "alice", 100, 24);
+        tmux.wait_for(&["wide-0", "is not yours"]);
+        tmux.press(&["j", "d"]);
+        tmux.wait_for(&["only root and the broker's own user may do this"]);
+        assert_eq!(lab.status()["builders"][0]["state"], "ready");
+        tmux.press(&["l"]);
+        tmux.wait_for(&["q back"]);
+        lab.signal("-TERM", &["-x", "broker", "-u", "alice"]);
+        let screen = tmux.wait_for(&["status 143", "icanon"]);
+        assert!(!screen.contains("-icanon") && !screen.contains("q back"), "{screen}");
+
+        let without =
+            lab.output("root", &["sh", "-c", "rm -f /s; NIX_BROKER_SOCKET=/s broker status --watch"]);
+        assert_eq!(without.status.code(), Some(3), "{}", text(&without));
+        end(lab, build);
+        lab.run("root", &["broker", "stop", "--all"]);
+        lab.assert_all_is_over();
+    });
+}
+
+#[test]
+fn logs_are_read_and_followed_by_who_may() {
+    on_release("bookworm", &pool(), |lab| {
+        let build = five_endless_builds(lab);
+        let log = lab.run("root", &["broker", "logs", "wide-0"]);
+        assert!(log.lines().any(|line| line == "building 0"), "{log}");
+        let id = lab.status()["builds"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .find(|build| build["name"] == "wide-0")
+            .unwrap()["id"]
+            .to_string();
+        assert_eq!(lab.run("nix-broker", &["broker", "logs", &id]), log);
+        let refused = lab.output("alice", &["broker", "logs", "wide-0"]);
+        assert_eq!(refused.status.code(), Some(1));
+        assert!(
+            text(&refused).contains("not yours") && text(&refused).contains("sudo"),
+            "{}",
+            text(&refused)
+        );
+        assert!(!text(&refused).contains("building 0"), "{}", text(&refused));
+
+        // Followed to its end.
+        let follow = lab.command("root", &["broker", "logs", "-f", &format!("#{id}")]);
+        let follow =
+            { follow }.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        end(lab, build);
+        let followed = follow.wait_with_output().unwrap();
+        assert_eq!(followed.status.code(), Some(1));
+        assert!(text(&followed).contains("building 0\n"), "{}", text(&followed));
+        assert!(text(&followed).contains("the build was cancelled"), "{}", text(&followed));
+
+        // And after it: whole, and with its reason.
+        let fails = ["/t/shapes.nix", "-A", "fails", "--argstr", "nonce", "f"];
+        assert!(!lab.nix_build("alice", &fails).status.success());
+        let failed = lab.output("root", &["broker", "logs", "-f", "fails"]);
+        assert_eq!(failed.status.code(), Some(1));
+        assert_eq!(String::from_utf8_lossy(&failed.stdout), "before the end\nthe reason it fails\n");
+        assert!(text(&failed).contains("the build failed: "), "{}", text(&failed));
+        let loud = lab.build("alice", &["/t/shapes.nix", "-A", "loud", "--argstr", "nonce", "f"]);
+        assert_eq!(loud.len(), 1);
+        let log = lab.run("root", &["broker", "logs", "loud"]);
+        assert_eq!((log.lines().count(), log.lines().last()), (50_001, Some("the very last line")));
+        let unknown = lab.output("root", &["broker", "logs", "no-such-build"]);
+        assert!(text(&unknown).contains("nix log"), "{}", text(&unknown));
+        lab.run("root", &["broker", "stop", "--all"]);
+        lab.assert_all_is_over();
+    });
+}
