@@ -28,6 +28,7 @@
 //! | a machine's life | `broker::builder_task`, [`provider`], [`ssh`] |
 //! | one attempt | `broker::build_task`: [`transfer`], [`protocol::worker`] |
 //! | what happened, and what it cost | [`scheduler`] says it, [`history`] keeps it |
+//! | what other pools would have done with it | [`simulate`] |
 //! | outputs into the local store | `hook::importer`, `broker::endpoint_client`, [`endpoint`] |
 //!
 //! # Layers
@@ -36,7 +37,7 @@
 //!
 //! ```text
 //! face      hook, cli                       what Nix and people see
-//! broker    broker                          the only place that spawns, sleeps and reads the clock
+//! broker    broker, simulate                the only place that spawns, sleeps and reads the clock; the same without
 //! effects   provider, ssh, history, transfer ◀ endpoint
 //! pure      scheduler, protocol, ipc, config
 //! tables    catalog                         what EC2 sells
@@ -64,5 +65,6 @@ pub mod model;
 pub mod protocol;
 pub mod provider;
 pub mod scheduler;
+pub mod simulate;
 pub mod ssh;
 pub mod transfer;

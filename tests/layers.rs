@@ -35,8 +35,9 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "history",
         ],
     ),
+    ("simulate", &["model", "catalog", "scheduler", "provider"]),
     ("hook", &["model", "protocol", "ipc"]),
-    ("cli", &["model", "catalog", "ipc", "config", "broker", "provider"]),
+    ("cli", &["model", "catalog", "ipc", "config", "history", "broker", "simulate", "provider"]),
     ("bin", &["cli", "hook"]),
 ];
 
@@ -45,9 +46,9 @@ const CONFINED: &[(&str, &[&str])] = &[
     ("russh", &["ssh"]),
     ("clap", &["cli"]),
     ("toml", &["config"]),
-    // The provider keeps a journal of what it is about to launch.
-    ("serde", &["ipc", "config", "cli", "provider"]),
-    ("serde_json", &["ipc", "cli", "protocol", "provider"]),
+    // The provider keeps a journal of what it is about to launch; a simulation reads what Nix writes.
+    ("serde", &["ipc", "config", "cli", "provider", "simulate"]),
+    ("serde_json", &["ipc", "cli", "protocol", "provider", "simulate"]),
     ("backon", &["broker", "ssh", "provider"]),
     ("rusqlite", &["history"]),
     ("sd_notify", &["broker"]),
@@ -68,6 +69,7 @@ const FORBIDDEN: &[(&str, &[&str])] = &[
     ),
     ("model", &["Instant::now", "SystemTime", "async fn", "tokio::", "serde"]),
     ("catalog", &["Instant", "SystemTime", "async fn", "tokio::", "std::fs"]),
+    ("simulate", &["Instant::now", "SystemTime", "HashMap", "HashSet", "async fn", "tokio::", "std::fs"]),
     ("hook", &["tokio::", "async fn"]),
 ];
 
