@@ -19,13 +19,16 @@ use super::lineage::Lineages;
 use crate::config::Config;
 use crate::history::{History, Store};
 use crate::ipc::Frame;
-use crate::model::{BuildId, DrvPath, PoolName, PoolSpec};
+use crate::model::{BuildId, ClientId, DrvPath, PoolName, PoolSpec};
 use crate::provider::{Address, HostKeyPair, Provider, ProviderContext};
 use crate::ssh::{ClientKey, HostKey, Target};
 use crate::transfer::LocalStore;
 
 /// Declines remembered for `broker why`.
 const MAX_DECLINES: usize = 1_000;
+
+/// Clients of the endpoint are counted from here; hooks are known by the process that they serve, which is a smaller number.
+const FIRST_ENDPOINT_CLIENT: u64 = 1 << 32;
 
 /// See the module.
 #[derive(Debug)]
@@ -47,6 +50,7 @@ pub(crate) struct Shared {
     pub(crate) history: History,
     started_at: Instant,
     last_build: AtomicU64,
+    last_endpoint_client: AtomicU64,
     declines: Mutex<VecDeque<(DrvPath, String)>>,
 }
 
@@ -114,6 +118,7 @@ impl Shared {
             history: open_history(&config.state_dir),
             started_at: Instant::now(),
             last_build: AtomicU64::new(0),
+            last_endpoint_client: AtomicU64::new(FIRST_ENDPOINT_CLIENT),
             declines: Mutex::default(),
         })
     }
@@ -121,6 +126,11 @@ impl Shared {
     /// A fresh id.
     pub(crate) fn next_build_id(&self) -> BuildId {
         BuildId(self.last_build.fetch_add(1, Ordering::Relaxed) + 1)
+    }
+
+    /// A client of the endpoint that nobody has been before.
+    pub(crate) fn next_endpoint_client(&self) -> ClientId {
+        ClientId(self.last_endpoint_client.fetch_add(1, Ordering::Relaxed))
     }
 
     /// Since the broker started.
