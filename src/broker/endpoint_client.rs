@@ -175,6 +175,7 @@ impl Store for Machine {
         let completed =
             self.shared.lineages.complete(&mut request.requirement, &request.drv, Patience::UntilKnown).await;
         completed.map_err(|error| RemoteError::new(format!("nix-broker: '{}': {error}", request.drv)))?;
+        request.prediction = self.shared.foresight().predict(&request.drv, &request.requirement);
         match self.driver.offers().answer(&request) {
             Answer::Accept { .. } => {
                 let inputs =

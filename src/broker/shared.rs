@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -20,6 +20,7 @@ use crate::config::Config;
 use crate::history::{History, Store};
 use crate::ipc::Frame;
 use crate::model::{BuildId, ClientId, DrvPath, PoolName, PoolSpec};
+use crate::predict::Predictor;
 use crate::provider::{Address, HostKeyPair, Provider, ProviderContext};
 use crate::ssh::{ClientKey, HostKey, Target};
 use crate::transfer::LocalStore;
@@ -48,6 +49,7 @@ pub(crate) struct Shared {
     pub(crate) picture: tokio::sync::Mutex<Option<(Instant, Frame)>>,
     pub(crate) guests: Guests,
     pub(crate) history: History,
+    foresight: Mutex<Predictor>,
     started_at: Instant,
     last_build: AtomicU64,
     last_endpoint_client: AtomicU64,
@@ -116,6 +118,7 @@ impl Shared {
             picture: tokio::sync::Mutex::default(),
             guests: Guests::default(),
             history: open_history(&config.state_dir),
+            foresight: Mutex::default(),
             started_at: Instant::now(),
             last_build: AtomicU64::new(0),
             last_endpoint_client: AtomicU64::new(FIRST_ENDPOINT_CLIENT),
@@ -126,6 +129,11 @@ impl Shared {
     /// A fresh id.
     pub(crate) fn next_build_id(&self) -> BuildId {
         BuildId(self.last_build.fetch_add(1, Ordering::Relaxed) + 1)
+    }
+
+    /// What is known of how long builds take. Held for microseconds: a verdict waits for it.
+    pub(crate) fn foresight(&self) -> MutexGuard<'_, Predictor> {
+        self.foresight.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A client of the endpoint that nobody has been before.

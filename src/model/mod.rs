@@ -32,7 +32,7 @@ pub use money::{Caps, HourlyRate, Spent, Usd};
 pub use outcome::{Blame, Failure, FailureKind, Outcome};
 pub use pool::{DeclineRule, HostSpec, LocalSpec, PoolSpec, ProviderSpec, Slots};
 pub use prediction::{Basis, Prediction};
-pub use record::{BuildRecord, InstanceRecord, Phases, Place, Record};
+pub use record::{BuildRecord, InstanceRecord, Phases, Place, Record, Traffic};
 pub use request::{BuildInputs, BuildRequest, BuildSettings, Nature, Verdict};
 pub use requirement::{Feature, Inherited, Misfit, Offer, Requirement, System};
 pub use status::{

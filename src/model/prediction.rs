@@ -16,8 +16,6 @@ pub struct Prediction {
     pub samples: u32,
     /// What those were.
     pub basis: Basis,
-    /// Bytes of memory at its peak, where a builder has told.
-    pub peak_memory: Option<u64>,
     /// What cannot begin before it has ended, as the longest chain of builds; nothing where the graph is not known.
     pub tail: Duration,
 }
@@ -46,7 +44,6 @@ impl Prediction {
         most: Duration::from_secs(600),
         samples: 0,
         basis: Basis::Nothing,
-        peak_memory: None,
         tail: Duration::ZERO,
     };
 
