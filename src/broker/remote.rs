@@ -96,18 +96,20 @@ impl Remote {
         &self.sessions
     }
 
-    /// Returns when all these paths are valid on the builder and kept from being collected there.
+    /// Returns when all these paths are valid on the builder and kept from being collected there, with the bytes that
+    /// were sent for this caller. What others send that it waits for is theirs.
     pub(crate) async fn ensure_present(
         self: &Arc<Self>,
         paths: &BTreeSet<StorePath>,
         substitute: Substitute,
-    ) -> anyhow::Result<()> {
+    ) -> anyhow::Result<u64> {
+        let mut sent = 0;
         loop {
             self.roots.look(&self.presence);
             let (claim, in_flight) = self.presence.claim(paths);
             if claim.paths().is_empty() {
                 if in_flight.is_empty() {
-                    return Ok(());
+                    return Ok(sent);
                 }
                 in_flight.ended().await;
                 continue;
@@ -116,7 +118,7 @@ impl Remote {
             let this = Arc::clone(self);
             let bringing =
                 self.tasks.spawn(async move { this.carry_out(claim, in_flight, substitute).await });
-            bringing.await.context("an upload was lost to a defect of the broker")??;
+            sent += bringing.await.context("an upload was lost to a defect of the broker")??;
         }
     }
 
@@ -126,7 +128,7 @@ impl Remote {
         claim: Claim,
         in_flight: InFlight,
         substitute: Substitute,
-    ) -> anyhow::Result<()> {
+    ) -> anyhow::Result<u64> {
         let mut missing = self.missing(claim.paths()).await?;
         if substitute == Substitute::Yes && !missing.is_empty() {
             tokio::select! {
@@ -137,26 +139,27 @@ impl Remote {
         // What the missing ones refer to may be among what others bring, and has to be there before them.
         if !in_flight.ended().await {
             // It is not: the next claim has that in it too.
-            return Ok(());
+            return Ok(0);
         }
+        let mut sent = 0;
         if !missing.is_empty() {
             tokio::select! {
-                uploaded = self.upload(&missing) => uploaded?,
+                uploaded = self.upload(&missing) => sent = uploaded?,
                 () = claim.abandoned() => bail!("no build waits for these inputs any more"),
             }
         }
         claim.succeed();
-        Ok(())
+        Ok(sent)
     }
 
-    async fn upload(self: &Arc<Self>, missing: &BTreeSet<StorePath>) -> anyhow::Result<()> {
+    async fn upload(self: &Arc<Self>, missing: &BTreeSet<StorePath>) -> anyhow::Result<u64> {
         let context = || format!("upload to builder {}", self.builder);
         let cargo = Cargo::of(&self.local, missing).await.with_context(context)?;
-        let beat = Beat::default();
-        if let Some(width) = Width::of(self, cargo.size()).await {
+        let (size, beat) = (cargo.size(), Beat::default());
+        if let Some(width) = Width::of(self, size).await {
             let sent = unless_stalled(&beat, wide::send(self, cargo.clone(), width, &beat)).await;
             match sent {
-                Ok(()) => return Ok(()),
+                Ok(()) => return Ok(size),
                 Err(error) => self.avoid_stripes(&error),
             }
         }
@@ -168,7 +171,7 @@ impl Remote {
         match unless_stalled(&beat, uploaded).await {
             Ok(()) => {
                 self.give_back(daemon);
-                Ok(())
+                Ok(size)
             }
             Err(error) => Err(daemon.explain(error).context(context())),
         }
