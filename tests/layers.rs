@@ -37,9 +37,9 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "history",
         ],
     ),
-    ("simulate", &["model", "catalog", "scheduler", "provider"]),
+    ("simulate", &["model", "catalog", "scheduler", "predict", "provider"]),
     ("hook", &["model", "protocol", "ipc"]),
-    ("cli", &["model", "catalog", "ipc", "config", "history", "broker", "simulate", "provider"]),
+    ("cli", &["model", "catalog", "ipc", "config", "history", "predict", "broker", "simulate", "provider"]),
     ("bin", &["cli", "hook"]),
 ];
 

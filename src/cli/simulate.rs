@@ -17,10 +17,11 @@ use crate::catalog::Catalog;
 use crate::config::{self, Config, Defaults};
 use crate::ipc::view::SCHEMA;
 use crate::model::DrvPath;
+use crate::predict::Predictor;
 use crate::simulate::read::{Derivations, ReadError, Sources, drv_paths};
 use crate::simulate::shapes::{SHAPES, Shape};
 use crate::simulate::{
-    self, Contender, Durations, Faults, FixedFleet, Graph, Report, Scenario, Source, Timeline, svg,
+    self, Contender, Durations, Faults, FixedFleet, Foresight, Graph, Report, Scenario, Source, Timeline, svg,
 };
 
 /// A graph of all of nixpkgs is a tenth of this.
@@ -79,6 +80,9 @@ pub(super) struct Args {
     /// How often EC2 takes back a spot instance, per hour that it runs
     #[arg(long, value_name = "PER_HOUR", default_value_t = 0.0, value_parser = parse_rate)]
     interruptions: f64,
+    /// What the broker knows of durations: `none`, `learned` (history and what ends meanwhile), `rough`, `exact`
+    #[arg(long, value_name = "HOW", default_value = "rough", value_parser = parse_foresight)]
+    foresight: Foresight,
     /// Where all chance comes from: the same number gives the same run
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
@@ -94,6 +98,14 @@ fn parse_shape(name: &str) -> Result<Shape, String> {
     Shape::parse(name).ok_or_else(|| {
         let names: Vec<String> = SHAPES.iter().map(|shape| format!("`{shape}`")).collect();
         format!("the shapes are {}", names.join(", "))
+    })
+}
+
+fn parse_foresight(name: &str) -> Result<Foresight, String> {
+    let found = Foresight::ALL.into_iter().find(|(known, _)| *known == name);
+    found.map(|(_, foresight)| foresight).ok_or_else(|| {
+        let names: Vec<String> = Foresight::ALL.iter().map(|(name, _)| format!("`{name}`")).collect();
+        format!("one of {}", names.join(", "))
     })
 }
 
@@ -113,6 +125,7 @@ struct Run {
 struct Subject {
     graph: Graph,
     sources: Option<Sources>,
+    memory: Predictor,
     notes: Vec<String>,
 }
 
@@ -122,6 +135,8 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Complaint> {
         graph: &subject.graph,
         max_jobs: args.max_jobs,
         system: Defaults::here().system,
+        foresight: args.foresight,
+        memory: subject.memory.clone(),
         seed: args.seed,
         spot_percent: args.spot_price,
         faults: Faults { interruptions: args.interruptions, ..Faults::default() },
@@ -156,7 +171,7 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Complaint> {
 fn subject(args: &Args) -> Result<Subject, Complaint> {
     if let Some(shape) = args.shape {
         let graph = shape.graph(args.seed).map_err(|error| Complaint::new(error.to_string(), None))?;
-        return Ok(Subject { graph, sources: None, notes: Vec::new() });
+        return Ok(Subject { graph, sources: None, memory: Predictor::default(), notes: Vec::new() });
     }
     let file = args.graph.clone().unwrap_or_else(|| PathBuf::from("-"));
     let mut durations = Durations::default();
@@ -174,7 +189,8 @@ fn subject(args: &Args) -> Result<Subject, Complaint> {
         });
         Complaint::new(format!("`{}`: {error}", file.display()), hint)
     })?;
-    Ok(Subject { graph, sources: Some(sources), notes: notes(&derivations) })
+    let memory = durations.recorded().clone();
+    Ok(Subject { graph, sources: Some(sources), memory, notes: notes(&derivations) })
 }
 
 fn notes(derivations: &Derivations) -> Vec<String> {

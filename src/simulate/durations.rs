@@ -1,7 +1,8 @@
 //! How long builds take: what is known of their names, and a guess for the others.
 //!
-//! A name is looked up as it is (`hello-2.12.1`) and without its version (`hello`): first among the durations that were
-//! given, then among those that were recorded. What is found nowhere is guessed, always alike for the same name:
+//! A name is looked up as it is (`hello-2.12.1`) and without its version (`hello`) among the durations that were given;
+//! then the broker's own predictions from its history are asked. What is found nowhere is guessed, always alike for the
+//! same name:
 //!
 //! | derivation | seconds | threads |
 //! |---|---|---|
@@ -21,6 +22,8 @@ use serde::Deserialize;
 use super::graph::Work;
 use super::random::Random;
 use super::shapes::TRANSFER;
+use crate::model::{Nature, System};
+use crate::predict::{Observation, Predictor};
 
 const LEAST: f64 = 1.0;
 const MOST: f64 = 4.0 * 3600.0;
@@ -44,10 +47,8 @@ pub enum Source {
 /// What a derivation says of itself.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Hints {
-    /// Its output's hash is known before.
-    pub fixed_output: bool,
-    /// `preferLocalBuild`.
-    pub prefers_local: bool,
+    /// Where it is best built.
+    pub nature: Nature,
     /// It requires `big-parallel`.
     pub big_parallel: bool,
     /// `enableParallelBuilding`.
@@ -79,7 +80,7 @@ struct Known {
 #[derive(Clone, Debug, Default)]
 pub struct Durations {
     given: BTreeMap<String, Known>,
-    recorded: BTreeMap<String, Vec<f64>>,
+    recorded: Predictor,
 }
 
 #[derive(Deserialize)]
@@ -130,26 +131,24 @@ impl Durations {
         Ok(())
     }
 
-    /// A build of this name took so long on the builder.
-    pub fn record(&mut self, name: &str, building: Duration) {
-        let seconds = building.as_secs_f64();
-        for key in [name, stem(name)] {
-            let times = self.recorded.entry(key.to_owned()).or_default();
-            times.push(seconds);
-            if stem(name) == name {
-                break;
-            }
-        }
+    /// A build that was recorded took so long on the builder.
+    pub fn record(&mut self, seen: Observation<'_>) {
+        self.recorded.observe(seen);
+    }
+
+    /// What was recorded, for a broker that remembers it.
+    pub fn recorded(&self) -> &Predictor {
+        &self.recorded
     }
 
     /// How much work a build of this name is, and who says so.
-    pub fn work(&self, name: &str, hints: Hints) -> (Work, Source) {
+    pub fn work(&self, name: &str, system: &System, hints: Hints) -> (Work, Source) {
         let found = [name, stem(name)].into_iter().find_map(|key| self.given.get(key).copied());
         let found = found.or_else(|| {
-            [name, stem(name)].into_iter().find_map(|key| {
-                let seconds = median(self.recorded.get(key)?)?;
-                Some(Known { seconds, threads: None, source: Source::Recorded })
-            })
+            let prediction = self.recorded.predict_for(name, system, hints.big_parallel);
+            let seconds = prediction.duration.as_secs_f64();
+            let known = Known { seconds, threads: None, source: Source::Recorded };
+            prediction.is_of_its_like().then_some(known)
         });
         let guess = guess(name, hints);
         let known = found.unwrap_or(guess);
@@ -165,23 +164,16 @@ impl Durations {
 }
 
 fn guess(name: &str, hints: Hints) -> Known {
-    let (seconds, threads, is_spread) = match hints {
-        Hints { fixed_output: true, .. } => (5.0, 1, false),
-        Hints { prefers_local: true, .. } => (1.0, 1, false),
-        Hints { big_parallel: true, .. } => (1800.0, 16, true),
-        Hints { parallel: true, .. } => (60.0, 4, true),
-        Hints { fixed_output: false, prefers_local: false, big_parallel: false, parallel: false } => {
-            (30.0, 1, true)
-        }
+    let Hints { nature, big_parallel, parallel } = hints;
+    let (seconds, threads, is_spread) = match (nature.is_fixed_output, nature.prefers_local) {
+        (true, _) => (5.0, 1, false),
+        (false, true) => (1.0, 1, false),
+        (false, false) if big_parallel => (1800.0, 16, true),
+        (false, false) if parallel => (60.0, 4, true),
+        (false, false) => (30.0, 1, true),
     };
     let spread = if is_spread { (SIGMA * Random::of_name(stem(name)).normal()).exp() } else { 1.0 };
     Known { seconds: (seconds * spread).clamp(LEAST, MOST), threads: Some(threads), source: Source::Guessed }
-}
-
-fn median(times: &[f64]) -> Option<f64> {
-    let mut times = times.to_vec();
-    times.sort_by(f64::total_cmp);
-    times.get(times.len() / 2).copied()
 }
 
 /// A name without its version, as Nix divides them: the version begins behind the first dash before anything but a
@@ -197,7 +189,7 @@ mod tests {
     use super::*;
 
     fn seconds(durations: &Durations, name: &str) -> (f64, u32, Source) {
-        let (work, source) = durations.work(name, Hints::default());
+        let (work, source) = durations.work(name, &System::new("x86_64-linux"), Hints::default());
         (work.building.as_secs_f64(), work.threads, source)
     }
 
@@ -218,11 +210,11 @@ mod tests {
     #[test]
     fn what_is_given_goes_before_what_was_recorded_and_that_before_a_guess() {
         let mut durations = Durations::default();
-        durations.record("hello-2.0", Duration::from_secs(10));
-        durations.record("hello-2.1", Duration::from_secs(30));
-        durations.record("hello-2.1", Duration::from_secs(50));
-        assert_eq!(seconds(&durations, "hello-2.0"), (10.0, 1, Source::Recorded));
-        assert_eq!(seconds(&durations, "hello-3"), (30.0, 1, Source::Recorded));
+        let took = Duration::from_secs(10);
+        durations.record(Observation { name: "hello-2.0", system: "x86_64-linux", is_big: false, took });
+        let (known, threads, source) = seconds(&durations, "hello-2.0");
+        assert_eq!((known.round(), threads, source), (10.0, 1, Source::Recorded));
+        assert_eq!(seconds(&durations, "hello-3").2, Source::Recorded);
         assert_eq!(seconds(&durations, "gcc-13").2, Source::Guessed);
         durations.give("# of my machine\nhello 99\ngcc-13 2400 16\n").unwrap();
         assert_eq!(seconds(&durations, "hello-2.0"), (99.0, 1, Source::Given));
@@ -238,10 +230,11 @@ mod tests {
         assert_eq!(seconds(&durations, "hello-1"), seconds(&durations, "hello-2"));
         let many: Vec<f64> = (0..1000).map(|n| seconds(&durations, &format!("p{n}")).0).collect();
         assert!(many.iter().all(|seconds| (LEAST..=MOST).contains(seconds)));
-        let median = median(&many).unwrap();
-        assert!((25.0..36.0).contains(&median), "{median}");
-        let of = |hints| durations.work("x", hints).0;
-        assert_eq!(of(Hints { fixed_output: true, ..Hints::default() }).building.as_secs(), 5);
+        let shorter = many.iter().filter(|seconds| **seconds < 30.0).count();
+        assert!((450..550).contains(&shorter), "{shorter}");
+        let of = |hints| durations.work("x", &System::new("x86_64-linux"), hints).0;
+        let fetched = Nature { is_fixed_output: true, prefers_local: true };
+        assert_eq!(of(Hints { nature: fetched, ..Hints::default() }).building.as_secs(), 5);
         assert_eq!(of(Hints { big_parallel: true, ..Hints::default() }).threads, 16);
     }
 

@@ -256,6 +256,7 @@ impl Decider for FirstCome {
             | Event::Endangered { .. }
             | Event::ClientGone(_)
             | Event::Progressed { .. }
+            | Event::Carried { .. }
             | Event::Adopted(_)
             | Event::Launched { .. }
             | Event::Progress { .. }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use crate::model::{DrvPath, Requirement};
+use crate::model::{DrvPath, Nature, Requirement};
 
 /// More than all of nixpkgs has.
 pub const MOST_NODES: usize = 500_000;
@@ -30,8 +30,8 @@ pub struct Node {
     pub drv: DrvPath,
     /// System and features that it needs.
     pub requirement: Requirement,
-    /// `preferLocalBuild`.
-    pub prefers_local: bool,
+    /// What it says of where it is best built.
+    pub nature: Nature,
     /// What must be built before, as places in the graph.
     pub needs: Vec<usize>,
     /// Not offered before this moment.
@@ -118,6 +118,16 @@ impl Graph {
             ends[*ix] = begins.max(node.arrives) + node.work.building;
         }
         ends.into_iter().max().unwrap_or_default()
+    }
+
+    /// For each node, the longest chain of what cannot begin before it has ended.
+    pub fn tails(&self) -> Vec<Duration> {
+        let mut tails = vec![Duration::ZERO; self.nodes.len()];
+        for ix in self.order.iter().rev() {
+            let after = |needing: &usize| tails[*needing] + self.nodes[*needing].work.building;
+            tails[*ix] = self.needed_by[*ix].iter().map(after).max().unwrap_or_default();
+        }
+        tails
     }
 
     /// How many builds need each system, the most frequent first.

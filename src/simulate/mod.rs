@@ -36,6 +36,7 @@ mod decider;
 pub mod durations;
 mod first_come;
 pub mod fixed;
+mod foresight;
 pub mod graph;
 pub mod machine;
 mod machines;
@@ -53,6 +54,7 @@ use std::time::{Duration, Instant};
 
 pub use durations::{Durations, Source};
 pub use fixed::FixedFleet;
+pub use foresight::Foresight;
 pub use graph::{Graph, GraphError, Node, Work};
 pub use random::Random;
 pub use read::{ReadError, read};
@@ -64,6 +66,7 @@ use self::first_come::FirstCome;
 use self::stock::Stock;
 use self::world::World;
 use crate::model::{Caps, PoolSpec, Spent, System};
+use crate::predict::Predictor;
 use crate::scheduler::Fleet;
 
 /// Who decides.
@@ -95,6 +98,10 @@ pub struct Scenario<'a> {
     pub max_jobs: u32,
     /// What its own machine builds for.
     pub system: System,
+    /// What the broker knows beforehand of how long builds take.
+    pub foresight: Foresight,
+    /// What it remembers of earlier builds.
+    pub memory: Predictor,
     /// Where all chance comes from.
     pub seed: u64,
     /// What spot costs, in percent of the on-demand price.

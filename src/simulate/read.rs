@@ -17,9 +17,9 @@ use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 
 use super::durations::{Durations, Hints, Source};
 use super::graph::{Graph, GraphError, Node};
-use crate::model::requirement::CA_DERIVATIONS;
+use crate::model::requirement::{BIG_PARALLEL, CA_DERIVATIONS};
 use crate::model::store_path::STORE_DIR;
-use crate::model::{DrvPath, Feature, Requirement, StorePath, System};
+use crate::model::{DrvPath, Feature, Nature, Requirement, StorePath, System};
 
 /// Derivations that are shown in a complaint about many.
 const SHOWN: usize = 3;
@@ -88,12 +88,12 @@ impl Derivations {
         let places: BTreeMap<&DrvPath, usize> = kept.iter().map(|found| &found.drv).zip(0..).collect();
         let mut sources = Sources::new();
         let mut node = |found: &&Found| {
-            let (work, source) = durations.work(found.drv.name(), found.hints);
+            let (work, source) = durations.work(found.drv.name(), &found.requirement.system, found.hints);
             *sources.entry(source).or_default() += 1;
             Node {
                 drv: found.drv.clone(),
                 requirement: found.requirement.clone(),
-                prefers_local: found.hints.prefers_local,
+                nature: found.hints.nature,
                 needs: found.needs.iter().filter_map(|needed| places.get(needed).copied()).collect(),
                 arrives: Duration::ZERO,
                 work,
@@ -385,7 +385,7 @@ impl RawDerivation {
         let is_floating = |output: &RawOutput| {
             matches!(output, RawOutput::Described { hash: None, hash_algo: Some(_), path: None })
         };
-        let fixed_output = self.outputs.values().any(is_fixed);
+        let is_fixed_output = self.outputs.values().any(is_fixed);
         let floats = self.outputs.values().any(is_floating);
         // Structured attributes are a text in the environment of older formats.
         let nested = self.env.json.as_deref().and_then(|text| serde_json::from_str::<RawEnv>(text).ok());
@@ -397,9 +397,11 @@ impl RawDerivation {
             features.insert(Feature::new(CA_DERIVATIONS));
         }
         let hints = Hints {
-            fixed_output,
-            prefers_local: envs.iter().any(|env| env.prefer_local_build.0),
-            big_parallel: features.contains(&Feature::new("big-parallel")),
+            nature: Nature {
+                prefers_local: envs.iter().any(|env| env.prefer_local_build.0),
+                is_fixed_output,
+            },
+            big_parallel: features.contains(&Feature::new(BIG_PARALLEL)),
             parallel: envs.iter().any(|env| env.enable_parallel_building.0),
         };
         let requirement = Requirement::new(System::new(self.system), features);

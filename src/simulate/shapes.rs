@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::graph::{Graph, GraphError, Node, Work};
 use super::random::Random;
-use crate::model::{DrvPath, Feature, Requirement, StorePath, System};
+use crate::model::{DrvPath, Feature, Nature, Requirement, StorePath, System};
 
 /// The characters of Nix's hashes.
 const NIX32: &[u8; 32] = b"0123456789abcdfghijklmnpqrsvwxyz";
@@ -113,7 +113,7 @@ impl Plan<'_> {
             self.nodes.push(Node {
                 drv,
                 requirement: Requirement::new(System::new(system), [].into()),
-                prefers_local: false,
+                nature: Nature::default(),
                 needs: needs.to_vec(),
                 arrives: Duration::ZERO,
                 work,

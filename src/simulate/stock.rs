@@ -97,6 +97,7 @@ impl Decider for Stock {
             }
             Event::ClientGone(_)
             | Event::Progressed { .. }
+            | Event::Carried { .. }
             | Event::Adopted(_)
             | Event::Launched { .. }
             | Event::Progress { .. }

@@ -7,6 +7,7 @@ use super::Scenario;
 use super::buy::{Machine, Prices};
 use super::client::{Client, POLL};
 use super::decider::Decider;
+use super::foresight::Oracle;
 use super::graph::Node;
 use super::machine::Power;
 use super::random::Random;
@@ -14,7 +15,7 @@ use super::running::{HERE, Life, Sites};
 use super::timeline::Timeline;
 use crate::model::requirement::BUILTIN_SYSTEM;
 use crate::model::{
-    BuildId, BuildRequest, BuildSettings, BuilderId, LeaseId, Outcome, PoolName, PoolSpec, UtcDay,
+    BuildId, BuildRequest, BuildSettings, BuilderId, LeaseId, Outcome, PoolName, PoolSpec, Record, UtcDay,
 };
 use crate::scheduler::{Action, Answer, AttemptEnd, BuilderFault, Event};
 
@@ -64,6 +65,7 @@ pub(super) struct World<'a> {
     pub(super) pools: &'a [PoolSpec],
     pub(super) prices: Prices,
     pub(super) random: Random,
+    oracle: Oracle,
     pub(super) epoch: Instant,
     pub(super) now: Duration,
     pub(super) due: BTreeMap<(Duration, u64), Due>,
@@ -96,6 +98,7 @@ impl<'a> World<'a> {
             pools,
             prices: Prices::new(scenario.spot_percent),
             random: Random::new(scenario.seed),
+            oracle: Oracle::new(scenario.foresight, &scenario.memory, scenario.graph),
             epoch,
             now: Duration::ZERO,
             due: BTreeMap::new(),
@@ -274,14 +277,20 @@ impl<'a> World<'a> {
         let node = &self.scenario.graph.nodes()[ix];
         self.asked.entry(ix).or_insert(self.now);
         let may_be_here = self.can_be_built_here(node);
-        if node.prefers_local && may_be_here {
+        if node.nature.prefers_local && may_be_here {
             self.build_here(ix);
         } else {
+            let settings = BuildSettings {
+                only_remote: !may_be_here,
+                can_locally: may_be_here,
+                ..BuildSettings::default()
+            };
             let request = BuildRequest {
-                drv: node.drv.clone(),
-                requirement: node.requirement.clone(),
                 am_willing: self.client.is_willing(),
-                settings: BuildSettings { only_remote: !may_be_here, ..BuildSettings::default() },
+                settings,
+                nature: node.nature,
+                prediction: self.oracle.predict(ix, node),
+                ..BuildRequest::new(node.drv.clone(), node.requirement.clone())
             };
             match self.decider.answer(&request) {
                 Answer::Accept { .. } => {
@@ -351,7 +360,10 @@ impl<'a> World<'a> {
                 }
                 self.let_ask();
             }
-            Action::Tell { .. } | Action::Record(_) | Action::Exit => {}
+            Action::Record(Record::Build(record)) => self.oracle.learn(&record),
+            Action::Tell { .. }
+            | Action::Record(Record::Instance(_) | Record::PutAside { .. })
+            | Action::Exit => {}
         }
     }
 }
