@@ -27,7 +27,9 @@
 //! | queue, placement, launches, retries | [`scheduler`] |
 //! | a machine's life | `broker::builder_task`, [`provider`], [`ssh`] |
 //! | one attempt | `broker::build_task`: [`transfer`], [`protocol::worker`] |
+//! | how long it will take | [`predict`] |
 //! | what happened, and what it cost | [`scheduler`] says it, [`history`] keeps it |
+//! | what other pools would have done with it | [`simulate`] |
 //! | outputs into the local store | `hook::importer`, `broker::endpoint_client`, [`endpoint`] |
 //!
 //! # Layers
@@ -36,9 +38,9 @@
 //!
 //! ```text
 //! face      hook, cli                       what Nix and people see
-//! broker    broker                          the only place that spawns, sleeps and reads the clock
+//! broker    broker, simulate                the only place that spawns, sleeps and reads the clock; the same without
 //! effects   provider, ssh, history, transfer ◀ endpoint
-//! pure      scheduler, protocol, ipc, config
+//! pure      scheduler, predict, protocol, ipc, config
 //! tables    catalog                         what EC2 sells
 //! nouns     model
 //! ```
@@ -61,8 +63,10 @@ pub mod history;
 pub mod hook;
 pub mod ipc;
 pub mod model;
+pub mod predict;
 pub mod protocol;
 pub mod provider;
 pub mod scheduler;
+pub mod simulate;
 pub mod ssh;
 pub mod transfer;

@@ -188,6 +188,7 @@ fn pool(market: Market, idle_action: IdleAction) -> PoolSpec {
         idle_timeout: Duration::from_secs(1200),
         max_lifetime: HARD,
         launch_timeout: Duration::from_secs(300),
+        declines: [].into(),
         provider: ProviderSpec::Ec2(ec2),
     }
 }

@@ -11,6 +11,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("model", &[]),
     ("catalog", &["model"]),
     ("scheduler", &["model"]),
+    ("predict", &["model"]),
     ("protocol", &["model"]),
     ("ipc", &["model"]),
     ("config", &["model", "catalog"]),
@@ -25,6 +26,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "model",
             "catalog",
             "scheduler",
+            "predict",
             "protocol",
             "ipc",
             "config",
@@ -35,8 +37,9 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "history",
         ],
     ),
+    ("simulate", &["model", "catalog", "scheduler", "predict", "provider"]),
     ("hook", &["model", "protocol", "ipc"]),
-    ("cli", &["model", "catalog", "ipc", "config", "broker", "provider"]),
+    ("cli", &["model", "catalog", "ipc", "config", "history", "predict", "broker", "simulate", "provider"]),
     ("bin", &["cli", "hook"]),
 ];
 
@@ -45,9 +48,9 @@ const CONFINED: &[(&str, &[&str])] = &[
     ("russh", &["ssh"]),
     ("clap", &["cli"]),
     ("toml", &["config"]),
-    // The provider keeps a journal of what it is about to launch.
-    ("serde", &["ipc", "config", "cli", "provider"]),
-    ("serde_json", &["ipc", "cli", "protocol", "provider"]),
+    // The provider keeps a journal of what it is about to launch; a simulation reads what Nix writes.
+    ("serde", &["ipc", "config", "cli", "provider", "simulate"]),
+    ("serde_json", &["ipc", "cli", "protocol", "provider", "simulate"]),
     ("backon", &["broker", "ssh", "provider"]),
     ("rusqlite", &["history"]),
     ("sd_notify", &["broker"]),
@@ -66,8 +69,10 @@ const FORBIDDEN: &[(&str, &[&str])] = &[
         "scheduler",
         &["Instant::now", "SystemTime", "HashMap", "HashSet", "async fn", "tokio::", "std::fs", "rand"],
     ),
+    ("predict", &["Instant", "SystemTime", "async fn", "tokio::", "std::fs"]),
     ("model", &["Instant::now", "SystemTime", "async fn", "tokio::", "serde"]),
     ("catalog", &["Instant", "SystemTime", "async fn", "tokio::", "std::fs"]),
+    ("simulate", &["Instant::now", "SystemTime", "HashMap", "HashSet", "async fn", "tokio::", "std::fs"]),
     ("hook", &["tokio::", "async fn"]),
 ];
 

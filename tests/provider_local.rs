@@ -77,6 +77,7 @@ impl Ground {
             idle_timeout: PATIENCE,
             max_lifetime: PATIENCE,
             launch_timeout: PATIENCE,
+            declines: [].into(),
             provider: ProviderSpec::Local(spec),
         }
     }

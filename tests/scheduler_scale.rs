@@ -7,8 +7,8 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use nix_broker::model::{
-    BuildId, BuildRequest, BuildSettings, BuilderFacts, BuilderId, DrvPath, Feature, LeaseId, LocalSpec,
-    Offer, PoolName, PoolSpec, ProviderSpec, Requirement, Slots, System,
+    BuildId, BuildRequest, BuilderFacts, BuilderId, DrvPath, Feature, LeaseId, LocalSpec, Offer, PoolName,
+    PoolSpec, ProviderSpec, Requirement, Slots, System,
 };
 use nix_broker::scheduler::{Action, AttemptEnd, Event, Fleet};
 
@@ -29,6 +29,7 @@ fn pool(name: &str, features: &[&str]) -> PoolSpec {
         idle_timeout: Duration::from_secs(600),
         max_lifetime: Duration::from_secs(36_000),
         launch_timeout: Duration::from_secs(300),
+        declines: [].into(),
         provider: ProviderSpec::Local(LocalSpec { nix_daemon: None, sshd: None, sandbox_paths: vec![] }),
     }
 }
@@ -42,15 +43,9 @@ fn request(number: u64) -> BuildRequest {
     };
     let drv = "/nix/store/0c0kyvd9yy1j1xcpq5h3lqkzxmfv0y7i-hello.drv";
     let Ok(drv) = DrvPath::parse(drv) else { panic!("{drv} is valid") };
-    BuildRequest {
-        drv,
-        requirement: Requirement::new(
-            System::new("x86_64-linux"),
-            features.iter().map(|&feature| Feature::new(feature)).collect(),
-        ),
-        am_willing: true,
-        settings: BuildSettings::default(),
-    }
+    let features = features.iter().map(|&feature| Feature::new(feature)).collect();
+    let requirement = Requirement::new(System::new("x86_64-linux"), features);
+    BuildRequest { am_willing: true, ..BuildRequest::new(drv, requirement) }
 }
 
 #[test]

@@ -12,9 +12,9 @@ use std::time::{Duration, Instant};
 use nix_broker::model::ec2::{DiskSpec, IdleAction, ImageSpec, Market, Reach};
 use nix_broker::model::requirement::CA_DERIVATIONS;
 use nix_broker::model::{
-    BuildId, BuildRequest, BuildSettings, BuilderFacts, BuilderId, Caps, DrvPath, Ec2Spec, Ending, Failure,
-    FailureKind, Feature, HourlyRate, Instance, InstanceClass, InstanceId, LeaseId, LocalSpec, Offer,
-    Outcome, PoolName, PoolSpec, ProviderSpec, Requirement, Slots, Spent, System, Usd, UtcDay,
+    BuildId, BuildRequest, BuilderFacts, BuilderId, Caps, DrvPath, Ec2Spec, Ending, Failure, FailureKind,
+    Feature, HourlyRate, Instance, InstanceClass, InstanceId, LeaseId, LocalSpec, Offer, Outcome, PoolName,
+    PoolSpec, ProviderSpec, Requirement, Slots, Spent, System, Usd, UtcDay,
 };
 use nix_broker::scheduler::{
     Action, Adoption, Answer, AttemptEnd, BuilderFault, BuilderFaultKind, Event, Fleet, Note, Selection,
@@ -357,6 +357,7 @@ fn pool(name: &str, settings: &[&str]) -> Parsed<PoolSpec> {
         idle_timeout: Duration::from_secs(600),
         max_lifetime: Duration::from_secs(86_400),
         launch_timeout: Duration::from_secs(300),
+        declines: [].into(),
         provider: ProviderSpec::Local(LocalSpec { nix_daemon: None, sshd: None, sandbox_paths: vec![] }),
     };
     for setting in settings {
@@ -381,15 +382,10 @@ fn pool(name: &str, settings: &[&str]) -> Parsed<PoolSpec> {
 
 fn request(system: &str, features: &[&str]) -> Parsed<BuildRequest> {
     let drv = DrvPath::parse("/nix/store/0c0kyvd9yy1j1xcpq5h3lqkzxmfv0y7i-hello.drv");
-    Ok(BuildRequest {
-        drv: drv.map_err(|error| error.to_string())?,
-        requirement: Requirement::new(
-            System::new(system),
-            features.iter().map(|&feature| Feature::new(feature)).collect(),
-        ),
-        am_willing: true,
-        settings: BuildSettings::default(),
-    })
+    let features = features.iter().map(|&feature| Feature::new(feature)).collect();
+    let requirement = Requirement::new(System::new(system), features);
+    let request = BuildRequest::new(drv.map_err(|error| error.to_string())?, requirement);
+    Ok(BuildRequest { am_willing: true, ..request })
 }
 
 fn market(word: &str) -> Parsed<Market> {

@@ -15,7 +15,7 @@ use super::build::{Build, Source};
 use super::driver::DriverHandle;
 use super::remote::{Daemon, Remote};
 use super::{Shared, chain};
-use crate::model::{Failure, FailureKind, LeaseId, OutputName, StorePath};
+use crate::model::{Failure, FailureKind, LeaseId, OutputName, StorePath, Traffic};
 use crate::protocol::derivation::BasicDerivation;
 use crate::protocol::worker::operation::{BuildDerivation, SetOptions};
 use crate::protocol::worker::{
@@ -108,7 +108,8 @@ impl Attempt<'_> {
         let known = known_outputs(derivation);
         let (present, ahead) =
             tokio::join!(self.remote.ensure_present(inputs, substitute), self.wanted(&known));
-        present.map_err(|error| lost("send the inputs", &error))?;
+        let up = present.map_err(|error| lost("send the inputs", &error))?;
+        self.carried(Traffic { up, down: 0 });
         let mut daemon = self.remote.daemon().await.map_err(|error| lost("start the build", &error))?;
         let expected = self.remote.expect(&known);
         self.progress(RunPhase::Building);
@@ -132,6 +133,8 @@ impl Attempt<'_> {
         }
         let kept = self.remote.receive(daemon, arriving).await.map_err(cannot_fetch)?;
         kept.into_iter().for_each(|daemon| self.remote.give_back(daemon));
+        let down = products.outputs.values().map(|output| output.info.nar_size).sum();
+        self.carried(Traffic { up: 0, down });
         if products.outputs.len() == known.len() {
             expected.are_valid();
         }
@@ -149,6 +152,12 @@ impl Attempt<'_> {
 
     fn progress(&self, phase: RunPhase) {
         self.driver.event(Event::Progressed { build: self.build.id, lease: self.lease, phase });
+    }
+
+    fn carried(&self, traffic: Traffic) {
+        if traffic != Traffic::default() {
+            self.driver.event(Event::Carried { build: self.build.id, lease: self.lease, traffic });
+        }
     }
 
     async fn derivation(&self, inputs: &BTreeSet<StorePath>) -> Result<BasicDerivation, Failure> {

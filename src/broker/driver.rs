@@ -12,7 +12,7 @@ use super::build::Build;
 use super::builder_task::{self, BuilderHandle};
 use super::remote::Remote;
 use super::{Shared, build_task};
-use crate::model::{BuildId, BuildStatus, BuilderId, LeaseId, Status};
+use crate::model::{BuildId, BuildStatus, BuilderId, LeaseId, Record, Status};
 use crate::provider::Survivor;
 use crate::scheduler::{Action, Adoption, AttemptEnd, Event, Fleet, Offers};
 use tokio_util::sync::CancellationToken;
@@ -205,6 +205,7 @@ impl Driver {
             | Event::InputsKnown(_)
             | Event::ClientGone(_)
             | Event::Progressed { .. }
+            | Event::Carried { .. }
             | Event::Adopted(_)
             | Event::Launched { .. }
             | Event::Progress { .. }
@@ -269,7 +270,12 @@ impl Driver {
                     build.finish(outcome);
                 }
             }
-            Action::Record(record) => self.shared.history.record(super::since_1970(), record),
+            Action::Record(record) => {
+                if let Record::Build(build) = &record {
+                    self.shared.foresight().learn(build);
+                }
+                self.shared.history.record(super::since_1970(), record);
+            }
             Action::Exit => return Flow::Exit,
         }
         Flow::Continue

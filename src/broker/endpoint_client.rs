@@ -17,8 +17,8 @@ use super::{Shared, chain};
 use crate::endpoint::{Archive, Building, Imported, Progress, Store, serve};
 use crate::ipc::{Frame, Reply};
 use crate::model::{
-    BuildInputs, BuildRequest, BuildSettings, BuilderId, BuilderState, DrvPath, Failure, FailureKind,
-    Feature, Requirement, StorePath, System,
+    BuildInputs, BuildRequest, BuildSettings, BuilderId, BuilderState, ClientId, DrvPath, Failure,
+    FailureKind, Feature, Requirement, StorePath, System,
 };
 use crate::protocol::derivation::BasicDerivation;
 use crate::protocol::worker::{
@@ -54,7 +54,12 @@ pub(super) async fn store(
     Frame::message(&Reply::Go)?.send(&mut stream).await?;
     let (reader, writer) = stream.into_split();
     let server = Server::accept(reader, writer, hello()).await?;
-    let store = Machine { shared: Arc::clone(shared), driver: driver.clone(), outputs: BTreeMap::new() };
+    let store = Machine {
+        shared: Arc::clone(shared),
+        driver: driver.clone(),
+        client: shared.next_endpoint_client(),
+        outputs: BTreeMap::new(),
+    };
     // Not counted among the clients that the shutdown waits for: one that is idle may stay for ever.
     Ok(serve(server, store).await?)
 }
@@ -112,6 +117,7 @@ async fn ready_builder(spec: &crate::model::PoolSpec, driver: &DriverHandle) -> 
 struct Machine {
     shared: Arc<Shared>,
     driver: DriverHandle,
+    client: ClientId,
     /// Of the builds of this connection.
     outputs: BTreeMap<StorePath, Output>,
 }
@@ -149,15 +155,13 @@ impl Store for Machine {
         derivation: BasicDerivation,
         options: &ClientOptions,
     ) -> Result<Submitted, RemoteError> {
+        let features = derivation.required_system_features().into_iter().map(Feature::new).collect();
+        let requirement = Requirement::new(System::new(derivation.system.as_str()), features);
         let mut request = BuildRequest {
-            drv,
-            requirement: Requirement::new(
-                System::new(derivation.system.as_str()),
-                derivation.required_system_features().into_iter().map(Feature::new).collect(),
-            ),
-            am_willing: false,
+            client: self.client,
             settings: BuildSettings {
                 only_remote: true,
+                can_locally: false,
                 timeout: options.timeout,
                 max_silent_time: options.max_silent_time,
                 cores: options.cores,
@@ -165,11 +169,13 @@ impl Store for Machine {
                 use_substitutes: options.use_substitutes,
                 max_log_size: options.max_log_size,
             },
+            ..BuildRequest::new(drv, requirement)
         };
         // What the client sent names paths only. It is a Nix on this machine, whose store has the derivation as well.
         let completed =
             self.shared.lineages.complete(&mut request.requirement, &request.drv, Patience::UntilKnown).await;
         completed.map_err(|error| RemoteError::new(format!("nix-broker: '{}': {error}", request.drv)))?;
+        request.prediction = self.shared.foresight().predict(&request.drv, &request.requirement);
         match self.driver.offers().answer(&request) {
             Answer::Accept { .. } => {
                 let inputs =

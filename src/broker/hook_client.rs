@@ -114,6 +114,7 @@ async fn consider(
 ) -> anyhow::Result<Option<Accepted>> {
     let imports_meanwhile = ask.imports_meanwhile;
     let mut request = BuildRequest::try_from(ask).context("read a hook's question")?;
+    request.prediction = shared.foresight().predict(&request.drv, &request.requirement);
     let answer = match shared.lineages.complete(&mut request.requirement, &request.drv, patience).await {
         Ok(()) => driver.offers().answer(&request),
         Err(still_reading) => Answer::Postpone { why: still_reading.to_string() },

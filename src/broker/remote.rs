@@ -105,18 +105,20 @@ impl Remote {
         &self.sessions
     }
 
-    /// Returns when all these paths are valid on the builder and kept from being collected there.
+    /// Returns when all these paths are valid on the builder and kept from being collected there, with the bytes that
+    /// were sent for this caller. What others send that it waits for is theirs.
     pub(crate) async fn ensure_present(
         self: &Arc<Self>,
         paths: &BTreeSet<StorePath>,
         substitute: Substitute,
-    ) -> anyhow::Result<()> {
+    ) -> anyhow::Result<u64> {
+        let mut sent = 0;
         loop {
             self.roots.look(&self.presence);
             let (claim, in_flight) = self.presence.claim(paths);
             if claim.paths().is_empty() {
                 if in_flight.is_empty() {
-                    return Ok(());
+                    return Ok(sent);
                 }
                 in_flight.arrived().await;
                 continue;
@@ -125,7 +127,7 @@ impl Remote {
             let this = Arc::clone(self);
             let bringing =
                 self.tasks.spawn(async move { this.carry_out(claim, in_flight, substitute).await });
-            bringing.await.context("an upload was lost to a defect of the broker")??;
+            sent += bringing.await.context("an upload was lost to a defect of the broker")??;
         }
     }
 
@@ -135,7 +137,7 @@ impl Remote {
         mut claim: Claim,
         in_flight: InFlight,
         substitute: Substitute,
-    ) -> anyhow::Result<()> {
+    ) -> anyhow::Result<u64> {
         let mut missing = self.missing(claim.paths()).await?;
         if substitute == Substitute::Yes && !missing.is_empty() {
             tokio::select! {
@@ -146,17 +148,18 @@ impl Remote {
         // What the missing ones refer to may be among what others bring, and has to be there before them.
         if !in_flight.arrived().await {
             // It is not: the next claim has that in it too.
-            return Ok(());
+            return Ok(0);
         }
+        let mut sent = 0;
         if !missing.is_empty() {
             let abandoned = claim.abandoned();
             tokio::select! {
-                uploaded = self.upload_all(&missing, &mut claim) => uploaded?,
+                uploaded = self.upload_all(&missing, &mut claim) => sent = uploaded?,
                 () = abandoned => bail!("no build waits for these inputs any more"),
             }
         }
         claim.succeed();
-        Ok(())
+        Ok(sent)
     }
 
     /// Sends paths; when some are huge, the others first, for builds that want no more than those.
@@ -164,28 +167,29 @@ impl Remote {
         self: &Arc<Self>,
         missing: &BTreeSet<StorePath>,
         claim: &mut Claim,
-    ) -> anyhow::Result<()> {
+    ) -> anyhow::Result<u64> {
         let cargo = Cargo::of(&self.local, missing).await;
         let cargo = cargo.with_context(|| format!("upload to builder {}", self.builder))?;
         let (small, huge) = cargo.split(wide::worth_it(self));
         // What was missing and has arrived is held by the roots that were taken before the question.
         if huge.size() > 0 && small.size() > 0 {
             let paths = small.paths();
-            self.upload(small).await?;
+            let sent = self.upload(small).await?;
             claim.succeed_in_part(&paths);
-            self.upload(huge).await
+            Ok(sent + self.upload(huge).await?)
         } else {
             self.upload(if huge.size() > 0 { huge } else { small }).await
         }
     }
 
-    async fn upload(self: &Arc<Self>, cargo: Cargo) -> anyhow::Result<()> {
+    /// Sends all of it; says how many bytes that were, as archives.
+    async fn upload(self: &Arc<Self>, cargo: Cargo) -> anyhow::Result<u64> {
         let context = || format!("upload to builder {}", self.builder);
         let (size, beat) = (cargo.size(), Beat::default());
         if let Some(width) = Width::of(self, size).await {
             let sent = unless_stalled(&beat, wide::send(self, cargo.clone(), width, &beat)).await;
             match sent {
-                Ok(()) => return Ok(()),
+                Ok(()) => return Ok(size),
                 Err(error) => self.avoid_stripes(&error),
             }
         }
@@ -199,7 +203,7 @@ impl Remote {
             Ok(()) => {
                 self.note_pace(size, began.elapsed());
                 self.give_back(daemon);
-                Ok(())
+                Ok(size)
             }
             Err(error) => Err(daemon.explain(error).context(context())),
         }

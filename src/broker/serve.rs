@@ -17,8 +17,9 @@ use super::shared::{PoolRuntime, Shared};
 use super::signals::{StopSignals, notify};
 use super::{chain, listener, since_1970};
 use crate::config::Config;
-use crate::history::History;
+use crate::history::{History, HistoryError};
 use crate::model::{Spent, UtcDay};
+use crate::predict::Observation;
 use crate::provider::{Survivor, tend_leftovers};
 use crate::scheduler::{Event, Fleet};
 
@@ -55,6 +56,7 @@ pub async fn serve(config: Config, socket: &Path) -> anyhow::Result<()> {
     let listener = listener::bind(socket).await?;
     let (survivors, unanswered) = survivors(&shared);
     let spent = spent_before(&shared.history, &survivors).await;
+    learn_from_before(&shared).await;
     let fleet = Fleet::new(config.pools.clone(), Instant::now().into_std()).with_money(config.caps, &spent);
     let (mut driver, handle) = Driver::new(fleet, Arc::clone(&shared));
     driver.begin_with(survivors);
@@ -136,6 +138,30 @@ async fn spent_before(history: &History, survivors: &[Survivor]) -> Spent {
                 "what was spent before is not known, so today's and this month's caps begin anew"
             );
             Spent { day: UtcDay::at(now), ..Spent::default() }
+        }
+    }
+}
+
+/// What the history says of how long builds take.
+async fn learn_from_before(shared: &Shared) {
+    match shared.history.ask(|store| store.durations()).await {
+        Ok(rows) => {
+            let mut foresight = shared.foresight();
+            for row in &rows {
+                foresight.observe(Observation {
+                    name: &row.name,
+                    system: &row.system,
+                    is_big: row.is_big,
+                    took: row.took,
+                });
+            }
+            tracing::debug!(builds = rows.len(), names = foresight.names(), "know how long builds take");
+        }
+        // That there is no history has been said.
+        Err(HistoryError::None) => {}
+        Err(error) => {
+            let reason = chain(&anyhow::Error::new(error));
+            tracing::warn!(reason, "how long builds took before is not known");
         }
     }
 }

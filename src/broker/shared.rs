@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -20,13 +20,17 @@ use super::logs::Logs;
 use crate::config::Config;
 use crate::history::{History, Store};
 use crate::ipc::Frame;
-use crate::model::{BuildId, DrvPath, PoolName, PoolSpec};
+use crate::model::{BuildId, ClientId, DrvPath, PoolName, PoolSpec};
+use crate::predict::Predictor;
 use crate::provider::{Address, HostKeyPair, Provider, ProviderContext};
 use crate::ssh::{ClientKey, HostKey, Target};
 use crate::transfer::LocalStore;
 
 /// Declines remembered for `broker why`.
 const MAX_DECLINES: usize = 1_000;
+
+/// Clients of the endpoint are counted from here; hooks are known by the process that they serve, which is a smaller number.
+const FIRST_ENDPOINT_CLIENT: u64 = 1 << 32;
 
 /// See the module.
 #[derive(Debug)]
@@ -47,8 +51,10 @@ pub(crate) struct Shared {
     pub(crate) guests: Guests,
     pub(crate) logs: Logs,
     pub(crate) history: History,
+    foresight: Mutex<Predictor>,
     started_at: Instant,
     last_build: AtomicU64,
+    last_endpoint_client: AtomicU64,
     declines: Mutex<VecDeque<(DrvPath, String)>>,
 }
 
@@ -115,8 +121,10 @@ impl Shared {
             guests: Guests::default(),
             logs: Logs::default(),
             history: open_history(&config.state_dir),
+            foresight: Mutex::default(),
             started_at: Instant::now(),
             last_build: AtomicU64::new(0),
+            last_endpoint_client: AtomicU64::new(FIRST_ENDPOINT_CLIENT),
             declines: Mutex::default(),
         })
     }
@@ -124,6 +132,16 @@ impl Shared {
     /// A fresh id.
     pub(crate) fn next_build_id(&self) -> BuildId {
         BuildId(self.last_build.fetch_add(1, Ordering::Relaxed) + 1)
+    }
+
+    /// What is known of how long builds take. Held for microseconds: a verdict waits for it.
+    pub(crate) fn foresight(&self) -> MutexGuard<'_, Predictor> {
+        self.foresight.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A client of the endpoint that nobody has been before.
+    pub(crate) fn next_endpoint_client(&self) -> ClientId {
+        ClientId(self.last_endpoint_client.fetch_add(1, Ordering::Relaxed))
     }
 
     /// Since the broker started.

@@ -1,7 +1,7 @@
 //! The command line: what people type, and what they get to read.
 //!
-//! One file per command. Every command but `serve`, `run`, `check` and those about AWS (`init`, `sweep`) is a client of
-//! the broker's socket (`client`); what goes to standard output is laid out by `output` alone, and every complaint by
+//! One file per command. Every command but `serve`, `run`, `check`, `simulate` and those about AWS (`init`, `sweep`) is a
+//! client of the broker's socket (`client`); what goes to standard output is laid out by `output` alone, and every complaint by
 //! `report`. Exit status: 0 done, 1 failed, 2 wrong usage, 3 the broker is not running, 70 a defect of ours.
 
 #[cfg(feature = "ec2")]
@@ -26,6 +26,7 @@ mod output;
 mod picture;
 mod report;
 mod run;
+mod simulate;
 mod start;
 mod status;
 mod stop;
@@ -88,6 +89,7 @@ enum Command {
     Check(check::Args),
     Doctor(doctor::Args),
     Run(run::Args),
+    Simulate(simulate::Args),
     #[cfg(feature = "ec2")]
     Init(init::Args),
     #[cfg(feature = "ec2")]
@@ -209,6 +211,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Complaint> {
         Command::Check(args) => check::run(&args),
         Command::Doctor(args) => doctor::run(&args, &context),
         Command::Run(args) => run::run(args),
+        Command::Simulate(args) => simulate::run(&args),
         Command::Completions(args) => generate::completions(&args),
         Command::Man(args) => generate::man(&args),
         #[cfg(feature = "ec2")]

@@ -10,7 +10,9 @@ use super::problem::{Problems, quote};
 use super::section::{Section, Text};
 use super::{ec2, hosts, overlap};
 use crate::model::requirement::BUILTIN_SYSTEM;
-use crate::model::{Feature, HostSpec, LocalSpec, Offer, PoolName, PoolSpec, ProviderSpec, Slots, System};
+use crate::model::{
+    DeclineRule, Feature, HostSpec, LocalSpec, Offer, PoolName, PoolSpec, ProviderSpec, Slots, System,
+};
 
 const MAX_NAME_LEN: usize = 64;
 /// More is a typing error; it would be thousands of machines.
@@ -78,6 +80,7 @@ fn read_pool(
     let idle_timeout = section.duration("idle-timeout", ONE_SECOND, problems);
     let max_lifetime = section.duration("max-lifetime", ONE_SECOND, problems);
     let launch_timeout = section.duration("launch-timeout", ONE_SECOND, problems);
+    let declines = read_declines(&mut section, problems);
     let provider = read_provider(&mut section, &mut offer, defaults, read, problems);
     let times = match &provider {
         Some(ProviderSpec::Ec2(_)) => (ec2::IDLE_TIMEOUT, ec2::MAX_LIFETIME, ec2::LAUNCH_TIMEOUT),
@@ -129,6 +132,7 @@ fn read_pool(
         idle_timeout,
         max_lifetime,
         launch_timeout,
+        declines,
         provider: provider?,
     };
     Some(ReadPool { spec, line, path })
@@ -203,6 +207,24 @@ fn read_features(section: &mut Section<'_>, key: &'static str, problems: &mut Pr
         }
     }
     features
+}
+
+fn read_declines(section: &mut Section<'_>, problems: &mut Problems) -> BTreeSet<DeclineRule> {
+    let Some(names) = section.texts("decline", problems) else { return DeclineRule::ALL.into() };
+    let mut rules = BTreeSet::new();
+    for Text { text, line } in names {
+        match DeclineRule::ALL.into_iter().find(|rule| rule.name() == text) {
+            Some(rule) => {
+                rules.insert(rule);
+            }
+            None => {
+                let known = DeclineRule::ALL.map(|rule| quote(rule.name())).join(", ");
+                let message = format!("{} is not one of {known}", quote(text));
+                problems.error(line, section.key("decline"), message);
+            }
+        }
+    }
+    rules
 }
 
 fn read_slots(section: &mut Section<'_>, processors: u32, problems: &mut Problems) -> Slots {

@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::time::Duration;
 
-pub use read::{BuildRow, By, CostRow};
+pub use read::{BuildRow, By, CostRow, DurationRow};
 pub use store::Store;
 
 use crate::model::Record;

@@ -7,6 +7,7 @@ use rusqlite::{Row, params};
 
 use super::HistoryError;
 use super::store::{Store, seconds};
+use crate::model::requirement::BIG_PARALLEL;
 use crate::model::{HourlyRate, PoolName, Spent, Usd, UtcDay};
 
 /// How far back the answers about costs go, but for those about pools, which are about this month.
@@ -79,6 +80,12 @@ pub struct BuildRow {
     pub building: Duration,
     /// Outputs from the builder.
     pub downloading: Duration,
+    /// On the builder, in the last attempt; nothing when that was never reached.
+    pub took: Option<Duration>,
+    /// Bytes to the builder.
+    pub bytes_up: u64,
+    /// Bytes from the builder.
+    pub bytes_down: u64,
     /// Attempts.
     pub attempts: u32,
     /// `succeeded`, `failed` or `cancelled`.
@@ -87,6 +94,19 @@ pub struct BuildRow {
     pub reason: Option<String>,
     /// Its share of what its builders cost.
     pub cost: Usd,
+}
+
+/// How long a build took that ended well.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DurationRow {
+    /// The derivation's name.
+    pub name: String,
+    /// Its system.
+    pub system: String,
+    /// Whether it required `big-parallel`.
+    pub is_big: bool,
+    /// On the builder, in the attempt that ended well.
+    pub took: Duration,
 }
 
 /// An instance that cost something.
@@ -221,7 +241,7 @@ impl Store {
     pub fn builds(&self, most: u32) -> Result<Vec<BuildRow>, HistoryError> {
         let mut select = self.connection.prepare(
             "SELECT ended, build, drv, name, system, features, pool, builder, instance, instance_type, market, \
-             waiting, uploading, building, downloading, attempts, outcome, reason, cost \
+             waiting, uploading, building, downloading, attempts, outcome, reason, cost, took, bytes_up, bytes_down \
              FROM builds ORDER BY id DESC LIMIT ?1",
         )?;
         let rows = select.query_map([most], |row| {
@@ -247,6 +267,27 @@ impl Store {
                 outcome: row.get(16)?,
                 reason: row.get(17)?,
                 cost: Usd::from_micros(whole(row, 18)?),
+                took: row.get::<_, Option<i64>>(19)?.map(|_| millis(19)).transpose()?,
+                bytes_up: whole(row, 20)?,
+                bytes_down: whole(row, 21)?,
+            })
+        })?;
+        Ok(rows.collect::<Result<_, _>>()?)
+    }
+
+    /// How long the builds took that ended well, in the order in which they ended.
+    pub fn durations(&self) -> Result<Vec<DurationRow>, HistoryError> {
+        let mut select = self.connection.prepare(
+            "SELECT name, system, features, took FROM builds \
+             WHERE outcome = 'succeeded' AND took IS NOT NULL ORDER BY id",
+        )?;
+        let rows = select.query_map([], |row| {
+            let features: String = row.get(2)?;
+            Ok(DurationRow {
+                name: row.get(0)?,
+                system: row.get(1)?,
+                is_big: features.split_whitespace().any(|feature| feature == BIG_PARALLEL),
+                took: Duration::from_millis(whole(row, 3)?),
             })
         })?;
         Ok(rows.collect::<Result<_, _>>()?)

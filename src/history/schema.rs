@@ -5,7 +5,8 @@ use rusqlite::Connection;
 /// Each takes a file from the form of its index to the next. Never changed once released, only added to.
 ///
 /// Moments are seconds since 1970, durations milliseconds, money micro-dollars, days as in `UtcDay`.
-pub(super) const STEPS: &[&str] = &["
+pub(super) const STEPS: &[&str] = &[
+    "
     CREATE TABLE builds (
         id INTEGER PRIMARY KEY,
         ended INTEGER NOT NULL,
@@ -51,7 +52,15 @@ pub(super) const STEPS: &[&str] = &["
         cost INTEGER NOT NULL,
         PRIMARY KEY (day, pool)
     ) STRICT;
-"];
+",
+    // Up to here `building` was over all attempts, which is the same where there was one.
+    "
+    ALTER TABLE builds ADD COLUMN took INTEGER;
+    ALTER TABLE builds ADD COLUMN bytes_up INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE builds ADD COLUMN bytes_down INTEGER NOT NULL DEFAULT 0;
+    UPDATE builds SET took = building WHERE attempts = 1;
+",
+];
 
 /// The latest form.
 pub(super) fn latest() -> u32 {

@@ -8,7 +8,7 @@ use crate::model::ec2::Market;
 use crate::model::{
     BuildId, BuildRecord, BuilderId, DrvPath, Failure, FailureKind, Feature, HourlyRate, Instance,
     InstanceClass, InstanceId, InstanceRecord, Outcome, Phases, Place, PoolName, Record, Requirement, Spent,
-    System, Usd, UtcDay,
+    System, Traffic, Usd, UtcDay,
 };
 
 const DAY: u64 = 86_400;
@@ -61,6 +61,8 @@ fn build(id: u64, name: &str, outcome: Outcome, cost: Usd) -> Record {
             instance: Some(instance("i-7", "x86")),
         }),
         phases: Phases { waiting: at(1), uploading: at(2), building: at(3), downloading: at(4) },
+        took: Some(at(2)),
+        traffic: Traffic { up: 1000, down: 2000 },
         attempts: 2,
         outcome,
         cost,
@@ -96,6 +98,7 @@ fn what_was_built_is_there_after_a_restart() {
     assert_eq!((gcc.outcome.as_str(), gcc.reason.as_deref()), ("failed", Some("builder exited with 1")));
     assert_eq!((gcc.ended, gcc.building, gcc.attempts), (at(TODAY + 5), at(3), 2));
     assert_eq!((gcc.instance.as_deref(), gcc.market.as_deref()), (Some("i-7"), Some("spot")));
+    assert_eq!((gcc.took, gcc.bytes_up, gcc.bytes_down), (Some(at(2)), 1000, 2000));
     assert_eq!(gcc.features, ["gccarch-znver3", "kvm"]);
     let costs = store.costs(at(TODAY + 10), By::Build).unwrap();
     assert_eq!(brief(&costs), [("gcc-15", 1, 9, cents(50)), ("hello-2.12", 2, 18, cents(4))]);

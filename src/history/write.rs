@@ -49,8 +49,8 @@ fn insert_build(connection: &Connection, at: Duration, build: &BuildRecord) -> r
     let class = instance.and_then(|instance| instance.class.as_ref());
     let mut insert = connection.prepare(
         "INSERT INTO builds (ended, build, drv, name, system, features, pool, builder, instance, instance_type, market, \
-         waiting, uploading, building, downloading, attempts, outcome, reason, cost) \
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19)",
+         waiting, uploading, building, downloading, attempts, outcome, reason, cost, took, bytes_up, bytes_down) \
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22)",
     )?;
     insert.execute(params![
         seconds(at),
@@ -72,6 +72,9 @@ fn insert_build(connection: &Connection, at: Duration, build: &BuildRecord) -> r
         outcome,
         reason,
         micros(build.cost),
+        build.took.map(millis),
+        bytes(build.traffic.up),
+        bytes(build.traffic.down),
     ])?;
     Ok(())
 }
@@ -129,4 +132,8 @@ fn millis(time: Duration) -> i64 {
 
 fn micros(amount: Usd) -> i64 {
     i64::try_from(amount.micros()).unwrap_or(i64::MAX)
+}
+
+fn bytes(count: u64) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
 }

@@ -80,6 +80,15 @@ impl ClientSettings {
             || request.features.iter().any(|feature| lacks(&self.local.features, feature))
     }
 
+    /// Whether this machine surely can build it, so that to decline it is to have it built here.
+    fn can_build_locally(&self, request: &Try) -> bool {
+        let has =
+            |list: &Option<Vec<String>>, word: &String| list.as_ref().is_some_and(|list| list.contains(word));
+        self.local.max_jobs.as_deref().is_some_and(|most| most != "0")
+            && (request.system == BUILTIN_SYSTEM || has(&self.local.systems, &request.system))
+            && request.features.iter().all(|feature| has(&self.local.features, feature))
+    }
+
     /// Whether the user wants no remote builds: `builders` is set, and empty.
     pub(super) fn opted_out(&self) -> bool {
         self.builders.is_empty()
@@ -104,6 +113,8 @@ impl ClientSettings {
             features: request.features.clone(),
             am_willing: request.am_willing,
             only_remote: self.cannot_build_locally(request),
+            can_locally: self.can_build_locally(request),
+            run: rustix::process::getppid().map_or(0, |pid| pid.as_raw_nonzero().get().unsigned_abs()),
             timeout: self.timeout,
             max_silent_time: self.max_silent_time,
             cores: self.cores,

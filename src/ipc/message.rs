@@ -5,7 +5,8 @@ use serde::{Deserialize, Serialize};
 use super::log::LogRequest;
 use super::view::{CostView, HistoryView, StatusView};
 use crate::model::{
-    BuildRequest, BuildSettings, DrvPath, Failure, FailureKind, Feature, Requirement, StorePathError, System,
+    BuildRequest, BuildSettings, ClientId, DrvPath, Failure, FailureKind, Feature, Requirement,
+    StorePathError, System,
 };
 
 /// Version of this form. Both binaries come from one package; a mismatch is a half-done upgrade and is said so.
@@ -112,6 +113,12 @@ pub struct Ask {
     /// Whether this machine's Nix surely cannot build it.
     #[serde(default)]
     pub only_remote: bool,
+    /// Whether this machine's Nix surely can build it, when it has a job free.
+    #[serde(default)]
+    pub can_locally: bool,
+    /// The process of Nix that asks; 0 is not known.
+    #[serde(default)]
+    pub run: u32,
     /// Seconds; 0 is none.
     pub timeout: u64,
     /// Seconds; 0 is none.
@@ -139,6 +146,8 @@ impl Ask {
             features: request.requirement.features.iter().map(ToString::to_string).collect(),
             am_willing: request.am_willing,
             only_remote: request.settings.only_remote,
+            can_locally: request.settings.can_locally,
+            run: u32::try_from(request.client.0).unwrap_or(0),
             timeout: seconds(request.settings.timeout),
             max_silent_time: seconds(request.settings.max_silent_time),
             cores: request.settings.cores,
@@ -155,15 +164,15 @@ impl TryFrom<Ask> for BuildRequest {
 
     fn try_from(ask: Ask) -> Result<Self, StorePathError> {
         let seconds = |limit: u64| (limit > 0).then(|| std::time::Duration::from_secs(limit));
+        let drv = DrvPath::parse(&ask.drv)?;
+        let features = ask.features.into_iter().map(Feature::new).collect();
+        let requirement = Requirement::new(System::new(ask.system), features);
         Ok(Self {
-            drv: DrvPath::parse(&ask.drv)?,
-            requirement: Requirement::new(
-                System::new(ask.system),
-                ask.features.into_iter().map(Feature::new).collect(),
-            ),
+            client: ClientId(u64::from(ask.run)),
             am_willing: ask.am_willing,
             settings: BuildSettings {
                 only_remote: ask.only_remote,
+                can_locally: ask.can_locally,
                 timeout: seconds(ask.timeout),
                 max_silent_time: seconds(ask.max_silent_time),
                 cores: ask.cores,
@@ -171,6 +180,7 @@ impl TryFrom<Ask> for BuildRequest {
                 use_substitutes: ask.use_substitutes,
                 max_log_size: (ask.max_log_size > 0).then_some(ask.max_log_size),
             },
+            ..Self::new(drv, requirement)
         })
     }
 }

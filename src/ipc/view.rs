@@ -411,6 +411,15 @@ pub struct PastBuildView {
     pub building: f64,
     /// Seconds in which outputs came from the builder.
     pub downloading: f64,
+    /// Seconds on the builder in the last attempt; nothing when that was never reached.
+    #[serde(default)]
+    pub took: Option<f64>,
+    /// Bytes to the builder.
+    #[serde(default)]
+    pub bytes_up: u64,
+    /// Bytes from the builder.
+    #[serde(default)]
+    pub bytes_down: u64,
     /// Attempts.
     pub attempts: u32,
     /// `succeeded`, `failed` or `cancelled`.

@@ -45,6 +45,12 @@ numbered!(
     "lease-"
 );
 
+numbered!(
+    /// One run of Nix that asks for builds, `run-7`: those that wait share the slots between them.
+    ClientId,
+    "run-"
+);
+
 macro_rules! named {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*

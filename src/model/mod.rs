@@ -17,6 +17,7 @@ pub mod instance;
 pub mod money;
 pub mod outcome;
 pub mod pool;
+pub mod prediction;
 pub mod record;
 pub mod request;
 pub mod requirement;
@@ -25,13 +26,14 @@ pub mod store_path;
 
 pub use day::UtcDay;
 pub use ec2::{Ec2Spec, Market};
-pub use ids::{BuildId, BuilderId, InstanceId, LeaseId, PoolName};
+pub use ids::{BuildId, BuilderId, ClientId, InstanceId, LeaseId, PoolName};
 pub use instance::{BuilderFacts, Demand, Ending, Instance, InstanceClass};
 pub use money::{Caps, HourlyRate, Spent, Usd};
 pub use outcome::{Blame, Failure, FailureKind, Outcome};
-pub use pool::{HostSpec, LocalSpec, PoolSpec, ProviderSpec, Slots};
-pub use record::{BuildRecord, InstanceRecord, Phases, Place, Record};
-pub use request::{BuildInputs, BuildRequest, BuildSettings, Verdict};
+pub use pool::{DeclineRule, HostSpec, LocalSpec, PoolSpec, ProviderSpec, Slots};
+pub use prediction::{Basis, Prediction};
+pub use record::{BuildRecord, InstanceRecord, Phases, Place, Record, Traffic};
+pub use request::{BuildInputs, BuildRequest, BuildSettings, Nature, Verdict};
 pub use requirement::{Feature, Inherited, Misfit, Offer, Requirement, System};
 pub use status::{
     BuildPhase, BuildStatus, BuilderState, BuilderStatus, EndedCounts, MoneyStatus, PoolStatus, Status,

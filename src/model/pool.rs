@@ -1,5 +1,6 @@
 //! A pool as the configuration describes it, validated.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -24,8 +25,38 @@ pub struct PoolSpec {
     pub max_lifetime: Duration,
     /// From the launch until the builder is ready, at most.
     pub launch_timeout: Duration,
+    /// What is left to this machine while it has a job free.
+    pub declines: BTreeSet<DeclineRule>,
     /// Where its machines come from.
     pub provider: ProviderSpec,
+}
+
+/// Why a build is left to this machine, which could be built in a pool: it costs less there, or takes less time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum DeclineRule {
+    /// The derivation says that it prefers that (`preferLocalBuild`).
+    PrefersLocal,
+    /// Its content is fetched, and would only travel twice.
+    FixedOutput,
+    /// It takes less time than its inputs take to travel, and no builder is up.
+    Tiny,
+    /// It ends here before a builder could be up.
+    Short,
+}
+
+impl DeclineRule {
+    /// All of them: what a pool has that says nothing else.
+    pub const ALL: [Self; 4] = [Self::PrefersLocal, Self::FixedOutput, Self::Tiny, Self::Short];
+
+    /// Its name in the configuration.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::PrefersLocal => "prefer-local",
+            Self::FixedOutput => "fixed-output",
+            Self::Tiny => "tiny",
+            Self::Short => "short",
+        }
+    }
 }
 
 /// How many builds one builder runs at once.

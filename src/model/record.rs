@@ -33,6 +33,10 @@ pub struct BuildRecord {
     pub place: Option<Place>,
     /// How long it was where.
     pub phases: Phases,
+    /// On the builder, in the last attempt; nothing when that was never reached.
+    pub took: Option<Duration>,
+    /// Bytes to the builder and back, over all attempts.
+    pub traffic: Traffic,
     /// Attempts that were started.
     pub attempts: u32,
     /// How it ended.
@@ -63,6 +67,15 @@ pub struct Phases {
     pub building: Duration,
     /// Outputs from the builder.
     pub downloading: Duration,
+}
+
+/// Bytes that travelled for a build.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// To the builder: inputs that it did not have.
+    pub up: u64,
+    /// From the builder: outputs.
+    pub down: u64,
 }
 
 impl Phases {

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use super::{BuildId, DrvPath, OutputName, Requirement, StorePath};
+use super::{BuildId, ClientId, DrvPath, OutputName, Prediction, Requirement, StorePath};
 
 /// One `try` of Nix: becomes a build only when accepted.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,6 +16,36 @@ pub struct BuildRequest {
     pub am_willing: bool,
     /// What the client's settings say of this build.
     pub settings: BuildSettings,
+    /// What its derivation says of where it is best built.
+    pub nature: Nature,
+    /// What is expected of it.
+    pub prediction: Prediction,
+    /// Whose it is.
+    pub client: ClientId,
+}
+
+impl BuildRequest {
+    /// A request that nothing more is known of.
+    pub fn new(drv: DrvPath, requirement: Requirement) -> Self {
+        Self {
+            drv,
+            requirement,
+            am_willing: false,
+            settings: BuildSettings::default(),
+            nature: Nature::default(),
+            prediction: Prediction::UNKNOWN,
+            client: ClientId(0),
+        }
+    }
+}
+
+/// What a derivation says of where it is best built.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Nature {
+    /// `preferLocalBuild`: it takes less time than its inputs take to travel.
+    pub prefers_local: bool,
+    /// Its content is known beforehand: it is fetched, not made.
+    pub is_fixed_output: bool,
 }
 
 /// The client's settings that go with a build to the builder.
@@ -33,6 +63,8 @@ pub struct BuildSettings {
     pub use_substitutes: bool,
     /// This machine's Nix surely cannot build it: declined, it fails.
     pub only_remote: bool,
+    /// This machine's Nix surely can build it, when it has a job free.
+    pub can_locally: bool,
     /// `max-build-log-size` in bytes; `None` is unlimited.
     pub max_log_size: Option<u64>,
 }

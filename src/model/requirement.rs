@@ -22,6 +22,9 @@ pub const BUILTIN_SYSTEM: &str = "builtin";
 /// feature on, so nobody lists it; a pool has it until one of its builders turned out not to.
 pub const CA_DERIVATIONS: &str = "ca-derivations";
 
+/// The feature of derivations that use as many processors as there are.
+pub const BIG_PARALLEL: &str = "big-parallel";
+
 /// What the features begin with that name a processor by gcc's name of it.
 const PROCESSOR_PREFIX: &str = "gccarch-";
 
@@ -80,6 +83,11 @@ impl Requirement {
     /// no program.
     pub fn may_inherit(&self) -> bool {
         self.system.as_str() != BUILTIN_SYSTEM && !self.features.iter().any(Feature::is_processor)
+    }
+
+    /// Whether it uses as many processors as there are.
+    pub fn is_big_parallel(&self) -> bool {
+        self.features.iter().any(|feature| feature.as_str() == BIG_PARALLEL)
     }
 
     /// Adds what the inputs bring.

@@ -6,7 +6,6 @@
 //! The set is closed: [`Provider`] is one of [`local`] (sets of processes on this host), [`hosts`] (machines that exist
 //! already) and, with the cargo feature of that name, `ec2`. A new one is a variant here and in [`ProviderSpec`].
 
-#[cfg(feature = "ec2")]
 pub mod ec2;
 pub mod hosts;
 pub mod local;

@@ -2,14 +2,14 @@
 //!
 //! Transitions are taken by [`super::fleet`]; whether a failure is tried again is [`super::retry`]'s question.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::event::RunPhase;
 use super::pool::PoolIx;
 use super::queue::{LaneIx, Ticket};
 use super::retry::Attempt;
 use super::trail::{Trail, Why};
-use crate::model::{BuildId, BuildPhase, BuildRequest, BuilderId, LeaseId, Phases, Usd};
+use crate::model::{BuildId, BuildPhase, BuildRequest, BuilderId, LeaseId, Phases, Traffic, Usd};
 
 /// An accepted build that has not ended.
 #[derive(Clone, Debug)]
@@ -24,6 +24,10 @@ pub(super) struct Build {
     pub(super) since: Instant,
     /// How long it was where, but for where it is.
     pub(super) phases: Phases,
+    /// How long the builder has built in the attempt that is the last so far.
+    pub(super) took: Option<Duration>,
+    /// What has travelled for it.
+    pub(super) traffic: Traffic,
     /// What its attempts that have ended cost.
     pub(super) cost: Usd,
     /// Attempts that were started.
@@ -93,6 +97,8 @@ impl Build {
             stage: Stage::Accepted,
             since: now,
             phases: Phases::default(),
+            took: None,
+            traffic: Traffic::default(),
             cost: Usd::ZERO,
             starts: 0,
             failed: Vec::new(),
@@ -110,6 +116,13 @@ impl Build {
     /// Its phase ends, another begins.
     pub(super) fn leave(&mut self, now: Instant) {
         let spent = now.saturating_duration_since(self.since);
+        match &self.stage {
+            Stage::Running(Run { phase: RunPhase::Building, .. }) => {
+                self.took = Some(self.took.unwrap_or_default() + spent);
+            }
+            Stage::Running(_) => {}
+            Stage::Accepted | Stage::Queued { .. } => self.took = None,
+        }
         let phases = &mut self.phases;
         *match &self.stage {
             Stage::Accepted | Stage::Queued { .. } => &mut phases.waiting,

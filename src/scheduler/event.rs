@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use crate::model::{
-    BuildId, BuildRequest, BuilderFacts, BuilderId, Failure, HourlyRate, Instance, LeaseId, PoolName, UtcDay,
+    BuildId, BuildRequest, BuilderFacts, BuilderId, Failure, HourlyRate, Instance, LeaseId, PoolName,
+    Traffic, UtcDay,
 };
 
 /// A fact that arrived.
@@ -28,6 +29,15 @@ pub enum Event {
         lease: LeaseId,
         /// Where it is.
         phase: RunPhase,
+    },
+    /// Bytes have travelled for a running build.
+    Carried {
+        /// Which.
+        build: BuildId,
+        /// Under which lease; a stale one is ignored.
+        lease: LeaseId,
+        /// How many.
+        traffic: Traffic,
     },
     /// The attempt under this lease is over. The slot is free whatever the end.
     AttemptEnded {

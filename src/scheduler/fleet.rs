@@ -108,6 +108,7 @@ impl Fleet {
             Event::InputsKnown(build) => self.on_inputs_known(build),
             Event::ClientGone(build) => self.on_client_gone(build),
             Event::Progressed { build, lease, phase } => self.on_progressed(build, lease, phase),
+            Event::Carried { build, lease, traffic } => self.on_carried(build, lease, traffic),
             Event::AttemptEnded { build, lease, end } => self.on_attempt_ended(build, lease, end),
             Event::Adopted(found) => self.on_adopted(found),
             Event::Launched { builder, instance } => self.on_launched(builder, instance),

@@ -12,7 +12,9 @@ use super::pool::PoolIx;
 use super::queue::Ticket;
 use super::retry::{self, Attempt, Next};
 use super::trail::Why;
-use crate::model::{BuildId, BuildRequest, BuilderId, Failure, FailureKind, LeaseId, Outcome, Requirement};
+use crate::model::{
+    BuildId, BuildRequest, BuilderId, Failure, FailureKind, LeaseId, Outcome, Requirement, Traffic,
+};
 
 impl Fleet {
     pub(super) fn on_accepted(&mut self, id: BuildId, request: BuildRequest) {
@@ -57,6 +59,14 @@ impl Fleet {
         }
         if let Some(run) = build.run_under(lease) {
             run.phase = phase;
+        }
+    }
+
+    pub(super) fn on_carried(&mut self, id: BuildId, lease: LeaseId, traffic: Traffic) {
+        let Some(build) = self.builds.get_mut(&id) else { return };
+        if build.run_under(lease).is_some() {
+            build.traffic.up = build.traffic.up.saturating_add(traffic.up);
+            build.traffic.down = build.traffic.down.saturating_add(traffic.down);
         }
     }
 

@@ -82,6 +82,8 @@ impl Fleet {
             requirement: build.request.requirement.clone(),
             place,
             phases: build.phases,
+            took: build.took,
+            traffic: build.traffic,
             attempts: build.starts,
             outcome: outcome.clone(),
             cost: build.cost,

@@ -112,7 +112,7 @@ impl PoolOffer {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{BuildSettings, DrvPath, Feature, Requirement, System};
+    use crate::model::{DrvPath, Feature, Requirement, System};
 
     fn offers() -> Offers {
         let pool = |name: &str, system: &str, features: &[&str]| PoolOffer {
@@ -132,15 +132,10 @@ mod tests {
     }
 
     fn request(system: &str, features: &[&str]) -> BuildRequest {
-        BuildRequest {
-            drv: DrvPath::parse("/nix/store/0c0kyvd9yy1j1xcpq5h3lqkzxmfv0y7i-a.drv").unwrap(),
-            requirement: Requirement::new(
-                System::new(system),
-                features.iter().map(|&feature| Feature::new(feature)).collect(),
-            ),
-            am_willing: true,
-            settings: BuildSettings::default(),
-        }
+        let drv = DrvPath::parse("/nix/store/0c0kyvd9yy1j1xcpq5h3lqkzxmfv0y7i-a.drv").unwrap();
+        let features = features.iter().map(|&feature| Feature::new(feature)).collect();
+        let requirement = Requirement::new(System::new(system), features);
+        BuildRequest { am_willing: true, ..BuildRequest::new(drv, requirement) }
     }
 
     #[test]

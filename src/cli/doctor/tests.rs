@@ -55,6 +55,7 @@ fn pool(provider: ProviderSpec) -> PoolSpec {
         idle_timeout: Duration::from_secs(1),
         max_lifetime: Duration::from_secs(1),
         launch_timeout: Duration::from_secs(1),
+        declines: [].into(),
         provider,
     }
 }

@@ -13,28 +13,47 @@
 //! it is asked for, and what a start finds without a record is ended; one look a minute at every region that was ever
 //! used; the dead-man on the instance itself; `broker sweep` from any machine; and the tag that says until when an
 //! instance is wanted.
+//!
+//! Without the cargo feature `ec2` only the pure choice of a machine is left: `broker simulate` makes it too.
 
+#[cfg(feature = "ec2")]
 pub mod api;
+#[cfg(feature = "ec2")]
 pub mod boot;
 pub mod candidates;
 pub mod cooling;
+#[cfg(feature = "ec2")]
 mod estate;
 #[cfg(test)]
 mod fixtures;
+#[cfg(feature = "ec2")]
 mod health;
+#[cfg(feature = "ec2")]
 mod inventory;
 pub mod ladder;
+#[cfg(feature = "ec2")]
 mod launch;
+#[cfg(feature = "ec2")]
 pub mod network;
+#[cfg(feature = "ec2")]
 pub mod permissions;
+#[cfg(feature = "ec2")]
 mod pool;
 pub mod price;
+#[cfg(feature = "ec2")]
 mod reconcile;
+#[cfg(feature = "ec2")]
 mod records;
+#[cfg(feature = "ec2")]
 mod retire;
+#[cfg(feature = "ec2")]
 mod surroundings;
+#[cfg(feature = "ec2")]
 pub mod sweep;
+#[cfg(feature = "ec2")]
 mod watch;
 
+#[cfg(feature = "ec2")]
 pub use estate::{Connect, Estate, WallClock};
+#[cfg(feature = "ec2")]
 pub use pool::Ec2;

@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 use crate::model::ec2::{DiskSpec, IdleAction, ImageSpec, Market, Reach};
 use crate::model::requirement::CA_DERIVATIONS;
 use crate::model::{
-    BuildId, BuildRequest, BuildSettings, BuilderFacts, BuilderId, Caps, Demand, DrvPath, Ec2Spec, Failure,
-    FailureKind, Feature, HourlyRate, Instance, InstanceClass, InstanceId, LeaseId, LocalSpec, Offer,
-    Outcome, PoolName, PoolSpec, ProviderSpec, Record, Requirement, Slots, Spent, System, Usd,
+    BuildId, BuildRequest, BuilderFacts, BuilderId, Caps, Demand, DrvPath, Ec2Spec, Failure, FailureKind,
+    Feature, HourlyRate, Instance, InstanceClass, InstanceId, LeaseId, LocalSpec, Offer, Outcome, PoolName,
+    PoolSpec, ProviderSpec, Record, Requirement, Slots, Spent, System, Usd,
 };
 use crate::scheduler::build::{Build, Stage};
 use crate::scheduler::fleet::Mode;
@@ -41,6 +41,7 @@ pub(super) fn pool(name: &str, system: &str, offered: &[&str]) -> PoolSpec {
         idle_timeout: seconds(600),
         max_lifetime: seconds(3600),
         launch_timeout: seconds(300),
+        declines: [].into(),
         provider: ProviderSpec::Local(LocalSpec { nix_daemon: None, sshd: None, sandbox_paths: vec![] }),
     }
 }
@@ -77,12 +78,9 @@ pub(super) fn class(market: Market) -> InstanceClass {
 }
 
 pub(super) fn request(system: &str, required: &[&str]) -> BuildRequest {
-    BuildRequest {
-        drv: DrvPath::parse("/nix/store/0c0kyvd9yy1j1xcpq5h3lqkzxmfv0y7i-hello.drv").unwrap(),
-        requirement: Requirement::new(System::new(system), features(required)),
-        am_willing: true,
-        settings: BuildSettings::default(),
-    }
+    let drv = DrvPath::parse("/nix/store/0c0kyvd9yy1j1xcpq5h3lqkzxmfv0y7i-hello.drv").unwrap();
+    let requirement = Requirement::new(System::new(system), features(required));
+    BuildRequest { am_willing: true, ..BuildRequest::new(drv, requirement) }
 }
 
 pub(super) fn facts(spec: &PoolSpec) -> BuilderFacts {

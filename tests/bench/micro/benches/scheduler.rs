@@ -14,7 +14,7 @@ use std::time::Instant;
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use nix_broker::config::{Config, Defaults, parse};
 use nix_broker::model::{
-    BuildId, BuildRequest, BuildSettings, BuilderFacts, DrvPath, Feature, Requirement, System,
+    BuildId, BuildRequest, BuilderFacts, DrvPath, Feature, Requirement, System,
 };
 use nix_broker::scheduler::{Action, AttemptEnd, Event, Fleet};
 
@@ -41,16 +41,10 @@ fn request(number: u64) -> BuildRequest {
         2 => &["kvm", "big-parallel"],
         _ => &[],
     };
-    BuildRequest {
-        drv: DrvPath::parse("/nix/store/0c0kyvd9yy1j1xcpq5h3lqkzxmfv0y7i-hello.drv").unwrap(),
-        requirement: Requirement {
-            system: System::new("x86_64-linux"),
-            features: features.iter().map(|&feature| Feature::new(feature)).collect(),
-            inherited: Default::default(),
-        },
-        am_willing: true,
-        settings: BuildSettings::default(),
-    }
+    let drv = DrvPath::parse("/nix/store/0c0kyvd9yy1j1xcpq5h3lqkzxmfv0y7i-hello.drv").unwrap();
+    let features = features.iter().map(|&feature| Feature::new(feature)).collect();
+    let requirement = Requirement::new(System::new("x86_64-linux"), features);
+    BuildRequest { am_willing: true, ..BuildRequest::new(drv, requirement) }
 }
 
 /// Every build once through the fleet; says how many events that took.
