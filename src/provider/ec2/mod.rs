@@ -22,6 +22,7 @@ mod estate;
 #[cfg(test)]
 mod fixtures;
 mod health;
+pub mod image;
 mod inventory;
 pub mod ladder;
 mod launch;
