@@ -245,8 +245,8 @@ async fn write(
     tell(Progress::Sealed);
     let blocks = u32::try_from(of).unwrap_or(u32::MAX);
     match api.complete_snapshot(snapshot, blocks, &plan.sha256()).await {
-        // A repeated request is refused where the first one had arrived.
-        Err(error) if state_of(api, snapshot).await?.as_deref() != Some("completed") => Err(error.into()),
+        // A repeated request is refused where the first one had arrived; EBS gives up what is not sealed.
+        Err(error) if !error.may_have_acted => Err(error.into()),
         Ok(()) | Err(_) => completed(api, snapshot).await,
     }
 }
