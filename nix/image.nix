@@ -33,5 +33,7 @@ in
     # Room for what is preloaded; the file system grows to the size of its volume when the machine boots.
     (lib.optionalAttrs isNew { virtualisation.diskSize = size; })
     (lib.optionalAttrs (!isNew) { amazonImage.sizeMB = size; })
+    # What `broker image upload` takes; the default is a VHD that only the service VM Import/Export reads.
+    (lib.optionalAttrs (options ? amazonImage && options.amazonImage ? format) { amazonImage.format = "raw"; })
   ];
 }

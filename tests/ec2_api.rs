@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on says so by panicking")]
 
+#[path = "common/disk.rs"]
+mod disk;
 #[path = "common/fake_ec2/mod.rs"]
 mod fake_ec2;
 
@@ -10,12 +12,16 @@ mod fake_ec2;
 mod chaos;
 #[path = "ec2_api/errors.rs"]
 mod errors;
+#[path = "ec2_api/images.rs"]
+mod images;
 #[path = "ec2_api/life.rs"]
 mod life;
 #[path = "ec2_api/lists.rs"]
 mod lists;
 #[path = "ec2_api/moto.rs"]
 mod moto;
+#[path = "ec2_api/moto_images.rs"]
+mod moto_images;
 #[path = "ec2_api/moto_network.rs"]
 mod moto_network;
 #[path = "ec2_api/programs.rs"]

@@ -3,6 +3,8 @@
 #![cfg(feature = "ec2")]
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests fail as tests do")]
 
+#[path = "common/disk.rs"]
+mod disk;
 #[path = "common/fake_ec2/mod.rs"]
 mod fake_ec2;
 
@@ -10,6 +12,8 @@ mod fake_ec2;
 mod bad_input;
 #[path = "ec2_cli/doctor.rs"]
 mod doctor;
+#[path = "ec2_cli/image.rs"]
+mod image;
 #[path = "ec2_cli/init.rs"]
 mod init;
 #[path = "ec2_cli/network.rs"]
@@ -111,8 +115,9 @@ impl Desk {
         self.address_url = address_service(address);
     }
 
-    fn run(&self, args: &[&str]) -> Run {
-        let mut command = Command::new(assert_cmd::cargo::cargo_bin!("broker"));
+    /// The program, with these arguments and this environment.
+    fn command(&self, args: &[&str]) -> std::process::Command {
+        let mut command = std::process::Command::new(assert_cmd::cargo::cargo_bin!("broker"));
         command
             .args(args)
             .env_clear()
@@ -122,6 +127,7 @@ impl Desk {
             .env("NIX_BROKER_ADDRESS_URL", &self.address_url)
             .env("AWS_EC2_METADATA_DISABLED", "true")
             .env("AWS_ENDPOINT_URL_EC2", self.server.url())
+            .env("AWS_ENDPOINT_URL_EBS", self.server.url())
             .env("AWS_ACCESS_KEY_ID", "AKIDTEST")
             .env("AWS_SECRET_ACCESS_KEY", "not secret");
         for (name, value) in &self.extra {
@@ -130,6 +136,11 @@ impl Desk {
                 value => command.env(name, value),
             };
         }
+        command
+    }
+
+    fn run(&self, args: &[&str]) -> Run {
+        let mut command = Command::from_std(self.command(args));
         let output = command.timeout(Duration::from_secs(100)).output().unwrap();
         let text = |bytes: &[u8]| {
             let here = self.dir.path().to_str().unwrap();

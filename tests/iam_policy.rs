@@ -14,6 +14,8 @@ use serde_json::Value;
 /// AWS' limit on a managed policy, white space not counted.
 const MAX_POLICY: usize = 6144;
 
+const POLICIES: [&str; 3] = ["iam-policy.json", "iam-policy-init.json", "iam-policy-image.json"];
+
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
@@ -37,11 +39,12 @@ fn statements(policy: &Value) -> &Vec<Value> {
 
 fn actions(policy: &Value) -> BTreeSet<String> {
     let all = statements(policy).iter().flat_map(|statement| strings(&statement["Action"]));
-    all.map(|action| action.strip_prefix("ec2:").unwrap().to_owned()).collect()
+    all.map(str::to_owned).collect()
 }
 
 fn needed(is_needed: impl Fn(Action) -> bool) -> BTreeSet<String> {
-    Action::ALL.iter().filter(|action| is_needed(**action)).map(|action| action.name().to_owned()).collect()
+    let needed = Action::ALL.iter().filter(|action| is_needed(**action));
+    needed.map(|action| format!("{}:{action}", action.service())).collect()
 }
 
 #[test]
@@ -52,6 +55,11 @@ fn the_brokers_policy_allows_what_the_broker_does_and_no_more() {
 #[test]
 fn the_policy_for_init_allows_what_init_does_and_no_more() {
     assert_eq!(actions(&policy("iam-policy-init.json")), needed(|action| need(action).by_init));
+}
+
+#[test]
+fn the_policy_for_images_allows_what_broker_image_does_and_no_more() {
+    assert_eq!(actions(&policy("iam-policy-image.json")), needed(|action| need(action).by_image));
 }
 
 /// `describe_vpcs` as `DescribeVpcs`.
@@ -89,7 +97,7 @@ fn every_request_in_the_code_is_an_action_in_the_table_and_the_other_way_round()
     for path in sources(&root().join("src")) {
         let text = fs::read_to_string(&path).unwrap_or_default();
         let code = text.split("#[cfg(test)]").next().unwrap();
-        if !code.contains("aws_sdk_ec2") && !path.starts_with(root().join("src/provider/ec2/api")) {
+        if !code.contains("aws_sdk_") && !path.starts_with(root().join("src/provider/ec2/api")) {
             continue;
         }
         assert!(
@@ -118,7 +126,7 @@ fn every_request_in_the_code_is_an_action_in_the_table_and_the_other_way_round()
 
 #[test]
 fn what_changes_something_is_bound_to_our_tag() {
-    for name in ["iam-policy.json", "iam-policy-init.json"] {
+    for name in POLICIES {
         for statement in statements(&policy(name)) {
             let sid = statement["Sid"].as_str().unwrap();
             assert_eq!(statement["Effect"], "Allow", "{sid}");
@@ -143,7 +151,7 @@ fn what_changes_something_is_bound_to_our_tag() {
 
 #[test]
 fn the_policies_fit_into_what_aws_takes() {
-    for name in ["iam-policy.json", "iam-policy-init.json"] {
+    for name in POLICIES {
         let text = fs::read_to_string(root().join("nix").join(name)).unwrap();
         let size = text.chars().filter(|c| !c.is_whitespace()).count();
         assert!(size <= MAX_POLICY, "{name}: {size}");

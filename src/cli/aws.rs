@@ -36,11 +36,18 @@ impl Site<'_> {
     }
 }
 
+/// The pools on EC2.
+pub(super) fn pools(config: &Config) -> impl Iterator<Item = SitePool<'_>> {
+    config.pools.iter().filter_map(|spec| match &spec.provider {
+        ProviderSpec::Ec2(ec2) => Some(SitePool { spec, ec2 }),
+        ProviderSpec::Local(_) | ProviderSpec::Hosts(_) => None,
+    })
+}
+
 /// Where the pools of this configuration launch, in its order.
 pub(super) fn sites(config: &Config) -> Vec<Site<'_>> {
     let mut sites: Vec<Site<'_>> = Vec::new();
-    for spec in &config.pools {
-        let ProviderSpec::Ec2(ec2) = &spec.provider else { continue };
+    for SitePool { spec, ec2 } in pools(config) {
         let named = ec2.regions.iter().cloned().map(Some);
         let regions: Vec<_> = if ec2.regions.is_empty() { vec![None] } else { named.collect() };
         for region in regions {

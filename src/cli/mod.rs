@@ -1,8 +1,9 @@
 //! The command line: what people type, and what they get to read.
 //!
-//! One file per command. Every command but `serve`, `run`, `check`, `simulate` and those about AWS (`init`, `sweep`) is a
-//! client of the broker's socket (`client`); what goes to standard output is laid out by `output` alone, and every complaint by
-//! `report`. Exit status: 0 done, 1 failed, 2 wrong usage, 3 the broker is not running, 70 a defect of ours.
+//! One file per command. Every command but `serve`, `run`, `check`, `simulate` and those about AWS (`init`, `sweep`,
+//! `image`) is a client of the broker's socket (`client`); what goes to standard output is laid out by `output` alone, and
+//! every complaint by `report`. Exit status: 0 done, 1 failed, 2 wrong usage, 3 the broker is not running, 70 a defect of
+//! ours.
 
 #[cfg(feature = "ec2")]
 mod aws;
@@ -18,6 +19,8 @@ mod doctor;
 mod drain;
 mod generate;
 mod history;
+#[cfg(feature = "ec2")]
+mod image;
 #[cfg(feature = "ec2")]
 mod init;
 mod log_lines;
@@ -94,6 +97,8 @@ enum Command {
     Init(init::Args),
     #[cfg(feature = "ec2")]
     Sweep(sweep::Args),
+    #[cfg(feature = "ec2")]
+    Image(image::Args),
     Serve(ServeArgs),
     #[command(hide = true)]
     Completions(generate::CompletionsArgs),
@@ -218,6 +223,8 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Complaint> {
         Command::Init(args) => init::run(&args),
         #[cfg(feature = "ec2")]
         Command::Sweep(args) => sweep::run(&args),
+        #[cfg(feature = "ec2")]
+        Command::Image(args) => image::run(args),
         Command::Serve(args) => Ok(daemon::serve(ServeArgs { socket: context.socket, ..args })?),
         Command::LocalMachine { args } => Ok(provider::local::machine::main(&args)),
     }

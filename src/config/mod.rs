@@ -49,8 +49,8 @@
 //! types = ["c7a.4xlarge", "c6a.4xlarge"]   # best first among equal sizes; default: chosen by features and queue
 //! exact = false                            # true: only this very processor, none of its supersets
 //! max-price = 1.20                         # USD an hour of compute; dearer ones are not launched
-//! image-owner = "427812963091"             # the newest of these images (this is NixOS); or: image = "ami-..."
-//! image-name = "nixos/26.05*"
+//! image-owner = "427812963091"             # the newest of these images (this is NixOS); or: image = "ami-...", or
+//! image-name = "nixos/26.05*"              # image = "own" for the newest of `broker image upload`
 //! subnets = ["subnet-0123456789abcdef0"]   # default: what `broker init` made, else those of the default VPC
 //! security-groups = []                     # default: what `broker init` made
 //! reach = "public"                         # or "private"; or: proxy-command = "ssh -W %h:%p bastion"

@@ -64,6 +64,8 @@ pub enum ImageSpec {
         /// With `*` as the wildcard, as DescribeImages takes it.
         name: String,
     },
+    /// The newest that `broker image` has uploaded.
+    Own,
     /// This AMI.
     Id(String),
 }

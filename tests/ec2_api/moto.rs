@@ -294,6 +294,7 @@ async fn dry_runs_of_what_moto_checks_are_allowed_and_none_of_any_action_is_an_e
             Permission::Denied { reason } => panic!("{action}: {reason}"),
             // moto does not look at DryRun everywhere.
             Permission::Done => {}
+            // Nor does anybody ask about what only `broker image` does.
             Permission::Unclear { reason, code } => assert!(code.is_some(), "{action}: {reason}"),
         }
     }

@@ -12,6 +12,7 @@ use crate::cli::text::count;
 use crate::config::Config;
 use crate::model::ec2::{ImageSpec, Market, Reach};
 use crate::provider::ec2::api::{Action, Api, ApiError, ErrorClass, Image};
+use crate::provider::ec2::image;
 use crate::provider::ec2::network::{self, Cidr, Network};
 use crate::provider::ec2::permissions::{self, Launch, Need, Verdict};
 use crate::provider::ec2::sweep;
@@ -146,7 +147,7 @@ async fn of_pool(
             joined(&zones)
         )));
     }
-    let image = image(api, pool, findings).await;
+    let image = image_of(api, pool, findings).await;
     let network = network(api, pool, &zones, address, findings).await;
     Launch {
         image: image.map(|image| (image.id, image.root_device)),
@@ -155,11 +156,15 @@ async fn of_pool(
     }
 }
 
-async fn image(api: &Api, pool: &SitePool<'_>, findings: &mut Vec<Finding>) -> Option<Image> {
+async fn image_of(api: &Api, pool: &SitePool<'_>, findings: &mut Vec<Finding>) -> Option<Image> {
     let name = &pool.spec.name;
     let architecture = pool.spec.offer.systems.iter().find_map(Architecture::of)?;
     let found = match &pool.ec2.image {
         ImageSpec::Id(id) => api.image(id).await.map(Some),
+        ImageSpec::Own => {
+            let images = api.tagged_images(&image::OURS, architecture.as_str()).await;
+            images.map(|images| images.into_iter().max_by(|a, b| a.creation_date.cmp(&b.creation_date)))
+        }
         ImageSpec::Newest { owner, name } => {
             let images = api.images(owner, name, architecture.as_str()).await;
             images.map(|images| images.into_iter().max_by(|a, b| a.creation_date.cmp(&b.creation_date)))
@@ -168,13 +173,17 @@ async fn image(api: &Api, pool: &SitePool<'_>, findings: &mut Vec<Finding>) -> O
     let image = match found {
         Ok(Some(image)) => image,
         Ok(None) => {
-            findings.push(Finding::fail(
-                format!(
-                    "pool `{name}`: {} has no image that matches `image-owner` and `image-name`",
-                    api.region()
+            let (what, hint) = match &pool.ec2.image {
+                ImageSpec::Own => (
+                    "no image that `broker image` has uploaded",
+                    "`broker image upload` makes one, `broker image copy` takes one to another region",
                 ),
-                "look for it with `aws ec2 describe-images --owners OWNER --filters Name=name,Values=NAME`",
-            ));
+                ImageSpec::Id(_) | ImageSpec::Newest { .. } => (
+                    "no image that matches `image-owner` and `image-name`",
+                    "look for it with `aws ec2 describe-images --owners OWNER --filters Name=name,Values=NAME`",
+                ),
+            };
+            findings.push(Finding::fail(format!("pool `{name}`: {} has {what}", api.region()), hint));
             return None;
         }
         Err(error) => {
@@ -275,7 +284,12 @@ async fn permissions(api: &Api, pool: &SitePool<'_>, launch: Launch, findings: &
     }
     let (mut allowed, mut untried) = (0_usize, BTreeSet::new());
     let mut denied = BTreeSet::new();
-    for action in Action::ALL.iter().copied() {
+    // What only `broker image` does is asked about by itself, before it begins.
+    let used = Action::ALL.iter().copied().filter(|action| {
+        let need = permissions::need(*action);
+        need.by_broker || need.by_init
+    });
+    for action in used.clone() {
         match permissions::ask(api, action, &subjects).await {
             Ok(Verdict::Allowed) => allowed += 1,
             Ok(Verdict::Untried(subject)) => {
@@ -298,7 +312,7 @@ async fn permissions(api: &Api, pool: &SitePool<'_>, launch: Launch, findings: &
     }
     findings.push(Finding::ok(format!(
         "{allowed} of the {} that brokers use are allowed",
-        count(Action::ALL.len(), "action")
+        count(used.count(), "action")
     )));
     let subjects: BTreeSet<_> = untried.iter().map(|(subject, _)| *subject).collect();
     for subject in subjects {

@@ -23,6 +23,8 @@ pub(super) const LAUNCH_TIMEOUT: Duration = Duration::from_secs(5 * 60);
 /// The account that publishes the NixOS images.
 const NIXOS_OWNER: &str = "427812963091";
 const NIXOS_IMAGES: &str = "nixos/26.05*";
+/// The newest image of `broker image upload`.
+const OWN_IMAGE: &str = "own";
 const DISK: DiskSpec = DiskSpec { size: 100, throughput: 500, iops: 3_000 };
 const LEASE: Duration = Duration::from_secs(15 * 60);
 const MAX_STOPPED: Duration = Duration::from_secs(7 * 24 * 60 * 60);
@@ -199,8 +201,12 @@ fn read_image(section: &mut Section<'_>, problems: &mut Problems) -> ImageSpec {
     let owner = section.text("image-owner", problems);
     let name = section.text("image-name", problems);
     if let Some(id) = id {
-        if !is_id(id, "ami-") {
-            let message = format!("{} is not an AMI such as \"ami-0123456789abcdef0\"", quote(id));
+        let is_own = id == OWN_IMAGE;
+        if !is_own && !is_id(id, "ami-") {
+            let message = format!(
+                "{} is neither \"{OWN_IMAGE}\" nor an AMI such as \"ami-0123456789abcdef0\"",
+                quote(id)
+            );
             section.error("image", message, problems);
         }
         for key in ["image-owner", "image-name"] {
@@ -208,7 +214,7 @@ fn read_image(section: &mut Section<'_>, problems: &mut Problems) -> ImageSpec {
                 section.error(key, "given together with `image`, which is enough", problems);
             }
         }
-        return ImageSpec::Id(id.to_owned());
+        return if is_own { ImageSpec::Own } else { ImageSpec::Id(id.to_owned()) };
     }
     if let Some(owner) = owner {
         let is_account = owner.len() == 12 && owner.bytes().all(|byte| byte.is_ascii_digit());

@@ -117,6 +117,7 @@ fn the_other_spellings_are_taken_too() {
     let spec = ec2(&pool);
     assert_eq!((spec.regions.len(), spec.market, &spec.reach), (1, Market::Spot, &Reach::Private));
     assert_eq!(spec.max_price, Usd::parse("0.8").map(HourlyRate));
+    assert_eq!(ec2(&read_pool("", "image = \"own\"")).image, ImageSpec::Own);
     let pool = read_pool("", "image-name = \"nixos/25.11*\"\nidle-action = \"hibernate\"");
     let spec = ec2(&pool);
     assert_eq!(
@@ -242,7 +243,7 @@ fn each_mistake_is_named_with_its_line_and_key() {
         (table("max-price = -1.5"), "5: pool.p.ec2.max-price: `-1.5` is not an amount"),
         (table("max-price = inf"), "5: pool.p.ec2.max-price: `inf` is not an amount"),
         (table("max-price = true"), "5: pool.p.ec2.max-price: expected an amount of US dollars such as 0.80"),
-        (table("image = \"nixos\""), "5: pool.p.ec2.image: `nixos` is not an AMI such as"),
+        (table("image = \"nixos\""), "5: pool.p.ec2.image: `nixos` is neither \"own\" nor an AMI such as"),
         (
             table("image = \"ami-01234567\"\nimage-name = \"x\""),
             "6: pool.p.ec2.image-name: given together with `image`",

@@ -29,6 +29,8 @@ mod fixtures;
 #[cfg(feature = "ec2")]
 mod health;
 #[cfg(feature = "ec2")]
+pub mod image;
+#[cfg(feature = "ec2")]
 mod inventory;
 pub mod ladder;
 #[cfg(feature = "ec2")]

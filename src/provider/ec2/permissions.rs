@@ -17,6 +17,8 @@ pub struct Need {
     pub by_broker: bool,
     /// By `broker init`.
     pub by_init: bool,
+    /// By `broker image`.
+    pub by_image: bool,
     /// What it is done to, on which the permission may depend.
     pub subject: Subject,
     /// What is missing without it.
@@ -63,9 +65,12 @@ impl Subject {
 /// Why this action is needed.
 pub fn need(action: Action) -> Need {
     use Subject as On;
-    let broker = |subject, purpose| Need { by_broker: true, by_init: false, subject, purpose };
-    let init = |subject, purpose| Need { by_broker: false, by_init: true, subject, purpose };
-    let both = |subject, purpose| Need { by_broker: true, by_init: true, subject, purpose };
+    let nobody =
+        |subject, purpose| Need { by_broker: false, by_init: false, by_image: false, subject, purpose };
+    let broker = |subject, purpose| Need { by_broker: true, ..nobody(subject, purpose) };
+    let init = |subject, purpose| Need { by_init: true, ..nobody(subject, purpose) };
+    let both = |subject, purpose| Need { by_broker: true, ..init(subject, purpose) };
+    let image = |purpose| Need { by_image: true, ..nobody(On::Nothing, purpose) };
     match action {
         Action::AuthorizeSecurityGroupIngress => both(
             On::Group,
@@ -74,10 +79,25 @@ pub fn need(action: Action) -> Need {
         Action::RevokeSecurityGroupIngress => {
             both(On::Group, "an earlier address of this machine stays let in")
         }
+        Action::StartSnapshot | Action::PutSnapshotBlock | Action::CompleteSnapshot => {
+            image("`broker image upload` cannot write the snapshot that an image is made of")
+        }
+        Action::RegisterImage => image("`broker image upload` cannot make an image of its snapshot"),
+        Action::CopyImage => image("`broker image copy` cannot copy an image to another region"),
+        Action::DescribeSnapshots => image("what images cost, and snapshots without an image, are not found"),
+        Action::DeregisterImage | Action::DeleteSnapshot => {
+            image("images that are not used any more stay, and cost")
+        }
+        Action::DescribeImageAttribute | Action::ModifyImageAttribute | Action::ModifySnapshotAttribute => {
+            image("`broker image share` cannot share an image with other accounts")
+        }
         Action::CreateDefaultVpc => init(On::Nothing, "a region without a default VPC stays without one"),
         Action::CreateSecurityGroup => init(On::AnyVpc, "there is no security group to launch with"),
         Action::CreateSubnet => init(On::AnyVpc, "zones without a subnet are not used"),
-        Action::CreateTags => both(On::Instance, "nothing can be launched, as everything launched is tagged"),
+        Action::CreateTags => Need {
+            by_image: true,
+            ..both(On::Instance, "nothing can be launched, as everything launched is tagged")
+        },
         Action::DeleteInternetGateway | Action::DetachInternetGateway | Action::DeleteVpc => {
             init(On::Vpc, "`broker init --remove` leaves the default VPC it made")
         }
@@ -87,14 +107,17 @@ pub fn need(action: Action) -> Need {
         Action::DeleteSubnet => init(On::Subnet, "`broker init --remove` leaves the subnets it made"),
         Action::DeleteVolume => broker(On::Volume, "a volume that outlived its instance stays, and costs"),
         Action::DescribeAvailabilityZones => broker(On::Nothing, "zones are not known"),
-        Action::DescribeImages => broker(On::Nothing, "there is no image to launch"),
+        Action::DescribeImages => {
+            Need { by_image: true, ..broker(On::Nothing, "there is no image to launch") }
+        }
         Action::DescribeInstanceTypeOfferings => {
             both(On::Nothing, "types are asked for where they are not offered")
         }
         Action::DescribeInstanceTypes => broker(On::Nothing, "what types can do is taken from a table"),
-        Action::DescribeInstances => {
-            both(On::Nothing, "nothing can be found again, hence nothing is launched")
-        }
+        Action::DescribeInstances => Need {
+            by_image: true,
+            ..both(On::Nothing, "nothing can be found again, hence nothing is launched")
+        },
         Action::DescribeInternetGateways => {
             init(On::Nothing, "`broker init --remove` leaves the default VPC")
         }
@@ -352,7 +375,7 @@ mod tests {
     fn every_action_is_needed_by_somebody() {
         for action in Action::ALL {
             let need = need(*action);
-            assert!(need.by_broker || need.by_init, "{action}");
+            assert!(need.by_broker || need.by_init || need.by_image, "{action}");
         }
     }
 }

@@ -14,6 +14,7 @@ use super::api::{Api, ApiError, ErrorClass, Image};
 use super::boot::image::{self, ImageFact};
 use super::candidates::{self, Verified, VerifiedType};
 use super::estate::Estate;
+use super::image::OURS;
 use super::ladder;
 use super::network;
 use super::records::Site;
@@ -222,6 +223,18 @@ async fn image(
                 return Err(config(reason));
             }
             fact(image)
+        }
+        ImageSpec::Own => {
+            let images = api.tagged_images(&OURS, arch).await.map_err(|error| refused(&error))?;
+            let newest = images.into_iter().max_by(|a, b| a.creation_date.cmp(&b.creation_date));
+            newest.map(fact).ok_or_else(|| {
+                config(format!(
+                    "this account has no image of `broker image upload` for {arch} in {}: upload or copy one there, or \
+                     leave out `image = \"own\"` of pool `{}`",
+                    api.region(),
+                    pool.name
+                ))
+            })?
         }
         ImageSpec::Newest { owner, name } => {
             let images = api.images(owner, name, arch).await.map_err(|error| refused(&error))?;

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use super::Notice;
 use super::form::Form;
+use super::images::{Image, Snapshot};
 use super::instance::{FakeInstance, State};
 
 /// How the account behaves.
@@ -115,15 +116,6 @@ pub(super) struct Volume {
     pub(super) deleted: Option<Duration>,
 }
 
-#[derive(Clone, Debug)]
-pub(super) struct Image {
-    pub(super) id: String,
-    pub(super) owner: String,
-    pub(super) name: String,
-    pub(super) arch: String,
-    pub(super) created: String,
-}
-
 /// A line of the table of types.
 #[derive(Clone, Debug)]
 pub(super) struct Type {
@@ -186,6 +178,7 @@ pub(crate) struct Account {
     pub(crate) settings: Settings,
     pub(super) regions: BTreeMap<String, Region>,
     pub(super) images: Vec<Image>,
+    pub(super) snapshots: BTreeMap<String, Snapshot>,
     pub(super) types: Vec<Type>,
     pub(super) instances: BTreeMap<String, FakeInstance>,
     pub(super) volumes: BTreeMap<String, Volume>,
@@ -202,6 +195,7 @@ impl Account {
             settings: Settings::default(),
             regions: BTreeMap::new(),
             images: Vec::new(),
+            snapshots: BTreeMap::new(),
             types: types(),
             instances: BTreeMap::new(),
             volumes: BTreeMap::new(),
@@ -283,6 +277,9 @@ impl Account {
             name,
             arch: arch.to_owned(),
             created: created.to_owned(),
+            snapshot: "snap-1".to_owned(),
+            size: 3,
+            ..Image::default()
         });
         id
     }

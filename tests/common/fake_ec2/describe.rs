@@ -1,4 +1,4 @@
-//! What there is to choose from: images, types, offerings, prices, zones.
+//! What there is to choose from: types, offerings, prices, zones.
 //!
 //! Owns those lists, from the product's own table of types.
 
@@ -10,51 +10,6 @@ use super::{Answer, Asked, Refusal, xml};
 const MAX_TYPES: usize = 100;
 
 impl Account {
-    pub(super) fn describe_images(&mut self, asked: &Asked<'_>) -> Answer {
-        let ids = asked.form.list("ImageId");
-        let owners = asked.form.list("Owner");
-        if let Some(unknown) = ids.iter().find(|id| !self.images.iter().any(|image| image.id == **id)) {
-            let words = format!("The image id '[{unknown}]' does not exist");
-            return Err(Refusal::new(400, "InvalidAMIID.NotFound", words));
-        }
-        let mut found = Vec::new();
-        for image in &self.images {
-            let attribute = |name: &str| {
-                let value = match name {
-                    "name" => &image.name,
-                    "architecture" => &image.arch,
-                    "state" => "available",
-                    "owner-id" => &image.owner,
-                    _ => return None,
-                };
-                Some(vec![value.to_owned()])
-            };
-            let chosen = (ids.is_empty() || ids.contains(&image.id))
-                && (owners.is_empty() || owners.contains(&image.owner))
-                && asked.form.passes(attribute)?;
-            if chosen {
-                let root = xml::leaf("snapshotId", "snap-1") + &xml::leaf("volumeSize", 3);
-                let device = xml::leaf("deviceName", "/dev/xvda") + &xml::node("ebs", root);
-                found.push(
-                    [
-                        xml::leaf("imageId", &image.id),
-                        xml::leaf("name", &image.name),
-                        xml::leaf("imageOwnerId", &image.owner),
-                        xml::leaf("imageState", "available"),
-                        xml::leaf("architecture", &image.arch),
-                        xml::leaf("creationDate", &image.created),
-                        xml::leaf("rootDeviceName", "/dev/xvda"),
-                        xml::leaf("imdsSupport", "v2.0"),
-                        xml::list("blockDeviceMapping", [device]),
-                    ]
-                    .concat(),
-                );
-            }
-        }
-        let (page, next) = asked.form.page(&found, self.settings.page);
-        Ok(xml::list("imagesSet", page) + &xml::optional("nextToken", next))
-    }
-
     pub(super) fn describe_types(&mut self, asked: &Asked<'_>) -> Answer {
         let names = asked.form.list("InstanceType");
         if names.len() > MAX_TYPES {

@@ -17,6 +17,10 @@ impl Form {
         Self(pairs.map(|(name, value)| (decode(name), decode(value))).collect())
     }
 
+    pub(crate) fn of(pairs: &[(&str, &str)]) -> Self {
+        Self(pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect())
+    }
+
     pub(crate) fn get(&self, name: &str) -> Option<&str> {
         self.0.get(name).map(String::as_str)
     }

@@ -2,6 +2,7 @@
 //!
 //! Owns a small HTTP/1.1 server on a thread of its own, so that a test may block its own.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::thread;
 use std::time::Duration;
@@ -87,7 +88,8 @@ async fn converse(stream: TcpStream, fake: FakeEc2) {
 }
 
 async fn read(stream: &mut BufReader<TcpStream>) -> Option<WireRequest> {
-    let (mut total, mut length, mut authorization) = (0, 0, String::new());
+    let (mut total, mut length) = (0, 0);
+    let (mut target, mut headers) = (String::new(), BTreeMap::new());
     loop {
         let mut line = Vec::new();
         let mut limited = (&mut *stream).take(u64::try_from(MAX_HEADER).unwrap());
@@ -101,19 +103,23 @@ async fn read(stream: &mut BufReader<TcpStream>) -> Option<WireRequest> {
         if line.is_empty() {
             break;
         }
+        if target.is_empty() {
+            line.rsplit_once(' ')?.0.clone_into(&mut target);
+            continue;
+        }
         let Some((name, value)) = line.split_once(':') else { continue };
-        match name.to_ascii_lowercase().as_str() {
-            "content-length" => length = value.trim().parse().ok()?,
-            "authorization" => value.trim().clone_into(&mut authorization),
-            _ => {}
+        headers.insert(name.to_ascii_lowercase(), value.trim().to_owned());
+        if name.eq_ignore_ascii_case("content-length") {
+            length = value.trim().parse().ok()?;
         }
     }
+    let authorization = headers.get("authorization").cloned().unwrap_or_default();
     if length > MAX_BODY {
         return None;
     }
     let mut body = vec![0; length];
     stream.read_exact(&mut body).await.ok()?;
-    Some(WireRequest { authorization, body })
+    Some(WireRequest { target, authorization, headers, body })
 }
 
 async fn write(stream: &mut BufReader<TcpStream>, response: &WireResponse) -> std::io::Result<()> {

@@ -8,7 +8,7 @@
 //! | requests in, answers and faults out | here, `faults` |
 //! | forms, filters, documents | `form`, `xml` |
 //! | what exists and how it changes with time | `account`, `instance` |
-//! | actions | `launch`, `lifecycle`, `describe`, `network`, `vpc` |
+//! | actions | `launch`, `lifecycle`, `describe`, `network`, `vpc`, `images` |
 //! | who ran from when to when | `ledger` |
 //! | sockets | `http` |
 
@@ -20,6 +20,7 @@ mod describe;
 mod faults;
 mod form;
 pub(crate) mod http;
+mod images;
 mod instance;
 mod launch;
 mod ledger;
@@ -36,6 +37,7 @@ use nix_broker::provider::ec2::api::{Wire, WireFuture, WireLost, WireRequest, Wi
 pub(crate) use account::Settings;
 pub(crate) use faults::Fault;
 pub(crate) use form::Form;
+pub(crate) use images::{Image, Snapshot};
 pub(crate) use instance::{FakeInstance, State};
 pub(crate) use ledger::Bill;
 
@@ -223,6 +225,30 @@ impl FakeEc2 {
         self.with_account(|account, _| account.images.retain(|image| image.id != id));
     }
 
+    /// The account's own images, oldest first.
+    pub(crate) fn own_images(&self) -> Vec<Image> {
+        self.with_account(|account, _| {
+            account.images.iter().filter(|image| image.owner == images::OWNER).cloned().collect()
+        })
+    }
+
+    /// The account's snapshots, oldest first.
+    pub(crate) fn snapshots(&self) -> Vec<Snapshot> {
+        self.with_account(|account, _| account.snapshots.values().cloned().collect())
+    }
+
+    /// Makes a snapshot older than it is, as far as the clock goes back.
+    pub(crate) fn change_snapshot(&self, id: &str, change: impl FnOnce(&mut Snapshot)) {
+        self.with_account(|account, _| change(account.snapshots.get_mut(id).unwrap()));
+    }
+
+    /// Changes an image.
+    pub(crate) fn change_image(&self, id: &str, change: impl FnOnce(&mut Image)) {
+        self.with_account(|account, _| {
+            change(account.images.iter_mut().find(|image| image.id == id).unwrap());
+        });
+    }
+
     /// Puts a volume there that belongs to nothing.
     pub(crate) fn add_volume(&self, region: &str, zone: &str, tags: &[(&str, &str)]) -> String {
         self.with_account(|account, now| account.add_volume(region, zone, tags, now))
@@ -303,9 +329,16 @@ impl FakeEc2 {
 
     /// Answers a request as EC2 does, faults included.
     pub(crate) async fn answer(&self, request: WireRequest) -> Result<WireResponse, WireLost> {
-        let form = Form::parse(&request.body);
+        let block = images::to_ebs(&request.target);
+        let form = block.as_ref().map_or_else(|| Form::parse(&request.body), images::form_of);
         let region = region_of(&request.authorization);
-        let action = form.get("Action").unwrap_or_default().to_owned();
+        let action = block.as_ref().map_or(form.get("Action").unwrap_or_default(), |block| block.action);
+        let action = action.to_owned();
+        let refused = if block.is_some() { images::refused } else { refused };
+        let act = |form: &Form| match &block {
+            None => self.act(region.as_deref(), &action, form),
+            Some(block) => self.act_ebs(region.as_deref(), &request, block),
+        };
         let latency = lock(&self.inner.account).settings.latency;
         if !latency.is_zero() {
             tokio::time::sleep(latency).await;
@@ -316,23 +349,23 @@ impl FakeEc2 {
             Some(Fault::Refused) => (Err(WireLost::Refused), "lost".to_owned(), Duration::ZERO),
             Some(Fault::LostBefore) => (Err(WireLost::Reset), "lost".to_owned(), Duration::ZERO),
             Some(Fault::LostAfter) => {
-                let outcome = self.act(region.as_deref(), &action, &form).1;
+                let outcome = act(&form).1;
                 (Err(WireLost::Reset), format!("lost {outcome}"), Duration::ZERO)
             }
             Some(Fault::Refuse(refusal)) => (Ok(refused(&refusal)), refusal.code, Duration::ZERO),
             Some(Fault::RefuseAfter(refusal)) => {
-                let outcome = self.act(region.as_deref(), &action, &form).1;
+                let outcome = act(&form).1;
                 (Ok(refused(&refusal)), format!("{} {outcome}", refusal.code), Duration::ZERO)
             }
             Some(Fault::Garbage { status, body }) => {
                 (Ok(WireResponse { status, body: body.into_bytes() }), "garbage".to_owned(), Duration::ZERO)
             }
             Some(Fault::Slow(late)) => {
-                let (answer, outcome) = self.act(region.as_deref(), &action, &form);
+                let (answer, outcome) = act(&form);
                 (Ok(answer), outcome, late)
             }
             None => {
-                let (answer, outcome) = self.act(region.as_deref(), &action, &form);
+                let (answer, outcome) = act(&form);
                 (Ok(answer), outcome, Duration::ZERO)
             }
         };
@@ -342,6 +375,28 @@ impl FakeEc2 {
             tokio::time::sleep(late).await;
         }
         answer
+    }
+
+    /// The same for a request to EBS.
+    fn act_ebs(
+        &self,
+        region: Option<&str>,
+        request: &WireRequest,
+        block: &images::Block<'_>,
+    ) -> (WireResponse, String) {
+        let answer = self.with_account(|account, now| {
+            let region = region.filter(|region| account.regions.contains_key(*region)).unwrap();
+            self.faults(|faults| faults.permission(block.action))?;
+            self.faults(|faults| faults.bucket(block.action, now))?;
+            account.ebs(request, block, region, now)
+        });
+        match answer {
+            Ok(body) => {
+                let body = body.to_string().into_bytes();
+                (WireResponse { status: 200, body }, "ok".to_owned())
+            }
+            Err(refusal) => (images::refused(&refusal), refusal.code),
+        }
     }
 
     /// Does what was asked for; says how it went, in a word.
@@ -410,6 +465,14 @@ impl Account {
             "DetachInternetGateway" => self.detach_gateway(asked),
             "DeleteInternetGateway" => self.delete_gateway(asked),
             "DescribeRegions" => self.describe_regions(asked),
+            "RegisterImage" => self.register_image(asked),
+            "CopyImage" => self.copy_image(asked),
+            "DeregisterImage" => self.deregister_image(asked),
+            "DescribeImageAttribute" => self.image_attribute(asked),
+            "ModifyImageAttribute" => self.modify_image(asked),
+            "ModifySnapshotAttribute" => self.modify_snapshot(asked),
+            "DeleteSnapshot" => self.delete_snapshot(asked),
+            "DescribeSnapshots" => self.describe_snapshots(asked),
             other => {
                 let words = format!("The action {other} is not valid for this web service.");
                 Err(Refusal::new(400, "InvalidAction", words))
@@ -434,5 +497,5 @@ fn region_of(authorization: &str) -> Option<String> {
     let scope = authorization.split("Credential=").nth(1)?.split(',').next()?;
     let mut parts = scope.split('/').skip(2);
     let region = parts.next()?;
-    (parts.next() == Some("ec2")).then(|| region.to_owned())
+    parts.next().filter(|service| ["ec2", "ebs"].contains(service)).map(|_| region.to_owned())
 }

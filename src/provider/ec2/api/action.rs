@@ -1,23 +1,23 @@
-//! Every action of EC2 that this broker ever asks for.
+//! Every action of EC2 and of EBS that this program ever asks for.
 //!
-//! Owns the list: a request cannot be made without an entry here, so a policy that allows these allows the broker, and
-//! `broker doctor --aws` asks about each.
+//! Owns the list: a request cannot be made without an entry here, so policies that allow these allow the broker, and
+//! `broker doctor --aws` asks about each that the broker needs.
 
 use std::fmt;
 
 macro_rules! actions {
     ($($name:ident),+ $(,)?) => {
-        /// An action of EC2, by its own name.
+        /// An action, by its own name.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub enum Action {
-            $(#[doc = concat!("`ec2:", stringify!($name), "`")] $name),+
+            $(#[doc = concat!("`", stringify!($name), "`")] $name),+
         }
 
         impl Action {
             /// All of them.
             pub const ALL: &'static [Self] = &[$(Self::$name),+];
 
-            /// Its name, as a policy has it after `ec2:`.
+            /// Its name, as a policy has it after the service's.
             pub const fn name(self) -> &'static str {
                 match self {
                     $(Self::$name => stringify!($name)),+
@@ -29,16 +29,21 @@ macro_rules! actions {
 
 actions!(
     AuthorizeSecurityGroupIngress,
+    CompleteSnapshot,
+    CopyImage,
     CreateDefaultVpc,
     CreateSecurityGroup,
     CreateSubnet,
     CreateTags,
     DeleteInternetGateway,
     DeleteSecurityGroup,
+    DeleteSnapshot,
     DeleteSubnet,
     DeleteVolume,
     DeleteVpc,
+    DeregisterImage,
     DescribeAvailabilityZones,
+    DescribeImageAttribute,
     DescribeImages,
     DescribeInstanceTypeOfferings,
     DescribeInstanceTypes,
@@ -46,19 +51,72 @@ actions!(
     DescribeInternetGateways,
     DescribeRegions,
     DescribeSecurityGroups,
+    DescribeSnapshots,
     DescribeSpotPriceHistory,
     DescribeSubnets,
     DescribeVolumes,
     DescribeVpcs,
     DetachInternetGateway,
     GetConsoleOutput,
+    ModifyImageAttribute,
     ModifyInstanceMetadataOptions,
+    ModifySnapshotAttribute,
+    PutSnapshotBlock,
+    RegisterImage,
     RevokeSecurityGroupIngress,
     RunInstances,
     StartInstances,
+    StartSnapshot,
     StopInstances,
     TerminateInstances,
 );
+
+impl Action {
+    /// The service it belongs to, as a policy has it before the name.
+    pub const fn service(self) -> &'static str {
+        match self {
+            Self::StartSnapshot | Self::PutSnapshotBlock | Self::CompleteSnapshot => "ebs",
+            Self::AuthorizeSecurityGroupIngress
+            | Self::CopyImage
+            | Self::CreateDefaultVpc
+            | Self::CreateSecurityGroup
+            | Self::CreateSubnet
+            | Self::CreateTags
+            | Self::DeleteInternetGateway
+            | Self::DeleteSecurityGroup
+            | Self::DeleteSnapshot
+            | Self::DeleteSubnet
+            | Self::DeleteVolume
+            | Self::DeleteVpc
+            | Self::DeregisterImage
+            | Self::DescribeAvailabilityZones
+            | Self::DescribeImageAttribute
+            | Self::DescribeImages
+            | Self::DescribeInstanceTypeOfferings
+            | Self::DescribeInstanceTypes
+            | Self::DescribeInstances
+            | Self::DescribeInternetGateways
+            | Self::DescribeRegions
+            | Self::DescribeSecurityGroups
+            | Self::DescribeSnapshots
+            | Self::DescribeSpotPriceHistory
+            | Self::DescribeSubnets
+            | Self::DescribeVolumes
+            | Self::DescribeVpcs
+            | Self::DetachInternetGateway
+            | Self::GetConsoleOutput
+            | Self::ModifyImageAttribute
+            | Self::ModifyInstanceMetadataOptions
+            | Self::ModifySnapshotAttribute
+            | Self::RegisterImage
+            | Self::RevokeSecurityGroupIngress
+            | Self::RunInstances
+            | Self::StartInstances
+            | Self::StopInstances
+            | Self::TerminateInstances => "ec2",
+        }
+    }
+}
 
 impl fmt::Display for Action {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -10,6 +10,7 @@ use crate::model::ec2::Market;
 #[derive(Clone, Debug, Default)]
 pub(super) struct Asked<'a> {
     pub(super) action: &'static str,
+    pub(super) service: &'static str,
     pub(super) region: &'a str,
     pub(super) profile: Option<&'a str>,
     pub(super) instance: Option<(&'a str, Market)>,
@@ -39,9 +40,10 @@ pub(super) fn class(code: Option<&str>, status: u16, asked: &Asked<'_>) -> Error
         "InstanceLimitExceeded" => quota(Market::OnDemand),
         "MaxSpotInstanceCountExceeded" => quota(Market::Spot),
         "PendingVerification" => ErrorClass::Quota(Quota::Verification),
-        "MaxFleetCountExceeded" | "ResourceCountExceeded" | "MaxIOPSLimitExceeded" => {
-            ErrorClass::Quota(Quota::Other)
-        }
+        "MaxFleetCountExceeded"
+        | "ResourceCountExceeded"
+        | "MaxIOPSLimitExceeded"
+        | "ServiceQuotaExceededException" => ErrorClass::Quota(Quota::Other),
         "InsufficientFreeAddressesInSubnet" | "InvalidSubnet.NoFreeAddresses" => ErrorClass::Subnet,
         "AuthFailure.ServiceLinkedRoleCreationNotPermitted" => ErrorClass::SpotRole,
         "RequestLimitExceeded"
@@ -52,11 +54,13 @@ pub(super) fn class(code: Option<&str>, status: u16, asked: &Asked<'_>) -> Error
         | "RequestThrottledException"
         | "EC2ThrottledException"
         | "TooManyRequestsException"
+        | "ConcurrentLimitExceededException"
         | "BandwidthLimitExceeded"
         | "SlowDown" => ErrorClass::Throttle,
         "InternalError"
         | "InternalFailure"
         | "InternalServerError"
+        | "InternalServerException"
         | "ServiceUnavailable"
         | "Unavailable"
         | "RequestTimeout"
@@ -80,7 +84,9 @@ pub(super) fn class(code: Option<&str>, status: u16, asked: &Asked<'_>) -> Error
         | "SignatureDoesNotMatch"
         | "TokenRefreshRequired"
         | "UnrecognizedClientException" => ErrorClass::Identity,
-        "IdempotentParameterMismatch" | "IdempotentInstanceTerminated" => ErrorClass::Idempotency,
+        "IdempotentParameterMismatch" | "IdempotentInstanceTerminated" | "ConflictException" => {
+            ErrorClass::Idempotency
+        }
         "IncorrectInstanceState"
         | "IncorrectState"
         | "IncorrectSpotRequestState"
@@ -88,10 +94,13 @@ pub(super) fn class(code: Option<&str>, status: u16, asked: &Asked<'_>) -> Error
         | "OperationNotPermitted"
         | "ResourceInUse"
         | "VolumeInUse"
+        | "InvalidSnapshot.InUse"
         | "InvalidGroup.InUse" => ErrorClass::Busy,
         "InvalidInstanceID.NotFound"
         | "InvalidInstanceID"
         | "InvalidVolume.NotFound"
+        | "InvalidSnapshot.NotFound"
+        | "ResourceNotFoundException"
         | "InvalidID"
         | "InvalidSpotInstanceRequestID.NotFound"
         | "InvalidNetworkInterfaceID.NotFound" => ErrorClass::NotFound,
@@ -105,6 +114,7 @@ pub(super) fn class(code: Option<&str>, status: u16, asked: &Asked<'_>) -> Error
         | "UnsupportedHostConfiguration"
         | "UnsupportedTenancy"
         | "ValidationError"
+        | "ValidationException"
         | "EncryptedVolumesNotSupported"
         | "VPCIdNotSpecified"
         | "DefaultVpcDoesNotExist" => ErrorClass::Config,
@@ -199,9 +209,9 @@ fn identity_advice(code: Option<&str>, asked: &Asked<'_>) -> String {
             "UnauthorizedOperation" | "AccessDenied" | "AccessDeniedException" | "UnauthorizedException",
         ) => {
             format!(
-                "{of_profile} may not do it: the missing permission is `ec2:{}`; `broker doctor --aws` shows all \
-                 that the broker needs",
-                asked.action
+                "{of_profile} may not do it: the missing permission is `{}:{}`; the files nix/iam-policy*.json have \
+                 all that are needed, and `broker doctor --aws` shows which the broker lacks",
+                asked.service, asked.action
             )
         }
         Some("ExpiredToken" | "ExpiredTokenException" | "TokenRefreshRequired") => {
@@ -233,7 +243,13 @@ mod tests {
     use super::*;
 
     fn asked(instance: Option<(&'static str, Market)>) -> Asked<'static> {
-        Asked { action: "RunInstances", region: "eu-central-1", profile: Some("work"), instance }
+        Asked {
+            action: "RunInstances",
+            service: "ec2",
+            region: "eu-central-1",
+            profile: Some("work"),
+            instance,
+        }
     }
 
     /// Every code of the facts, and what the answer to it has to be.
@@ -259,9 +275,12 @@ mod tests {
             (
                 ErrorClass::Throttle,
                 "RequestLimitExceeded Throttling EC2ThrottledException ThrottlingException \
-                 TooManyRequestsException BandwidthLimitExceeded",
+                 TooManyRequestsException BandwidthLimitExceeded ConcurrentLimitExceededException",
             ),
-            (ErrorClass::Transient, "InternalError ServiceUnavailable Unavailable InternalFailure"),
+            (
+                ErrorClass::Transient,
+                "InternalError ServiceUnavailable Unavailable InternalFailure InternalServerException",
+            ),
             (
                 ErrorClass::Identity,
                 "UnauthorizedOperation AuthFailure ExpiredToken OptInRequired RequestExpired \
@@ -273,8 +292,14 @@ mod tests {
                  InvalidParameterValue InvalidParameterCombination InvalidUserData.Malformed MissingParameter \
                  UnsupportedOperation InvalidInstanceID.Malformed InvalidInstanceType",
             ),
-            (ErrorClass::NotFound, "InvalidInstanceID.NotFound InvalidVolume.NotFound"),
-            (ErrorClass::Busy, "IncorrectInstanceState DependencyViolation VolumeInUse"),
+            (
+                ErrorClass::NotFound,
+                "InvalidInstanceID.NotFound InvalidVolume.NotFound InvalidSnapshot.NotFound ResourceNotFoundException",
+            ),
+            (
+                ErrorClass::Busy,
+                "IncorrectInstanceState DependencyViolation VolumeInUse InvalidSnapshot.InUse",
+            ),
             (ErrorClass::Idempotency, "IdempotentParameterMismatch IdempotentInstanceTerminated"),
             (ErrorClass::Unknown, "BrandNew Whatever.Else"),
         ] {

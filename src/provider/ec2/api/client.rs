@@ -12,9 +12,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use aws_config::{AppName, BehaviorVersion, Region};
+use aws_config::{AppName, BehaviorVersion, Region, SdkConfig};
 use aws_credential_types::Credentials;
-use aws_credential_types::provider::ProvideCredentials;
+use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvider};
 use aws_sdk_ec2::Client;
 use aws_sdk_ec2::config::http::HttpResponse;
 use aws_sdk_ec2::config::retry::RetryConfig;
@@ -52,6 +52,8 @@ pub struct Api {
 
 struct Shared {
     client: Client,
+    /// The data of snapshots has a service of its own.
+    ebs: aws_sdk_ebs::Client,
     region: String,
     profile: Option<String>,
     /// When an action that was throttled may be asked for again, whoever asks.
@@ -156,31 +158,27 @@ impl Api {
                 }
             }
         }
-        let builder = aws_sdk_ec2::config::Builder::from(&config);
-        Ok(Self::build(builder, region, named, RandomState::new().hash_one(0)))
+        Ok(Self::build(config, region, named, RandomState::new().hash_one(0)))
     }
 
     /// EC2, or what claims to be it, at this URL, with credentials that it will not check.
     pub fn at_endpoint(url: &str, region: &str) -> Self {
-        let builder = aws_sdk_ec2::Config::builder().endpoint_url(url).credentials_provider(nobody());
-        Self::build(builder, region.to_owned(), None, RandomState::new().hash_one(0))
+        let config = SdkConfig::builder().endpoint_url(url).credentials_provider(nobody()).build();
+        Self::build(config, region.to_owned(), None, RandomState::new().hash_one(0))
     }
 
     /// EC2 behind a function: no socket, so that time may be simulated. Waits are the same for the same seed.
     pub fn over(wire: Arc<dyn Wire>, region: &str, seed: u64) -> Self {
-        let builder = aws_sdk_ec2::Config::builder()
+        let config = SdkConfig::builder()
             .http_client(SharedHttpClient::new(WireClient(wire)))
-            .credentials_provider(nobody());
-        Self::build(builder, region.to_owned(), None, seed)
+            .credentials_provider(nobody())
+            .build();
+        Self::build(config, region.to_owned(), None, seed)
     }
 
-    fn build(
-        builder: aws_sdk_ec2::config::Builder,
-        region: String,
-        profile: Option<String>,
-        seed: u64,
-    ) -> Self {
-        let config = builder
+    fn build(config: SdkConfig, region: String, profile: Option<String>, seed: u64) -> Self {
+        let config = config
+            .into_builder()
             .behavior_version(BehaviorVersion::v2026_01_12())
             .region(Region::new(region.clone()))
             .retry_config(RetryConfig::disabled())
@@ -189,7 +187,8 @@ impl Api {
             .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
             .build();
         let shared = Shared {
-            client: Client::from_conf(config),
+            client: Client::new(&config),
+            ebs: aws_sdk_ebs::Client::new(&config),
             region,
             profile,
             pace: Mutex::default(),
@@ -205,6 +204,11 @@ impl Api {
 
     pub(super) fn client(&self) -> &Client {
         &self.shared.client
+    }
+
+    /// The EBS direct APIs: the blocks of snapshots.
+    pub(super) fn ebs_client(&self) -> &aws_sdk_ebs::Client {
+        &self.shared.ebs
     }
 
     /// Sends a request, and again where its class and the call allow it.
@@ -253,6 +257,7 @@ impl Api {
     fn asked<'a>(&'a self, call: &Call<'a>) -> Asked<'a> {
         Asked {
             action: call.action.name(),
+            service: call.action.service(),
             region: &self.shared.region,
             profile: self.shared.profile.as_deref(),
             instance: call.instance,
@@ -317,8 +322,8 @@ fn timeouts() -> TimeoutConfig {
         .build()
 }
 
-fn nobody() -> Credentials {
-    Credentials::new("AKIDNOBODY", "unchecked", None, None, "nix-broker")
+fn nobody() -> SharedCredentialsProvider {
+    SharedCredentialsProvider::new(Credentials::new("AKIDNOBODY", "unchecked", None, None, "nix-broker"))
 }
 
 /// Whether this can be a region: it becomes part of a host name.

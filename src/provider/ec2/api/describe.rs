@@ -96,6 +96,26 @@ impl Api {
         .await
     }
 
+    /// The available images of this account for this architecture that carry these tags.
+    pub async fn tagged_images(&self, tags: &[(&str, &str)], arch: &str) -> Result<Vec<Image>, ApiError> {
+        let call = Call::new(Action::DescribeImages).of(format!("this account ({arch})"));
+        let tags: Vec<(String, Vec<String>)> =
+            tags.iter().map(|(key, value)| (format!("tag:{key}"), vec![(*value).to_owned()])).collect();
+        let (arch, state) = ([arch.to_owned()], ["available".to_owned()]);
+        let mut filters = vec![("architecture", &arch[..]), ("state", &state[..])];
+        filters.extend(tags.iter().map(|(key, values)| (key.as_str(), values.as_slice())));
+        let filters = read::filters(&filters);
+        let send = |next: Option<String>| {
+            let request = self.client().describe_images().owners("self").set_filters(Some(filters.clone()));
+            request.max_results(PAGE).set_next_token(next).send()
+        };
+        self.pages(&call, send, |output| {
+            let images = output.images().iter().filter_map(image).collect();
+            (images, output.next_token().map(str::to_owned))
+        })
+        .await
+    }
+
     /// This image; an error of class `Config` with `is_image_gone` if there is none.
     pub async fn image(&self, id: &str) -> Result<Image, ApiError> {
         let call = Call::new(Action::DescribeImages).of(id);

@@ -78,6 +78,21 @@ impl Api {
             IpPermission::builder().ip_protocol("tcp").from_port(22).to_port(22).ip_ranges(range).build();
         let tag = Tag::builder().key(RENEWED_TAG).value("2000-01-01T00:00:00Z").build();
         match action {
+            // About things that only `broker image` knows, which asks for itself; and EBS knows no dry run.
+            Action::CompleteSnapshot
+            | Action::CopyImage
+            | Action::DeleteSnapshot
+            | Action::DeregisterImage
+            | Action::DescribeImageAttribute
+            | Action::DescribeSnapshots
+            | Action::ModifyImageAttribute
+            | Action::ModifySnapshotAttribute
+            | Action::PutSnapshotBlock
+            | Action::RegisterImage
+            | Action::StartSnapshot => {
+                let reason = "only `broker image` asks for it".to_owned();
+                Ok(Permission::Unclear { reason, code: Some("NotAsked".to_owned()) })
+            }
             Action::AuthorizeSecurityGroupIngress => {
                 let request = client.authorize_security_group_ingress().group_id(group).ip_permissions(rule);
                 self.ask(action, || request.clone().dry_run(true).send()).await

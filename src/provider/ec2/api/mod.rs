@@ -8,6 +8,8 @@
 //! | credentials, time limits, repeats | `client` |
 //! | run, observe, tag, stop, start, terminate | `instances`, `order`, `read` |
 //! | images, types, offerings, spot prices | `describe` |
+//! | images of our own, and their snapshots | `images`, `snapshots` |
+//! | what is in a snapshot | `blocks` |
 //! | VPCs, subnets, security groups, volumes | `network` |
 //! | the default VPC made and unmade, regions | `vpc` |
 //! | may we? | `dry_run`, `action` |
@@ -15,6 +17,7 @@
 //! | EC2 in this process | `wire` |
 
 mod action;
+mod blocks;
 mod classify;
 mod client;
 mod describe;
@@ -22,20 +25,25 @@ mod dry_run;
 mod encode;
 mod error;
 mod failure;
+mod images;
 mod instances;
 mod network;
 mod order;
 mod read;
+mod snapshots;
 mod vpc;
 mod wire;
 
 pub use action::Action;
+pub use blocks::{BLOCK_SIZE, SnapshotOrder};
 pub use client::Api;
 pub use describe::{Image, SpotOffer, TypeFacts};
 pub use dry_run::{DryRunAbout, Permission};
 pub use error::{ApiError, ErrorClass, Quota, QuotaFamily};
+pub use images::{BootMode, ImageOrder, OwnImage};
 pub use instances::PerInstance;
 pub use network::{Ingress, SecurityGroup, Subnet, Volume, Vpc, Zone};
 pub use order::{RunDisk, RunOrder};
 pub use read::{InstanceState, Observed};
+pub use snapshots::Snapshot;
 pub use wire::{Wire, WireFuture, WireLost, WireRequest, WireResponse};

@@ -3,6 +3,7 @@
 //! Owns the seam at which tests put their own EC2 under simulated time, where a socket would be a wait that no clock
 //! knows of. Everything above it (signing, encoding, time limits, repeats) is what runs against the real one.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
@@ -25,12 +26,16 @@ pub trait Wire: Send + Sync + fmt::Debug {
 /// What comes of a request.
 pub type WireFuture = Pin<Box<dyn Future<Output = Result<WireResponse, WireLost>> + Send>>;
 
-/// A POST to EC2.
+/// A request to EC2, or to EBS.
 #[derive(Clone)]
 pub struct WireRequest {
+    /// Method and path: `POST /` to EC2.
+    pub target: String,
     /// `Authorization` as it was sent: names the region and who asks.
     pub authorization: String,
-    /// The form.
+    /// All of them, their names in lower case.
+    pub headers: BTreeMap<String, String>,
+    /// The form, or a block.
     pub body: Vec<u8>,
 }
 
@@ -56,7 +61,10 @@ pub enum WireLost {
 
 impl fmt::Debug for WireRequest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("WireRequest").field("body", &self.body.len()).finish_non_exhaustive()
+        f.debug_struct("WireRequest")
+            .field("target", &self.target)
+            .field("body", &self.body.len())
+            .finish_non_exhaustive()
     }
 }
 
@@ -77,7 +85,12 @@ impl HttpConnector for WireClient {
     fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
         let authorization = request.headers().get("authorization").unwrap_or_default().to_owned();
         let body = request.body().bytes().unwrap_or_default().to_vec();
-        let answer = self.0.exchange(WireRequest { authorization, body });
+        let headers = request.headers().iter();
+        let headers = headers.map(|(name, value)| (name.to_ascii_lowercase(), value.to_owned())).collect();
+        let (_, path) = request.uri().split_once("://").unwrap_or(("", request.uri()));
+        let path = path.find('/').map_or("/", |at| &path[at..]);
+        let target = format!("{} {path}", request.method());
+        let answer = self.0.exchange(WireRequest { target, authorization, headers, body });
         HttpConnectorFuture::new(async move {
             let response = answer.await.map_err(|lost| {
                 let kind = match lost {
