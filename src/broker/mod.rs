@@ -31,6 +31,7 @@ mod signals;
 mod stall;
 mod wide;
 
+pub use listener::Activation;
 pub use serve::serve;
 pub(crate) use shared::{PoolRuntime, Shared, fresh_token};
 
