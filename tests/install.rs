@@ -36,10 +36,10 @@ esac
 "#;
 
 /// The commands of the README's section on other distributions.
-fn commands() -> &'static str {
-    let readme = include_str!("../README.md");
+fn commands() -> String {
+    let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
     let section = readme.split("### On another Linux").nth(1).unwrap();
-    section.split("```sh\n").nth(1).unwrap().split("```").next().unwrap()
+    section.split("```sh\n").nth(1).unwrap().split("```").next().unwrap().to_owned()
 }
 
 #[test]
@@ -61,7 +61,8 @@ fn the_readmes_commands_set_a_machine_up_and_doctor_has_nothing_to_say() {
         lab.install("/usr/local/sbin/systemctl", if systemd.is_some() { &real } else { SYSTEMCTL });
         lab.start_daemon(&[]);
 
-        let (before_doctor, doctor) = commands().split_at(commands().find("broker doctor").unwrap());
+        let commands = commands();
+        let (before_doctor, doctor) = commands.split_at(commands.find("broker doctor").unwrap());
         let path = "export PATH=/usr/local/sbin:$PATH; cd clone";
         lab.sh(&format!("{path}\n{before_doctor}"));
         assert_eq!(lab.sh("ls /run/restart-nix-daemon"), "/run/restart-nix-daemon");

@@ -345,6 +345,17 @@ impl Lab {
         self.sh(&format!("chmod 755 {path}"));
     }
 
+    /// Copies a directory of this machine, links and all.
+    pub(crate) fn unpack(&self, directory: &Path, path: &str) {
+        let pack =
+            Command::new("tar").arg("-C").arg(directory).args(["-c", "."]).stdout(Stdio::piped()).spawn();
+        let mut pack = pack.unwrap();
+        let script = format!("mkdir -p {path} && tar -C {path} -x");
+        let mut unpack = self.command("root", &["sh", "-ec", &script]);
+        assert!(unpack.stdin(pack.stdout.take().unwrap()).status().unwrap().success(), "unpack {path}");
+        assert!(pack.wait().unwrap().success(), "pack {}", directory.display());
+    }
+
     fn put(&self, file: &Path, path: &str) {
         let put = self.host(&["put", &self.name, file.to_str().unwrap(), path]);
         assert!(put.status.success(), "put {path}: {}", text(&put));

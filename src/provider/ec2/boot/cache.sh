@@ -12,7 +12,8 @@ run=${NIX_BROKER_ROOT-}/run/nix-broker
 queue=${NIX_BROKER_ROOT-}/nix/var/nix/gcroots/nix-broker-cache
 mkdir -p "$queue" "$run/cache-failures"
 if [ "${1-}" != upload ]; then
-  for path in $OUT_PATHS; do ln -sfn "$path" "$queue/${path##*/}"; done
+  # Nix 2.8 leaves it empty.
+  for path in ${OUT_PATHS:-$(nix-store --query --outputs "$DRV_PATH" 2>/dev/null)}; do ln -sfn "$path" "$queue/${path##*/}"; done
   exit 0
 fi
 
