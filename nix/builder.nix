@@ -29,6 +29,7 @@ let
   # The same file that the broker gives to machines without this module.
   deadMan = ../src/provider/ec2/boot/dead-man.sh;
   setup = ./builder/setup.sh;
+  uploader = pkgs.writeScript "cache.sh" (builtins.readFile ../src/provider/ec2/boot/cache.sh);
   sshd = config.services.openssh.package or config.programs.ssh.package;
 in
 {
@@ -60,6 +61,29 @@ in
         With less than this left on the store's disk, in GiB, Nix deletes what no build needs. Whatever a running build, or
         the broker on behalf of one that waits, refers to is protected by a temporary root.
       '';
+    };
+
+    cache = {
+      url = mkOption {
+        type = types.nullOr types.str;
+        default = null;
+        example = "s3://my-cache?region=eu-central-1";
+        description = ''
+          A binary cache next to the builders, which takes what they build, for those that come after them. For a machine
+          that is launched by an `ec2` pool with `cache`, the user-data says all of this.
+        '';
+      };
+      publicKey = mkOption {
+        type = types.str;
+        example = "my-cache-1:AAAA...";
+        description = "Whose signatures are trusted there.";
+      };
+      secretKeyFile = mkOption {
+        type = types.nullOr types.path;
+        default = null;
+        example = "/run/secrets/cache-key";
+        description = "The key to sign with, a file of the machine; without it the machine only takes.";
+      };
     };
 
     preload = mkOption {
@@ -161,6 +185,29 @@ in
       };
     };
 
+    # What was built goes to the cache from a queue, so that no build waits for it.
+    systemd.services.nix-broker-cache = mkIf (cfg.cache.url != null && cfg.cache.secretKeyFile != null) {
+      description = "Put what was built into the cache";
+      wantedBy = [ "multi-user.target" ];
+      wants = [ "network-online.target" ];
+      after = [ "network-online.target" ];
+      path = [
+        pkgs.coreutils
+        config.nix.package
+      ];
+      preStart = ''
+        mkdir -p /run/nix-broker
+        echo ${lib.escapeShellArg cfg.cache.url} >/run/nix-broker/cache-url
+        ln -sfn ${lib.escapeShellArg cfg.cache.secretKeyFile} /run/nix-broker/cache-key
+      '';
+      serviceConfig = {
+        ExecStart = "${uploader} upload";
+        Restart = "always";
+        RestartSec = 10;
+        IOSchedulingClass = "idle";
+      };
+    };
+
     # Nothing else listens: sshd, for the broker's key alone.
     networking.firewall = {
       enable = true;
@@ -221,6 +268,13 @@ in
           "nix-command"
           "flakes"
         ];
+      }
+      // lib.optionalAttrs (cfg.cache.url != null) {
+        extra-substituters = [ cfg.cache.url ];
+        extra-trusted-public-keys = [ cfg.cache.publicKey ];
+      }
+      // lib.optionalAttrs (cfg.cache.url != null && cfg.cache.secretKeyFile != null) {
+        post-build-hook = uploader;
       };
       # Last, where it wins.
       extraOptions = "!include /run/nix-broker/nix.conf";

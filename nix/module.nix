@@ -265,10 +265,7 @@ in
             # Nix splits the hook's command at blanks; there is no way to quote one.
             type = types.strMatching "/[^[:space:]]*";
             default = defaultSocket;
-            description = ''
-              Where hooks and the command line find the broker. A directory other than {file}`/run/nix-broker` must
-              exist, and the user `nix-broker` must be able to write to it.
-            '';
+            description = "Where hooks and the command line find the broker: systemd listens there, and starts it.";
           };
           drain-grace = mkOption {
             type = types.strMatching "[0-9]+[smh]";
@@ -399,16 +396,44 @@ in
     })
 
     {
+      # systemd itself listens, so a hook that comes before the broker is up, or while it is started again, waits for it.
+      # Whoever can reach the socket may ask for the status; the broker looks at who asks for more. Root is always let
+      # in, and so is every hook of the nix-daemon.
+      systemd.sockets.nix-broker = {
+        description = "Socket of the broker of Nix builds";
+        wantedBy = [ "sockets.target" ];
+        # What a person has stopped must not be started again by the next build. Not PartOf: with that a restart of the
+        # service would restart the socket, and hang up on the hooks that wait.
+        unitConfig.StopPropagatedFrom = "nix-broker.service";
+        listenStreams = [ cfg.settings.socket ];
+        socketConfig = {
+          SocketMode = if cfg.group == null then "0666" else "0660";
+          RemoveOnStop = true;
+        }
+        // optionalAttrs (cfg.group != null) { SocketGroup = cfg.group; };
+      };
+
       systemd.services.nix-broker = {
         description = "Broker of Nix builds";
         wantedBy = [ "multi-user.target" ];
-        wants = [ "nix-daemon.socket" ] ++ optional hasEc2Pool "network-online.target";
+        # Not `requires`: a crash ends the socket with the service, and with that the socket's end would be the service's
+        # for good.
+        wants = [
+          "nix-broker.socket"
+          "nix-daemon.socket"
+        ]
+        ++ optional hasEc2Pool "network-online.target";
         after = [
+          "nix-broker.socket"
           "nix-daemon.socket"
           "network.target"
         ]
         ++ optional hasEc2Pool "network-online.target";
-        restartTriggers = [ configFile ];
+        # A socket is not started under a service that runs, so a change of it restarts both, in one transaction.
+        restartTriggers = [
+          configFile
+          (builtins.toJSON config.systemd.sockets.nix-broker.socketConfig)
+        ];
         # A stop waits for the builds that run. In one step with the start, after the new system is in place, nothing
         # else of the switch has to wait for it without a broker.
         stopIfChanged = false;
@@ -427,11 +452,7 @@ in
             Type = "notify";
             ExecStart = "${getExe cfg.package} serve";
             User = name;
-            Group = if cfg.group == null then name else cfg.group;
-            # Whoever can reach the socket may ask for the status; the broker looks at who asks for more. Root is always
-            # let in, and so is every hook of the nix-daemon.
-            RuntimeDirectory = "nix-broker";
-            RuntimeDirectoryMode = if cfg.group == null then "0755" else "0750";
+            Group = name;
             LoadCredential = lib.mapAttrsToList (credential: file: "${credential}:${file}") cfg.credentials;
             # Keys are in here.
             StateDirectory = "nix-broker";
@@ -439,12 +460,11 @@ in
             UMask = if hasLocalPool then "0022" else "0077";
             EnvironmentFile = optional (cfg.environmentFile != null) cfg.environmentFile;
             # What is put elsewhere must be there, and belong to the user.
-            ReadWritePaths =
-              optional (dirOf cfg.settings.socket != "/run/nix-broker") (dirOf cfg.settings.socket)
-              ++ optional (cfg.settings ? state-dir) cfg.settings.state-dir;
+            ReadWritePaths = optional (cfg.settings ? state-dir) cfg.settings.state-dir;
 
             Restart = "on-failure";
-            RestartSec = 2;
+            # After a crash systemd closes the socket with the service, so this is how long hooks find nobody.
+            RestartSec = "500ms";
             # Before it is ready it ends what an earlier broker left running.
             TimeoutStartSec = "5min";
             # SIGTERM is for the broker alone: its builders must outlive it by the builds that still run, and it ends

@@ -332,6 +332,71 @@ fn status_shows_what_everything_costs_when_anything_does() {
     ");
 }
 
+/// What the README shows and explains.
+fn of_the_readme() -> StatusView {
+    let on = |build: BuildView, cost: f64| BuildView {
+        builder: Some("b-1".to_owned()),
+        cost: Some(cost),
+        ..build
+    };
+    let zen3 = PoolView {
+        ready: 1,
+        starting: 1,
+        slots_used: 2,
+        slots: 16,
+        queued: 1,
+        idle_timeout: 1_200.0,
+        rate: Some(0.612),
+        today: Some(0.31),
+        ..pool("zen3")
+    };
+    let priced = |builder: BuilderView, cost: f64| BuilderView {
+        instance_type: Some("c6a.4xlarge".to_owned()),
+        market: Some("spot".to_owned()),
+        zone: Some("eu-central-1a".to_owned()),
+        rate: Some(0.306),
+        cost: Some(cost),
+        ..builder
+    };
+    let instance = |id: &str| Some(format!("i-0{id}b7e1f64ab55a1f9"));
+    let first =
+        BuilderView { slots_used: 2, slots: 16, instance: instance("c"), ..builder("b-1", "zen3", "ready") };
+    let second = BuilderView {
+        slots: 0,
+        instance: instance("d"),
+        progress: Some("nix configured".to_owned()),
+        ..builder("b-2", "zen3", "booting")
+    };
+    let money = MoneyView {
+        rate: 0.612,
+        today: 0.31,
+        month: 4.6,
+        cap_hour: Some(5.0),
+        cap_day: None,
+        cap_month: None,
+    };
+    StatusView {
+        money: Some(money),
+        pools: vec![zen3],
+        builders: vec![priced(first, 0.21), priced(second, 0.01)],
+        builds: vec![
+            on(build(8, "linux-6.12.38", "building", "zen3"), 0.04),
+            on(build(9, "hello-2.12.2", "uploading", "zen3"), 0.002),
+            BuildView { ahead: Some(0), ..build(10, "gcc-15.1.0", "queued", "zen3") },
+        ],
+        ended: EndedView { succeeded: 12, failed: 0, cancelled: 0 },
+        ..busy()
+    }
+}
+
+#[test]
+fn the_readmes_example_is_what_status_prints() {
+    let (run, _) = Desk::new().ask(&["status"], vec![OperatorReply::Status(of_the_readme())]);
+    let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
+    let shown = readme.split("```console\n$ broker status\n").nth(1).unwrap().split("```").next().unwrap();
+    assert_eq!(run.stdout, shown, "the README shows something else");
+}
+
 #[test]
 fn status_of_an_idle_broker_is_short() {
     let (run, _) = Desk::new().ask(&["status"], vec![OperatorReply::Status(idle())]);

@@ -4,9 +4,10 @@
 //!
 //! Two things are taken as real as they can be had, and the test says which it took. The module is evaluated in the real
 //! NixOS where `NIXPKGS` names a tree of nixpkgs, else in the stand-in of nix/tests. The command is the real
-//! `nixos-rebuild` where `NIXOS_REBUILD` names its script, else what nixos-rebuild-ng runs for `build`, word for word.
+//! `nixos-rebuild` where `NIXOS_REBUILD` names it (nixos-rebuild-ng, or the script of NixOS up to 25.05), else what
+//! nixos-rebuild-ng runs for `build`, word for word.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on says so by panicking")]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on says so by panicking")]
 
 // Harness code: not every test file uses all of it.
 #[allow(dead_code)]
@@ -68,7 +69,7 @@ fn tiger(release: &'static str) -> Lab {
     let environment: Vec<String> =
         environment.iter().map(|(name, value)| format!("{name}={}", value.as_str().unwrap())).collect();
     lab.start_daemon(&environment);
-    lab.install("/usr/local/bin/nixos-rebuild", &nixos_rebuild());
+    install_nixos_rebuild(&lab);
     lab
 }
 
@@ -125,16 +126,32 @@ static MODULE: LazyLock<Value> = LazyLock::new(|| {
     module
 });
 
-fn nixos_rebuild() -> String {
+/// Puts what `NIXOS_REBUILD` names in place: a script, or the directory that nixos-rebuild-ng's `nixos_rebuild` is in, for
+/// which `NIXOS_REBUILD_PYTHON` names a Python of at least 3.12 (a directory with `bin/python3`; the lab has none).
+fn install_nixos_rebuild(lab: &Lab) {
+    let installed = "/usr/local/bin/nixos-rebuild";
     let Some(path) = std::env::var_os("NIXOS_REBUILD").filter(|path| !path.is_empty()) else {
         lab::note("nixos-rebuild is the command that nixos-rebuild-ng runs; NIXOS_REBUILD is not set");
-        return COMMAND.to_owned();
+        return lab.install(installed, COMMAND);
     };
-    lab::note(&format!("nixos-rebuild is the real one, {}", Path::new(&path).display()));
-    // What its package fills in: where things are on this machine.
-    std::fs::read_to_string(path)
-        .unwrap()
-        .replace("@runtimeShell@", "/bin/bash")
-        .replace("@path@", "/usr/bin")
-        .replace("@nix@", "/usr")
+    let path = Path::new(&path);
+    if !path.is_dir() {
+        lab::note(&format!("nixos-rebuild is the real one, {}", path.display()));
+        // What its package fills in: where things are on this machine.
+        let script = std::fs::read_to_string(path).unwrap();
+        let script = script
+            .replace("@runtimeShell@", "/bin/bash")
+            .replace("@path@", "/usr/bin")
+            .replace("@nix@", "/usr");
+        return lab.install(installed, &script);
+    }
+    lab::note(&format!("nixos-rebuild is the real nixos-rebuild-ng, {}", path.display()));
+    let python = std::env::var_os("NIXOS_REBUILD_PYTHON").expect("NIXOS_REBUILD_PYTHON names no Python");
+    lab.unpack(path, "/opt/nixos-rebuild-ng");
+    lab.unpack(Path::new(&python), "/opt/python");
+    lab.install(
+        installed,
+        "#!/bin/sh\nexport PYTHONPATH=/opt/nixos-rebuild-ng LD_LIBRARY_PATH=/opt/python/lib PYTHONDONTWRITEBYTECODE=1\n\
+         exec /opt/python/bin/python3 -c 'from nixos_rebuild import main; main()' \"$@\"\n",
+    );
 }

@@ -111,7 +111,10 @@ fn a_killed_run_takes_its_broker_and_its_builders_with_it() {
 fn the_demo_builds_and_leaves_nothing_but_what_it_built() {
     on_each_of(&["trixie"], |release| {
         let lab = bare(release);
-        lab.install("/t/demo.sh", include_str!("../contrib/demo.sh"));
+        lab.install(
+            "/t/demo.sh",
+            &std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/contrib/demo.sh")).unwrap(),
+        );
         lab.write("/t/demo/flake.nix", include_str!("demo/flake.nix"));
         let demo = lab.output("alice", &["/t/demo.sh", "/t/demo/flake.nix", "/bin/busybox"]);
         let said = text(&demo);

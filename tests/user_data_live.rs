@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use lab::Lab;
 use nix_broker::model::{BuilderFacts, Feature};
+use nix_broker::provider::ec2::boot::cache::BootCache;
 use nix_broker::provider::ec2::boot::user_data::{BootSpec, render};
 use nix_broker::provider::ec2::boot::{beat, ready};
 use nix_broker::provider::probe;
@@ -41,7 +42,10 @@ fn features() -> BTreeSet<Feature> {
 /// A booted builder, whose sshd runs.
 fn builder(release: &'static str) -> Lab {
     eprintln!("--- {release}");
-    let lab = Lab::bare(release, "");
+    booted(Lab::bare(release, ""), None)
+}
+
+fn booted(lab: Lab, cache: Option<BootCache<'_>>) -> Lab {
     let host = HostKeyPair::generate().unwrap();
     let client = HostKeyPair::generate().unwrap();
     let features = features();
@@ -55,6 +59,7 @@ fn builder(release: &'static str) -> Lab {
         hard_limit: Duration::from_secs(28_800),
         build_users: 12,
         nix_settings: &[],
+        cache,
     };
     lab.write("/etc/ec2-metadata/user-data", &render(&spec).unwrap());
     lab.write("/t/client_key", &client.private_openssh_pem);
@@ -130,5 +135,117 @@ fn the_heartbeat_renews_the_lease_and_a_real_build_keeps_the_machine() {
         });
         let calls = lab.sh("cat /run/calls");
         assert!(calls.lines().any(|call| call == "systemctl poweroff"), "{calls}");
+    }
+}
+
+/// A key of Nix's own making.
+struct CacheKey {
+    secret: String,
+    public: String,
+}
+
+fn cache_key(lab: &Lab, name: &str) -> CacheKey {
+    lab.sh(&format!("cd /t && nix-store --generate-binary-cache-key {name} {name}.secret {name}.public"));
+    CacheKey {
+        secret: lab.sh(&format!("cat /t/{name}.secret")),
+        public: lab.sh(&format!("cat /t/{name}.public")),
+    }
+}
+
+/// Builds something that no other test builds, and says what Nix said and where it is.
+fn build_on(lab: &Lab, name: &str) -> (String, String) {
+    let expression = format!(
+        "derivation {{ name = \"{name}\"; system = builtins.currentSystem; builder = \"/t/bin/busybox\"; \
+         args = [ \"sh\" \"-c\" \"echo {name} >$out; :\" ]; }}"
+    );
+    lab.write(&format!("/t/{name}.nix"), &expression);
+    let built = lab.nix_build("root", &[&format!("/t/{name}.nix")]);
+    assert!(built.status.success(), "{}", lab::text(&built));
+    (
+        String::from_utf8_lossy(&built.stderr).into_owned(),
+        String::from_utf8_lossy(&built.stdout).trim().to_owned(),
+    )
+}
+
+/// What `systemd-run` starts on an instance; here it is only written down.
+fn start_uploads(lab: &Lab) {
+    let started = "systemd-run --quiet --unit=nix-broker-cache --property=Restart=always --property=RestartSec=10 \
+                   --property=IOSchedulingClass=idle /bin/sh /run/nix-broker/cache.sh upload";
+    assert!(lab.sh("cat /run/calls").lines().any(|call| call == started), "{}", lab.sh("cat /run/calls"));
+    lab.sh("NIX_BROKER_CACHE_PAUSE=0.2 setsid sh /run/nix-broker/cache.sh upload </dev/null >/run/uploads.log 2>&1 &");
+}
+
+fn queue(lab: &Lab) -> String {
+    lab.sh("ls /nix/var/nix/gcroots/nix-broker-cache 2>/dev/null || true")
+}
+
+#[test]
+fn what_one_machine_built_the_next_one_takes_from_the_cache() {
+    for release in RELEASES {
+        eprintln!("--- {release}");
+        let cache = Lab::bare(release, "");
+        cache.install("/t/cache.pl", include_str!("lab/cache.pl"));
+        cache.sh("setsid perl /t/cache.pl 8099 /srv/cache </dev/null >/run/cache.log 2>&1 &");
+        let key = cache_key(&cache, "cache-1");
+        let (stranger, url) = (cache_key(&cache, "stranger-1"), "http://127.0.0.1:8099");
+        let boot = |secret, public| {
+            booted(
+                Lab::beside(&cache, release),
+                Some(BootCache { url, public_key: public, secret_key: secret }),
+            )
+        };
+
+        let first = boot(Some(key.secret.as_str()), key.public.as_str());
+        assert_eq!(first.sh("stat -c %a /run/nix-broker/cache-key"), "600");
+        let (said, path) = build_on(&first, "kept");
+        assert!(said.contains("building '/nix/store/"), "{said}");
+        // The build has ended, and nothing has been uploaded: it does not wait, and nothing is deleted meanwhile.
+        assert_eq!(queue(&first), path.strip_prefix("/nix/store/").unwrap());
+        assert!(!first.output("root", &["nix-store", "--delete", &path]).status.success());
+        start_uploads(&first);
+        first.wait("the upload", || queue(&first).is_empty());
+        let log = cache.sh("cat /run/cache.log");
+        assert!(log.contains("PUT nix-cache-info") && log.contains(".narinfo 200"), "{log}");
+        drop(first);
+
+        // A fresh machine that only takes.
+        let second = boot(None, key.public.as_str());
+        let (said, again) = build_on(&second, "kept");
+        assert_eq!(again, path);
+        assert!(said.contains("from 'http://127.0.0.1:8099") && !said.contains("building '"), "{said}");
+        assert_eq!(
+            second.sh("ls /run/nix-broker | grep cache || true"),
+            "",
+            "no key, and nothing to upload with"
+        );
+        drop(second);
+
+        // One that trusts somebody else builds by itself.
+        let third = boot(None, stranger.public.as_str());
+        let (said, _) = build_on(&third, "kept");
+        assert!(said.contains("building '/nix/store/"), "{said}");
+    }
+}
+
+#[test]
+fn a_cache_that_is_gone_fails_and_delays_no_build() {
+    for release in RELEASES {
+        eprintln!("--- {release}");
+        let keys = Lab::bare(release, "");
+        let key = cache_key(&keys, "cache-1");
+        let cache =
+            BootCache { url: "http://127.0.0.1:9", public_key: &key.public, secret_key: Some(&key.secret) };
+        let lab = booted(Lab::bare(release, ""), Some(cache));
+
+        let (said, path) = build_on(&lab, "alone");
+
+        assert!(said.contains("building '/nix/store/"), "{said}");
+        assert_eq!(queue(&lab), path.strip_prefix("/nix/store/").unwrap());
+        start_uploads(&lab);
+        lab.wait("the uploads to be given up", || queue(&lab).is_empty());
+        let said = lab.sh("cat /run/uploads.log");
+        assert_eq!(said.matches("not in the cache yet").count(), 3, "{said}");
+        assert_eq!(lab.sh("ls /run/nix-broker/cache-failures"), "");
+        lab.run("root", &["nix-store", "--verify-path", &path]);
     }
 }

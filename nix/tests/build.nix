@@ -114,6 +114,19 @@ in
         client.fail("systemctl is-failed nix-broker.service")
         client.fail("pgrep -u nix-broker")
 
+    with subtest("what was stopped stays so, and a hook starts a broker whose socket is there"):
+        client.fail("su - alice -c 'broker status'")
+        client.fail("systemctl is-active nix-broker.service nix-broker.socket")
+        client.succeed("systemctl start nix-broker.socket")
+        build("alice", "by-its-socket")
+        client.succeed("systemctl is-active nix-broker.service")
+
+    with subtest("hooks wait while the broker is started again"):
+        for round in range(3):
+            client.succeed("systemctl restart --no-block nix-broker.service")
+            build("alice", f"restarted-{round}")
+        client.succeed("systemctl stop nix-broker.service")
+
     with subtest("without the broker a build that fits no machine fails, and others are built here"):
         client.fail("nix-build --no-out-link ${work} --argstr name too-late")
         client.succeed("nix-build --no-out-link -E 'derivation { name = \"here\"; system = builtins.currentSystem; builder = \"/bin/sh\"; args = [ \"-c\" \"echo > $out; :\" ]; }'")

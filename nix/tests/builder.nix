@@ -19,7 +19,16 @@ in
       preload = [ ];
       buildUsers = 4;
       limits.lease = 240;
+      cache = {
+        url = "file:///srv/cache";
+        publicKey = "cache-1:6NCHdD59X431o0gWypbMrAURkbJ16ZPMQFGspcDShjY=";
+        # Made when it boots; nobody takes what is signed with it here.
+        secretKeyFile = "/etc/cache-key";
+      };
     };
+    systemd.services.nix-broker-cache.serviceConfig.ExecStartPre = [
+      "/bin/sh -c 'test -e /etc/cache-key || /run/current-system/sw/bin/nix key generate-secret --key-name cache-1 >/etc/cache-key'"
+    ];
     # What EC2 brings, by hand.
     environment.etc."ec2-metadata/user-data".text = ''
       client-key=${keys.snakeOilEd25519PublicKey}
@@ -40,6 +49,11 @@ in
         builder.succeed("grep '^7 ' /run/nix-broker/ready")
         builder.succeed("nix config show system-features | grep gccarch-znver3")
         builder.succeed("grep -q ssh-ed25519 /root/.ssh/authorized_keys")
+
+    with subtest("what was built is put into the cache, and its URL is a substituter"):
+        builder.succeed("nix config show substituters | grep file:///srv/cache")
+        out = builder.succeed("nix-build --no-out-link -E 'derivation { name = \"kept\"; system = builtins.currentSystem; builder = \"/bin/sh\"; args = [ \"-c\" \"echo > $out; :\" ]; }'").strip()
+        builder.wait_until_succeeds(f"grep -rl {out} /srv/cache/*.narinfo")
 
     with subtest("nothing listens but sshd"):
         listening = builder.succeed("ss --listening --numeric --no-header --tcp --udp | grep -v '127\\.\\|\\[::1\\]'").strip().splitlines()

@@ -60,6 +60,20 @@ let
       ];
     }).config;
 
+  # A builder without what makes it an image.
+  nixos' =
+    module:
+    (input.lib.nixosSystem {
+      modules = [
+        ../builder.nix
+        {
+          nixpkgs.hostPlatform = system;
+          system.stateVersion = lib.trivial.release;
+        }
+        module
+      ];
+    }).config;
+
   module = import ./module.nix {
     inherit lib system package;
     evaluate = nixos;
@@ -118,9 +132,18 @@ let
         "ExecStart=/usr/local/bin/broker serve"
         "Environment=HOME=/var/lib/nix-broker"
         "WantedBy=multi-user.target"
+        "Also=nix-broker.socket"
       ];
+      socket = (nixos units.hosts).systemd.sockets.nix-broker;
+      socketText = builtins.readFile ../../contrib/systemd/nix-broker.socket;
+      socketLines =
+        lib.mapAttrsToList (key: v: "${key}=${value v}") (socket.socketConfig // socket.unitConfig)
+        ++ map (path: "ListenStream=${path}") socket.listenStreams
+        ++ map (target: "WantedBy=${target}") socket.wantedBy;
     in
-    lib.all (line: lib.elem line ours) wanted && lib.all (line: lib.elem line (wanted ++ others)) ours;
+    lib.all (line: lib.elem line ours) wanted
+    && lib.all (line: lib.elem line (wanted ++ others)) ours
+    && lib.all (line: lib.hasInfix "\n${line}\n" socketText) socketLines;
 
   # A machine with a pool of each kind, for its unit.
   units =
@@ -238,6 +261,24 @@ let
         && image.services.openssh.settings.PasswordAuthentication == false
         && !(image.services.amazon-ssm-agent.enable)
         && !(image.virtualisation.amazon-init.enable);
+      "an image with a cache takes from it, and uploads from a queue" =
+        let
+          cached = cache: (nixos' { services.nix-broker-builder = { enable = true; preload = [ ]; inherit cache; }; });
+          keys = {
+            url = "s3://c?region=eu-central-1";
+            publicKey = "c-1:AAAA";
+          };
+          takes = cached keys;
+          puts = cached (keys // { secretKeyFile = "/run/secrets/c"; });
+        in
+        !(image.nix.settings ? extra-substituters)
+        && takes.nix.settings.extra-substituters == [ keys.url ]
+        && takes.nix.settings.extra-trusted-public-keys == [ keys.publicKey ]
+        && takes.nix.settings.fallback
+        && !(takes.nix.settings ? post-build-hook)
+        && !(takes.systemd.services ? nix-broker-cache)
+        && lib.hasSuffix "cache.sh" (toString puts.nix.settings.post-build-hook)
+        && lib.hasInfix keys.url puts.systemd.services.nix-broker-cache.preStart;
       "an image claims no feature by itself" = image.nix.settings.system-features == [ ];
       "an image builds for root alone" = image.nix.settings.trusted-users == [ "root" ] && !image.nix.distributedBuilds;
     };
@@ -254,7 +295,7 @@ in
   wrong =
     module.wrong
     ++ lib.attrNames (lib.filterAttrs (_: holds: !holds) outputs)
-    ++ lib.optional (!contribFits) "contrib/systemd/nix-broker.service is not what the module writes"
+    ++ lib.optional (!contribFits) "the units of contrib/systemd are not what the module writes"
     ++ lib.optional (!readmeFits) "the README's example for NixOS is not nix/tests/example.nix, or is refused"
     ++ lib.optional (!lockFits) "flake.lock is not the lock of flake.nix"
     ++ lib.optional (

@@ -45,6 +45,7 @@ let
   failures = config: ours (map (a: a.message) (lib.filter (a: !a.assertion) config.assertions));
   service = config: config.systemd.services.nix-broker;
   unit = config: (service config).serviceConfig;
+  socket = config: config.systemd.sockets.nix-broker;
   inert = evaluate { };
   file = config: toString config.environment.etc."nix-broker/config.toml".source;
   fails = text: !(builtins.tryEval (builtins.stringLength text)).success;
@@ -77,6 +78,7 @@ let
 
     "switched off it leaves everything alone" =
       !(inert.systemd.services ? nix-broker)
+      && !(inert.systemd.sockets ? nix-broker)
       && !(inert.users.users ? nix-broker)
       && !(inert.environment.etc ? "xdg/nix/nix.conf")
       && !(inert.nix.settings ? build-hook)
@@ -103,8 +105,20 @@ let
       in
       config.nix.settings.build-hook == "${hook} --socket /srv/b/other.sock"
       && lib.hasInfix "--socket /srv/b/other.sock" config.environment.etc."xdg/nix/nix.conf".text
-      && (unit config).ReadWritePaths == [ "/srv/b" ]
-      && (unit hosts).ReadWritePaths == [ ];
+      && (socket config).listenStreams == [ "/srv/b/other.sock" ]
+      && (socket hosts).listenStreams == [ "/run/nix-broker/broker.sock" ];
+    "systemd listens before the broker runs, and the broker needs it" =
+      (socket hosts).wantedBy == [ "sockets.target" ]
+      && lib.elem "nix-broker.socket" (service hosts).wants
+      && !(lib.elem "nix-broker.socket" (service hosts).requires or [ ])
+      && lib.elem "nix-broker.socket" (service hosts).after;
+    # With PartOf a restart would hang up on the hooks that wait; with neither, the next hook would undo a stop.
+    "a stop of the service stops the socket, and a restart does not" =
+      (socket hosts).unitConfig.StopPropagatedFrom == "nix-broker.service"
+      && (socket hosts).partOf or [ ] == [ ]
+      && (socket hosts).bindsTo or [ ] == [ ];
+    # A runtime directory would be removed under the socket with every stop.
+    "the socket's directory is not the service's" = !(unit hosts ? RuntimeDirectory);
 
     "the user's shell runs commands" = hosts.users.users.nix-broker.shell == "/bin/sh";
 
@@ -125,7 +139,8 @@ let
       let
         trigger = config: map toString (service config).restartTriggers;
       in
-      trigger hosts == [ (file hosts) ] && trigger hosts != trigger local;
+      lib.head (trigger hosts) == file hosts && lib.head (trigger hosts) != lib.head (trigger local)
+      && lib.tail (trigger hosts) != lib.tail (trigger (machine [ rack ] { services.nix-broker.group = "wheel"; }));
 
     "with hosts alone, namespaces and devices are closed" =
       (unit hosts).RestrictNamespaces && (unit hosts).PrivateDevices && (unit hosts) ? SystemCallFilter;
@@ -198,10 +213,11 @@ let
     "everybody may ask for the status, or a group" =
       let
         config = machine [ rack ] { services.nix-broker.group = "operators"; };
-        access = config: lib.getAttrs [ "Group" "RuntimeDirectoryMode" ] (unit config);
+        access = config: removeAttrs (socket config).socketConfig [ "RemoveOnStop" ];
       in
-      access hosts == { Group = "nix-broker"; RuntimeDirectoryMode = "0755"; }
-      && access config == { Group = "operators"; RuntimeDirectoryMode = "0750"; }
+      access hosts == { SocketMode = "0666"; }
+      && access config == { SocketMode = "0660"; SocketGroup = "operators"; }
+      && (unit config).Group == "nix-broker"
       && config.users.groups ? operators
       && config.users.users.nix-broker.group == "nix-broker";
 
@@ -265,6 +281,7 @@ in
       removeAttrs (machine [ (here // { hosts = [ { address = "a"; user = "u"; } ]; }) ] { }).services.nix-broker [ "package" ]
     )
     ++ lines "refused" (lib.mapAttrs (_: failures) refused)
+    ++ lines "socket" (socket hosts).socketConfig
     ++ lines "hosts" (unit hosts)
     ++ lines "local" (unit local)
   );

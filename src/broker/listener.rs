@@ -1,7 +1,8 @@
-//! The Unix socket: accepts connections, learns who is there, and hands each to the task of its role.
+//! The Unix socket, our own or one that systemd keeps for us: accepts connections, learns who is there, and hands each to
+//! the task of its role.
 
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
@@ -31,8 +32,85 @@ pub(crate) enum Peer {
     User,
 }
 
+/// A socket that the service manager listens at for us: hooks can connect to it before we run, between two of us, and
+/// while we start, and are served when we are ready.
+#[derive(Debug)]
+pub struct Activation(std::os::unix::net::UnixListener);
+
+impl Activation {
+    /// The one that was handed to this process, if one was. To be called before there are other threads: it takes the
+    /// variables that say so out of the environment, which is our children's too.
+    pub fn from_environment() -> anyhow::Result<Option<Self>> {
+        let mut handed = listenfd::ListenFd::from_env();
+        if handed.len() > 1 {
+            bail!("the service manager hands over {} sockets: the broker has one", handed.len());
+        }
+        if handed.len() == 0 {
+            return Ok(None);
+        }
+        let listener = handed.take_unix_listener(0).context("take the service manager's socket over")?;
+        let Some(listener) = listener else { return Ok(None) };
+        rustix::io::fcntl_setfd(&listener, rustix::io::FdFlags::CLOEXEC)
+            .context("keep the service manager's socket from children")?;
+        listener.set_nonblocking(true).context("take the service manager's socket over")?;
+        Ok(Some(Self(listener)))
+    }
+}
+
+/// Where connections come in.
+#[derive(Debug)]
+pub(crate) struct Listener {
+    socket: UnixListener,
+    /// The file to remove at the end: the service manager's is not ours to remove.
+    own: Option<PathBuf>,
+}
+
+impl Listener {
+    /// Takes the service manager's socket, or makes one.
+    pub(crate) async fn open(path: &Path, activation: Option<Activation>) -> anyhow::Result<Self> {
+        let Some(Activation(handed)) = activation else {
+            return Ok(Self { socket: bind(path).await?, own: Some(path.to_owned()) });
+        };
+        let address = handed.local_addr().context("ask where the service manager listens")?;
+        match address.as_pathname() {
+            Some(theirs) if theirs == path => {}
+            Some(theirs) => bail!(
+                "the service manager listens at `{}`, and the configuration says `{}`: make `ListenStream=` of \
+                 nix-broker.socket and `socket` the same",
+                theirs.display(),
+                path.display()
+            ),
+            None => bail!(
+                "the service manager's socket has no path: give nix-broker.socket `ListenStream={}`",
+                path.display()
+            ),
+        }
+        Ok(Self {
+            socket: UnixListener::from_std(handed).context("listen at the service manager's socket")?,
+            own: None,
+        })
+    }
+
+    /// Whether the service manager keeps it.
+    pub(crate) fn is_activated(&self) -> bool {
+        self.own.is_none()
+    }
+
+    /// Accepts until told to stop. Returns the socket's file if it is ours: no successor can have made its own before it
+    /// is gone.
+    pub(crate) async fn run(
+        self,
+        shared: Arc<Shared>,
+        driver: DriverHandle,
+        stop: CancellationToken,
+    ) -> Option<PathBuf> {
+        accept(&self.socket, shared, driver, stop).await;
+        self.own
+    }
+}
+
 /// Makes the socket, and takes the place of one that a dead broker left.
-pub(crate) async fn bind(path: &Path) -> anyhow::Result<UnixListener> {
+async fn bind(path: &Path) -> anyhow::Result<UnixListener> {
     if let Some(dir) = path.parent() {
         std::fs::create_dir_all(dir).with_context(|| format!("create `{}`", dir.display()))?;
     }
@@ -53,13 +131,7 @@ pub(crate) async fn bind(path: &Path) -> anyhow::Result<UnixListener> {
     Ok(listener)
 }
 
-/// Accepts until told to stop.
-pub(crate) async fn run(
-    listener: UnixListener,
-    shared: Arc<Shared>,
-    driver: DriverHandle,
-    stop: CancellationToken,
-) {
+async fn accept(listener: &UnixListener, shared: Arc<Shared>, driver: DriverHandle, stop: CancellationToken) {
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,

@@ -33,6 +33,7 @@ mod signals;
 mod stall;
 mod wide;
 
+pub use listener::Activation;
 pub use serve::serve;
 pub(crate) use shared::{PoolRuntime, Shared, fresh_token};
 

@@ -13,9 +13,10 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::driver::{Driver, DriverHandle, Message};
+use super::listener::{Activation, Listener};
 use super::shared::{PoolRuntime, Shared};
 use super::signals::{StopSignals, notify};
-use super::{chain, listener, since_1970};
+use super::{chain, since_1970};
 use crate::config::Config;
 use crate::history::{History, HistoryError};
 use crate::model::{Spent, UtcDay};
@@ -35,8 +36,9 @@ const SURVIVORS_INTERVAL: Duration = Duration::from_secs(15);
 /// How often the scheduler is told the day: the precision with which days are told apart, and caps are kept to.
 const CLOCK_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Runs a broker until it was told to stop and everything it started has ended.
-pub async fn serve(config: Config, socket: &Path) -> anyhow::Result<()> {
+/// Runs a broker until it was told to stop and everything it started has ended. It listens at `activation` if there is
+/// one, else at a socket of its own.
+pub async fn serve(config: Config, socket: &Path, activation: Option<Activation>) -> anyhow::Result<()> {
     let signals = StopSignals::install()?;
     std::fs::create_dir_all(&config.state_dir)
         .with_context(|| format!("create state directory `{}`", config.state_dir.display()))?;
@@ -53,7 +55,7 @@ pub async fn serve(config: Config, socket: &Path) -> anyhow::Result<()> {
             tracing::warn!(pool = %pool.spec.name, reaped, "ended instances that an earlier broker left behind");
         }
     }
-    let listener = listener::bind(socket).await?;
+    let listener = Listener::open(socket, activation).await?;
     let (survivors, unanswered) = survivors(&shared);
     let spent = spent_before(&shared.history, &survivors).await;
     learn_from_before(&shared).await;
@@ -71,8 +73,9 @@ pub async fn serve(config: Config, socket: &Path) -> anyhow::Result<()> {
     }
     background.spawn(tend_leftovers(shared.provider_context.clone()));
     let stop = CancellationToken::new();
-    let listening = tokio::spawn(listener::run(listener, Arc::clone(&shared), handle.clone(), stop.clone()));
-    tracing::info!(socket = %socket.display(), pools = shared.pools().len(), "accepting builds");
+    let activated = listener.is_activated();
+    let listening = tokio::spawn(listener.run(Arc::clone(&shared), handle.clone(), stop.clone()));
+    tracing::info!(socket = %socket.display(), activated, pools = shared.pools().len(), "accepting builds");
     notify(&[NotifyState::Ready, NotifyState::Status("accepting builds")]);
 
     tokio::select! {
@@ -92,9 +95,9 @@ pub async fn serve(config: Config, socket: &Path) -> anyhow::Result<()> {
         );
     }
     stop.cancel();
-    listening.await.context("the listener died")?;
-    // Our own socket only: a successor may have bound its own only after this one is gone.
-    std::fs::remove_file(socket).with_context(|| format!("remove `{}`", socket.display()))?;
+    if let Some(own) = listening.await.context("the listener died")? {
+        std::fs::remove_file(&own).with_context(|| format!("remove `{}`", own.display()))?;
+    }
     shared.tasks.close();
     if tokio::time::timeout(TASKS_DEADLINE, shared.tasks.wait()).await.is_err() {
         bail!("{} tasks did not end within {TASKS_DEADLINE:?}", shared.tasks.len());

@@ -9,7 +9,7 @@ use rustix::process::{Signal, getpid, kill_process};
 use tracing_subscriber::EnvFilter;
 
 use super::ServeArgs;
-use crate::broker;
+use crate::broker::{self, Activation};
 use crate::config::{self, Defaults};
 use crate::ipc::message::DEFAULT_SOCKET;
 
@@ -17,6 +17,7 @@ use crate::ipc::message::DEFAULT_SOCKET;
 const LOG_VARIABLE: &str = "NIX_BROKER_LOG";
 
 pub(super) fn serve(args: ServeArgs) -> anyhow::Result<ExitCode> {
+    let activation = Activation::from_environment()?;
     let filter = EnvFilter::builder()
         .with_env_var(LOG_VARIABLE)
         .with_default_directive(tracing::Level::INFO.into())
@@ -44,7 +45,7 @@ pub(super) fn serve(args: ServeArgs) -> anyhow::Result<ExitCode> {
         .enable_all()
         .build()
         .context("start the runtime")?
-        .block_on(broker::serve(config, &socket))?;
+        .block_on(broker::serve(config, &socket, activation))?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -59,6 +59,9 @@
 //! disk-iops = 3000                         # at least 4 for each MiB/s
 //! idle-action = "terminate"                # or "stop" or "hibernate" (on demand only), which keep the warm store
 //! lease = "15m"                            # a builder that hears nothing of the broker for this long ends itself
+//! cache = "s3://builds?region=eu-central-1"  # or https://: a binary cache that builders take from and put into
+//! cache-public-key = "builds-1:AAAA..."    # what they trust there
+//! cache-secret-key-file = "/run/credentials/nix-broker.service/cache"  # without it they only take
 //!
 //! [cost]                                   # of all EC2 pools together, in USD; default: no limit
 //! max-per-hour = 5

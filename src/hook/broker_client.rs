@@ -16,6 +16,10 @@ const CONNECT_LIMIT: Duration = Duration::from_millis(100);
 /// Pause between two tries when the broker's queue of connections is full.
 const CONNECT_PAUSE: Duration = Duration::from_millis(5);
 
+/// How long whoever listens may take to greet us. With socket activation that is systemd, for a broker that is about to
+/// start, or to start again.
+const GREETING_LIMIT: Duration = Duration::from_secs(5);
+
 /// Why the broker cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum BrokerError {
@@ -77,9 +81,8 @@ impl BrokerClient {
         self.greeted
     }
 
-    /// Sends a request and waits for its reply.
+    /// Sends a request and waits for its reply, so long at most once the broker has greeted us.
     pub(super) fn ask(&mut self, request: &HookRequest, limit: Duration) -> Result<HookReply, BrokerError> {
-        let deadline = Instant::now() + limit;
         let mut bytes = Vec::new();
         if !self.greeted {
             bytes = self.framed(&Hello::Hook { version: VERSION })?;
@@ -92,11 +95,12 @@ impl BrokerClient {
             result => result.map_err(|error| self.broken(error.into()))?,
         }
         if !self.greeted {
-            match self.receive(deadline)? {
+            match self.receive(Instant::now() + GREETING_LIMIT)? {
                 Reply::Go => self.greeted = true,
                 Reply::Refused { why } => return Err(BrokerError::Refused { path: self.path.clone(), why }),
             }
         }
+        let deadline = Instant::now() + limit;
         loop {
             let reply = self.receive(deadline)?;
             if !matches!(reply, HookReply::Note { .. }) {

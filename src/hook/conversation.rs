@@ -203,15 +203,21 @@ impl Conversation {
 
     fn ask_broker(&mut self, ask: &Ask) -> Result<(BrokerClient, HookReply), BrokerError> {
         let request = HookRequest::Ask(ask.clone());
-        let deadline = Instant::now() + VERDICT_LIMIT;
-        if let Some(mut broker) = self.broker.take().filter(BrokerClient::is_used)
-            && let Ok(reply) = broker.ask(&request, VERDICT_LIMIT)
-        {
-            return Ok((broker, reply));
+        if let Some(mut broker) = self.broker.take().filter(BrokerClient::is_used) {
+            match broker.ask(&request, VERDICT_LIMIT) {
+                Ok(reply) => return Ok((broker, reply)),
+                Err(error @ BrokerError::Silent { .. }) => return Err(error),
+                Err(
+                    BrokerError::Connect { .. }
+                    | BrokerError::Refused { .. }
+                    | BrokerError::Broken { .. }
+                    | BrokerError::OutOfTurn { .. },
+                ) => {}
+            }
         }
         // The first, or the one of the request before is gone: Nix may have been busy for hours between the two.
         let mut broker = BrokerClient::connect(&self.socket)?;
-        let reply = broker.ask(&request, deadline.saturating_duration_since(Instant::now()))?;
+        let reply = broker.ask(&request, VERDICT_LIMIT)?;
         Ok((broker, reply))
     }
 

@@ -1,5 +1,6 @@
 //! A pool on EC2 as the configuration describes it, validated: in AWS's own words.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use super::money::HourlyRate;
@@ -33,6 +34,19 @@ pub struct Ec2Spec {
     pub idle_action: IdleAction,
     /// How long a builder goes on when it hears nothing of the broker, before it ends itself.
     pub lease: Duration,
+    /// Where what was built outlives the builders.
+    pub cache: Option<CacheSpec>,
+}
+
+/// A binary cache next to the builders.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CacheSpec {
+    /// A store of Nix's, such as `s3://bucket?region=eu-central-1`.
+    pub url: String,
+    /// Whose signatures builders trust there.
+    pub public_key: String,
+    /// The file with the key that builders sign with what they put there; without it they only take.
+    pub secret_key_file: Option<PathBuf>,
 }
 
 /// How an instance is bought.

@@ -87,12 +87,22 @@ impl Lab {
 
     /// The same without a running broker or nix-daemon.
     pub(crate) fn bare(release: &'static str, config: &str) -> Self {
+        Self::made(release, config, None)
+    }
+
+    /// The same in the network of another machine, which must outlive it.
+    pub(crate) fn beside(neighbour: &Self, release: &'static str) -> Self {
+        Self::made(release, "", Some(&neighbour.name))
+    }
+
+    fn made(release: &'static str, config: &str, neighbour: Option<&str>) -> Self {
         static COUNTER: AtomicU32 = AtomicU32::new(0);
         let name = format!("t{}-{}", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed));
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
         let lab =
             Self { name, release, script: root.join("tests/lab/host.sh"), broker: None, environment: vec![] };
-        let up = lab.host(&["up", &lab.name, release]);
+        let words: Vec<&str> = ["up", &lab.name, release].into_iter().chain(neighbour).collect();
+        let up = lab.host(&words);
         assert!(up.status.success(), "no test host:\n{}", text(&up));
         lab.put(Path::new(env!("CARGO_BIN_EXE_broker")), "/usr/local/bin/broker");
         lab.put(Path::new(env!("CARGO_BIN_EXE_broker-hook")), HOOK);
@@ -333,6 +343,17 @@ impl Lab {
     pub(crate) fn install(&self, path: &str, content: &str) {
         self.write(path, content);
         self.sh(&format!("chmod 755 {path}"));
+    }
+
+    /// Copies a directory of this machine, links and all.
+    pub(crate) fn unpack(&self, directory: &Path, path: &str) {
+        let pack =
+            Command::new("tar").arg("-C").arg(directory).args(["-c", "."]).stdout(Stdio::piped()).spawn();
+        let mut pack = pack.unwrap();
+        let script = format!("mkdir -p {path} && tar -C {path} -x");
+        let mut unpack = self.command("root", &["sh", "-ec", &script]);
+        assert!(unpack.stdin(pack.stdout.take().unwrap()).status().unwrap().success(), "unpack {path}");
+        assert!(pack.wait().unwrap().success(), "pack {}", directory.display());
     }
 
     fn put(&self, file: &Path, path: &str) {

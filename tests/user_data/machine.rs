@@ -194,6 +194,7 @@ impl Machine {
             hard_limit: Duration::from_secs(28_800),
             build_users: 32,
             nix_settings: &[],
+            cache: None,
         };
         change(&mut spec);
         user_data::render(&spec).unwrap()

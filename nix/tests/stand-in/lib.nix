@@ -334,6 +334,7 @@ let
     getExe' = package: program: "${package}/bin/${program}";
     getName = nameOf;
     getVersion = versionOf;
+    hasSuffix = suffix: text: builtins.match ".*${builtins.replaceStrings [ "." ] [ "\\." ] suffix}" text != null;
     hasInfix = infix: text: infix == "" || builtins.replaceStrings [ infix ] [ "" ] text != text;
     importTOML = file: builtins.fromTOML (builtins.readFile file);
     intersectLists = keep: filter (value: elem value keep);

@@ -122,6 +122,7 @@ in
       );
       default = { };
     };
+    systemd.sockets = any;
     systemd.timers = any;
     systemd.units = any;
     users.groups = any;

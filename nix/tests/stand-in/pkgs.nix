@@ -67,6 +67,7 @@ let
     mkShell = attrs: package "shell" { shell = attrs; };
     # As an attribute of the package, so that a test can look at what is written.
     writeText = name: text: package name { inherit text; };
+    writeScript = name: text: package name { inherit text; };
     writeShellApplication = attrs: package attrs.name (attrs // { meta.mainProgram = attrs.name; });
     formats.toml = _: {
       type =

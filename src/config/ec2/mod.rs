@@ -1,8 +1,9 @@
 //! The `[pool.ec2]` table: instances that are launched when they are needed.
 //!
-//! Reads its keys one by one; what they mean for what the pool offers is in [`offer`]. Nothing here asks AWS: a region,
+//! Reads its keys one by one; what they mean for what the pool offers is in [`offer`], a cache of builders in `cache`. Nothing here asks AWS: a region,
 //! a subnet or an image that does not exist is found out by `broker doctor --aws`.
 
+mod cache;
 pub(super) mod offer;
 #[cfg(test)]
 mod tests;
@@ -59,6 +60,7 @@ pub(super) fn read(mut section: Section<'_>, problems: &mut Problems) -> Ec2Read
     let disk = read_disk(&mut section, problems);
     let idle_action = read_idle_action(&mut section, market, problems);
     let lease = section.duration("lease", ONE_MINUTE, problems).unwrap_or(LEASE);
+    let cache = cache::read(&mut section, problems);
     let path = section.path().to_owned();
     section.finish(problems);
     let spec = Ec2Spec {
@@ -75,6 +77,7 @@ pub(super) fn read(mut section: Section<'_>, problems: &mut Problems) -> Ec2Read
         disk,
         idle_action,
         lease,
+        cache,
     };
     Ec2Read { spec, path, types_line, exact_line, max_price_line }
 }

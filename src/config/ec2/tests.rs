@@ -53,6 +53,7 @@ fn an_empty_table_gets_every_default() {
             disk: DiskSpec { size: 100, throughput: 500, iops: 3_000 },
             idle_action: IdleAction::Terminate,
             lease: Duration::from_secs(900),
+            cache: None,
         }
     );
 }
@@ -79,6 +80,9 @@ fn every_key_is_taken_as_written() {
             idle-action = "stop"
             max-stopped = "3days"
             lease = "30m"
+            cache = "s3://builds?region=eu-central-1"
+            cache-public-key = "cache-1:6NCHdD59X431o0gWypbMrAURkbJ16ZPMQFGspcDShjY="
+            cache-secret-key-file = "/run/credentials/cache"
             "#
         )
     ));
@@ -104,6 +108,11 @@ fn every_key_is_taken_as_written() {
             disk: DiskSpec { size: 300, throughput: 1_000, iops: 4_000 },
             idle_action: IdleAction::Stop { max_stopped: Duration::from_secs(3 * 86_400) },
             lease: Duration::from_secs(1_800),
+            cache: Some(CacheSpec {
+                url: "s3://builds?region=eu-central-1".to_owned(),
+                public_key: "cache-1:6NCHdD59X431o0gWypbMrAURkbJ16ZPMQFGspcDShjY=".to_owned(),
+                secret_key_file: Some("/run/credentials/cache".into()),
+            }),
         }
     );
 }
@@ -285,6 +294,24 @@ fn each_mistake_is_named_with_its_line_and_key() {
             "6: pool.p.ec2.idle-action: spot instances cannot be stopped",
         ),
         (table("lease = \"5s\""), "5: pool.p.ec2.lease: `5s` is shorter than 1m"),
+        (
+            table("cache = \"https://c.example.org\""),
+            "5: pool.p.ec2.cache: without `cache-public-key` builders would trust nothing of it",
+        ),
+        (
+            table(
+                "cache = \"ssh://host\"\ncache-public-key = \"cache-1:6NCHdD59X431o0gWypbMrAURkbJ16ZPMQFGspcDShjY=\"",
+            ),
+            "5: pool.p.ec2.cache: `ssh://host` is no binary cache",
+        ),
+        (
+            table("cache = \"https://c.example.org\"\ncache-public-key = \"c\""),
+            "6: pool.p.ec2.cache-public-key: `c` is not a public key",
+        ),
+        (
+            table("cache-secret-key-file = \"/k\""),
+            "5: pool.p.ec2.cache-secret-key-file: without `cache`: say which",
+        ),
         // What does not go together with the rest of the pool.
         (
             cloud("features = [\"gccarch-zen3\"]", ""),

@@ -21,6 +21,7 @@ pub(super) fn spec() -> Ec2Spec {
         disk: DiskSpec { size: 100, throughput: 500, iops: 3_000 },
         idle_action: IdleAction::Terminate,
         lease: Duration::from_secs(900),
+        cache: None,
     }
 }
 

@@ -10,7 +10,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use super::api::{ApiError, ErrorClass, Observed, RunOrder};
-use super::boot::user_data::{BootSpec, render};
+use super::boot::cache::BootCache;
+use super::boot::user_data::{BootSpec, UserDataError, render};
 use super::candidates::{candidates, market};
 use super::cooling::Cooling;
 use super::estate::Estate;
@@ -200,8 +201,19 @@ impl Ec2 {
         Ok(instance)
     }
 
+    /// Read at every launch, so that a key can be changed without a restart.
+    fn cache_key(&self) -> Result<Option<String>, AttemptError> {
+        let Some(path) = self.spec.cache.as_ref().and_then(|cache| cache.secret_key_file.as_ref()) else {
+            return Ok(None);
+        };
+        let unreadable =
+            |error: io::Error| UserDataError::CacheSecretKeyFile { path: path.clone(), kind: error.kind() };
+        std::fs::read_to_string(path).map(Some).map_err(|error| AttemptError::UserData(unreadable(error)))
+    }
+
     fn request(&self, rung: &Rung, place: &Place, keys: &HostKeyPair) -> Result<RunOrder, AttemptError> {
         let slots = self.pool.slots.expected().max(rung.instance_type.vcpus);
+        let secret_key = self.cache_key()?;
         let boot = BootSpec {
             host_key_private: &keys.private,
             host_key_public: &keys.public,
@@ -212,6 +224,11 @@ impl Ec2 {
             hard_limit: self.pool.max_lifetime + self.spec.lease,
             build_users: u16::try_from(slots).unwrap_or(u16::MAX),
             nix_settings: &[],
+            cache: self.spec.cache.as_ref().map(|cache| BootCache {
+                url: &cache.url,
+                public_key: &cache.public_key,
+                secret_key: secret_key.as_deref(),
+            }),
         };
         let user_data = render(&boot).map_err(AttemptError::UserData)?;
         Ok(RunOrder {

@@ -8,11 +8,13 @@
 //!   too.
 //! - [`ready`]: how far the boot is. An open port 22 is no answer.
 //! - [`beat`]: what the broker runs again and again: it renews the lease, and hears of a spot interruption.
+//! - [`cache`]: a binary cache that keeps what was built, and `cache.sh`, which puts it there.
 //! - [`image`]: which image there is to boot.
 //!
 //! Everything an instance and the broker tell each other is a file in `/run/nix-broker` there.
 
 pub mod beat;
+pub mod cache;
 pub mod image;
 pub mod ready;
 pub mod user_data;

@@ -181,6 +181,8 @@ check_kvm() {
 }
 step "kvm checked" "there is no /dev/kvm for the feature kvm" check_kvm
 
+@CACHE@
+
 # Set outright: an image claims features that this machine may not have. Ours come last, where they win.
 configure_nix() {
   file=$root/etc/nix/nix.conf

@@ -5,10 +5,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::model::Feature;
 
+use super::cache::BootCache;
 use super::ready;
 
 /// EC2 takes no more, before base64.
@@ -45,6 +47,8 @@ pub struct BootSpec<'a> {
     pub build_users: u16,
     /// Further settings for its `nix.conf`.
     pub nix_settings: &'a [(String, String)],
+    /// A binary cache that keeps what was built.
+    pub cache: Option<BootCache<'a>>,
 }
 
 impl fmt::Debug for BootSpec<'_> {
@@ -80,6 +84,29 @@ pub enum UserDataError {
         /// What was asked for.
         duration: Duration,
     },
+    /// Not a store, or one that only this machine has.
+    #[error(
+        "`{0}` cannot be the cache of builders: use a URL such as `s3://bucket?region=eu-central-1` or `https://...`"
+    )]
+    CacheUrl(String),
+    /// Nix would trust nothing.
+    #[error(
+        "`{0}` is not the public key of a cache (`name:base64`, as `nix key convert-secret-to-public` prints it)"
+    )]
+    CachePublicKey(String),
+    /// The key is never shown.
+    #[error(
+        "the secret key of the cache is not one line `name:base64`, as `nix key generate-secret` prints it"
+    )]
+    CacheSecretKey,
+    /// Builders could not sign what they put into the cache.
+    #[error("the secret key of the cache cannot be read from `{}` ({kind})", path.display())]
+    CacheSecretKeyFile {
+        /// Where it should be.
+        path: PathBuf,
+        /// Why not.
+        kind: std::io::ErrorKind,
+    },
     /// EC2 refuses it.
     #[error("the user-data has {0} bytes and EC2 takes {MAX_BYTES}: use fewer features or nix.conf settings")]
     TooLong(usize),
@@ -91,6 +118,11 @@ pub enum UserDataError {
 /// The text that the instance is launched with. It holds the host key, so it is a secret.
 pub fn render(spec: &BootSpec<'_>) -> Result<String, UserDataError> {
     let lease = limit("lease", spec.lease)?;
+    let (mut settings, mut cache_step) = (spec.nix_settings.to_vec(), String::new());
+    if let Some(cache) = &spec.cache {
+        settings.extend(cache.nix_settings()?);
+        cache_step = cache.step()?;
+    }
     let values = BTreeMap::from([
         ("HOST_KEY_PRIVATE", one_line(spec.host_key_private)?),
         ("HOST_KEY_PUBLIC", public_key(spec.host_key_public)?),
@@ -101,7 +133,8 @@ pub fn render(spec: &BootSpec<'_>) -> Result<String, UserDataError> {
         ("IDLE", limit("idle limit", spec.idle)?.to_string()),
         ("HARD", limit("hard limit", spec.hard_limit)?.to_string()),
         ("BUILD_USERS", spec.build_users.to_string()),
-        ("NIX_CONF", nix_conf(spec.nix_settings)?),
+        ("NIX_CONF", nix_conf(&settings)?),
+        ("CACHE", cache_step),
         ("FEATURES", features(spec.system_features)?),
         ("VERSION", ready::VERSION.to_string()),
     ]);

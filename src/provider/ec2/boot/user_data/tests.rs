@@ -22,6 +22,7 @@ fn spec(features: &BTreeSet<Feature>) -> BootSpec<'_> {
         hard_limit: Duration::from_secs(8 * 3600),
         build_users: 32,
         nix_settings: &[],
+        cache: None,
     }
 }
 

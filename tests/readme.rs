@@ -1,0 +1,156 @@
+//! Every command of the README is run by a test: here, on a machine with a real Nix and a broker, or in the test that the
+//! table below names. A command that is added to the README and to no test fails this.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on says so by panicking")]
+
+// Harness code: not every test file uses all of it.
+#[allow(dead_code)]
+#[path = "common/lab.rs"]
+mod lab;
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::sync::LazyLock;
+
+use lab::{LOCAL_POOL, Lab, on_release, text};
+
+/// Read when it runs: Nix compiles the tests without it.
+static README: LazyLock<String> =
+    LazyLock::new(|| std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap());
+
+/// What the README names in backquotes, and in blocks that a person types, if its first word is a program to run.
+fn commands() -> BTreeSet<String> {
+    let mut commands = BTreeSet::new();
+    let mut block: Option<&str> = None;
+    for line in README.lines() {
+        if let Some(language) = line.strip_prefix("```") {
+            block = if block.is_some() { None } else { Some(language) };
+        } else if block.is_some_and(|language| language.is_empty()) {
+            // A picture is not typed, and neither is a comment.
+            commands.extend(is_command(line.split("  #").next().unwrap().trim()));
+        } else if block.is_none() {
+            commands.extend(line.split('`').skip(1).step_by(2).filter_map(is_command));
+        }
+    }
+    commands
+}
+
+fn is_command(text: &str) -> Option<String> {
+    let program = text.split(' ').next().unwrap();
+    let is_program = ["broker", "make", "nix", "nixos-rebuild", "sudo", "cargo"].contains(&program);
+    // `nix` alone, or a word of prose, is a name.
+    (is_program && text.contains(' ')).then(|| text.replace("\\|", "|"))
+}
+
+/// Commands that are run elsewhere: by which file, and the words there.
+const ELSEWHERE: [(&str, &str, &str); 18] = [
+    ("broker run -- COMMAND", "tests/run.rs", "[\"broker\", \"run\", \"--\"]"),
+    ("broker run -- nix build .#tests", "tests/run.rs", "[\"broker\", \"run\", \"--\"]"),
+    ("broker init", "tests/ec2_cli/init.rs", "init"),
+    ("broker sweep", "tests/ec2_cli/sweep.rs", "\"sweep\""),
+    ("broker doctor --aws", "tests/ec2_cli/doctor.rs", "\"doctor\", \"--aws\""),
+    ("broker serve", "contrib/systemd/nix-broker.service", "broker serve"),
+    ("cargo build --release", "Makefile", "cargo build --locked --release --bins"),
+    ("cargo deny", "tests/lab/cargo-deny.sh", "cargo deny"),
+    ("make demo", "tests/lab/demo.sh", "flake"),
+    ("make test", ".ci/run", "make --no-print-directory test"),
+    ("make bench", "tests/bench/run.sh", "bench"),
+    ("make micro", "Makefile", "cargo bench"),
+    ("make clean", "Makefile", "host.sh down --all"),
+    ("nix __build-remote", "src/hook/importer.rs", "build-remote"),
+    ("nix build .#static", "nix/tests/default.nix", "\"static\""),
+    ("nixos-rebuild build --flake .#tiger", "tests/nixos.rs", "nixos-rebuild build --flake .#tiger"),
+    ("nixos-rebuild switch", "tests/nixos.rs", "roots_rebuild_without_the_daemon"),
+    ("sudo nixos-rebuild switch", "tests/nixos.rs", "roots_rebuild_without_the_daemon"),
+];
+
+#[test]
+fn no_command_is_shown_that_no_test_runs() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    for command in commands() {
+        if let Some((_, file, words)) = ELSEWHERE.iter().find(|(known, ..)| *known == command) {
+            let found = std::fs::read_to_string(root.join(file)).unwrap().contains(words);
+            assert!(found, "`{command}`: {file} has no `{words}`");
+        } else {
+            assert!(!here(&command).is_empty(), "`{command}` is in the README, and no test runs it");
+        }
+    }
+    for (command, ..) in ELSEWHERE {
+        assert!(commands().contains(command), "`{command}` is no longer in the README");
+    }
+}
+
+/// The ways to run a command of the README on the machine of the test below; none if it is not run there.
+fn here(command: &str) -> Vec<String> {
+    let endpoint =
+        |options: &str| format!("'ssh-ng://localhost?remote-program=/usr/local/bin/broker-hook{options}'");
+    let nix = "nix --extra-experimental-features nix-command";
+    match command {
+        "broker status [--watch] [--json]" => {
+            vec!["broker status".to_owned(), "broker status --json".to_owned()]
+        }
+        "broker cost [--by build|pool|day|builder]" => {
+            ["build", "pool", "day", "builder"].map(|by| format!("broker cost --by {by}")).into()
+        }
+        "broker why hello" => vec!["broker why graph".to_owned()],
+        "broker why gcc" => vec!["broker why fit-for-nothing".to_owned()],
+        "broker start POOL" => vec!["broker start local".to_owned()],
+        "broker drain BUILDER" => vec!["broker drain $(BUILDER)".to_owned()],
+        "broker stop BUILDER" => vec!["broker start local".to_owned(), "broker stop $(BUILDER)".to_owned()],
+        "broker status" | "broker builders" | "broker builds" | "broker check" | "broker doctor"
+        | "broker cost" | "broker history" => vec![command.to_owned()],
+        "nix store info --store 'ssh-ng://localhost?remote-program=/path/to/broker-hook&remote-store=POOL'" =>
+        {
+            vec![format!("{nix} store info --store {}", endpoint("&remote-store=local"))]
+        }
+        "nix copy --to" => {
+            vec![format!("{nix} copy --no-check-sigs --to {} $(PATH)", endpoint("&remote-store=local"))]
+        }
+        "nix build" => vec![format!(
+            "{nix} build --no-link --file /t/graph.nix --argstr nonce readme --argstr width 2 --argstr depth 2"
+        )],
+        "nix log" => vec![format!("{nix} log $(PATH)")],
+        _ => vec![],
+    }
+}
+
+#[test]
+fn the_commands_of_the_readme_do_what_they_say() {
+    on_release(
+        "forky",
+        &LOCAL_POOL.replace("\"3s\"", "\"10m\"").replace("max-builders = 2", "max-builders = 9"),
+        |lab| {
+            let built = lab.build("alice", &["/t/graph.nix", "--argstr", "nonce", "first"]).remove(0);
+            for command in
+                ["broker start POOL", "broker why gcc"].map(str::to_owned).into_iter().chain(commands())
+            {
+                for line in here(&command) {
+                    run(lab, &line.replace("$(PATH)", &built));
+                }
+            }
+        },
+    );
+}
+
+fn run(lab: &Lab, line: &str) {
+    let line = if line.contains("$(BUILDER)") {
+        let ready = |lab: &Lab| {
+            let status = lab.status();
+            let builders = status["builders"].as_array().unwrap();
+            let ready = builders.iter().find(|builder| builder["state"] == "ready")?;
+            Some(ready["id"].as_str().unwrap().to_owned())
+        };
+        lab.wait("a builder", || ready(lab).is_some());
+        line.replace("$(BUILDER)", &ready(lab).unwrap())
+    } else {
+        line.to_owned()
+    };
+    let output = lab.output("root", &["sh", "-c", &line]);
+    // What is asked about a build that never was is answered, and not with success.
+    assert!(
+        output.status.success() || line.contains("fit-for-nothing"),
+        "`{line}`: {}\n{}",
+        text(&output),
+        lab.diagnosis()
+    );
+}
