@@ -29,6 +29,7 @@ mod serve;
 mod shared;
 mod signals;
 mod stall;
+mod throttle;
 mod wide;
 
 pub use serve::serve;
