@@ -31,6 +31,7 @@ mod serve;
 mod shared;
 mod signals;
 mod stall;
+mod throttle;
 mod wide;
 
 pub use listener::Activation;

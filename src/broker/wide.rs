@@ -16,6 +16,7 @@ use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::remote::{DAEMON_COMMAND, Remote};
+use super::throttle::{Throttle, Throttled};
 use crate::protocol::worker::Connection;
 use crate::ssh::{Channel, Load, Stdin, Stdout};
 use crate::transfer::download::Arriving;
@@ -92,7 +93,9 @@ pub(super) async fn send(
 ) -> anyhow::Result<()> {
     let place = Place::new(super::fresh_token()?);
     let (joining, lanes) = unbounded_channel();
-    let opener = open_lanes::<Stdin>(remote, width, beat, joining, &place);
+    let throttle = Throttle::new();
+    let brakes = |lane| throttle.lane(lane);
+    let opener = open_lanes::<Stdin, Throttled<Stdin>>(remote, width, beat, joining, &place, &brakes);
     let sent = async {
         let mut main = start(remote, Load::Small, &place.merge_into(DAEMON_COMMAND)).await?;
         let program = main.remote.clone();
@@ -104,7 +107,10 @@ pub(super) async fn send(
         };
         sent.await.map_err(|error| super::remote::explain(&program, anyhow::Error::new(error)))
     };
-    while_opening(opener, sent).await
+    tokio::select! {
+        sent = while_opening(opener, sent) => sent,
+        () = throttle.watch(remote, width.round_trip) => Err(anyhow!("the brake of an upload has ended")),
+    }
 }
 
 /// Fetches one output over a stream of that width.
@@ -116,7 +122,7 @@ pub(super) async fn fetch(
 ) -> anyhow::Result<()> {
     let place = Place::new(super::fresh_token()?);
     let (joining, lanes) = unbounded_channel();
-    let opener = open_lanes::<Stdout>(remote, width, beat, joining, &place);
+    let opener = open_lanes::<Stdout, Stdout>(remote, width, beat, joining, &place, &|lane| lane);
     let fetched = async {
         let mut main = start(remote, Load::Small, &place.split(&arriving.info.path)).await?;
         let packs = expect_main(&mut main, remote).await?;
@@ -156,18 +162,19 @@ impl Half for Stdout {
 
 /// Opens the lanes. The first joins at once, the others when the first is found to be too narrow: they are opened ahead
 /// because that takes many round trips.
-async fn open_lanes<S: Half>(
+async fn open_lanes<S: Half, L>(
     remote: &Arc<Remote>,
     width: Width,
     beat: &Beat,
-    joining: UnboundedSender<Lane<S>>,
+    joining: UnboundedSender<Lane<L>>,
     place: &Place,
+    wrap: &impl Fn(S) -> L,
 ) -> anyhow::Result<()> {
     let too_narrow = CancellationToken::new();
     let open = async |index| {
         let mut channel = start(remote, Load::Bulk, &S::command(place, index)).await?;
         expect_ready(&mut channel).await?;
-        Ok::<_, anyhow::Error>(Lane { index, stream: S::of(channel) })
+        Ok::<_, anyhow::Error>(Lane { index, stream: wrap(S::of(channel)) })
     };
     let first = async {
         // A stream that has ended meanwhile needs no lane.

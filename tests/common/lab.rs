@@ -356,7 +356,8 @@ impl Lab {
         assert!(pack.wait().unwrap().success(), "pack {}", directory.display());
     }
 
-    fn put(&self, file: &Path, path: &str) {
+    /// Copies a file of this machine.
+    pub(crate) fn put(&self, file: &Path, path: &str) {
         let put = self.host(&["put", &self.name, file.to_str().unwrap(), path]);
         assert!(put.status.success(), "put {path}: {}", text(&put));
     }

@@ -128,8 +128,11 @@ impl<C: AsyncWrite + Unpin, R: AsyncRead + Unpin> AsyncRead for StripedReader<C,
                 // Everything was read, or no lane has joined yet.
                 return if this.left == 0 { Poll::Ready(Ok(())) } else { Poll::Pending };
             };
-            let polled =
-                if block.is_packed { this.poll_unpack(cx) } else { this.poll_plain(cx, buffer).map_ok(|()| true) };
+            let polled = if block.is_packed {
+                this.poll_unpack(cx)
+            } else {
+                this.poll_plain(cx, buffer).map_ok(|()| true)
+            };
             let Poll::Ready(has_read) = polled else {
                 this.choice.waits();
                 return Poll::Pending;

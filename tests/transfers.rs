@@ -1,0 +1,218 @@
+//! Large store paths on their way, with the real thing: a builder behind a wire that is slow, or that only counts. What is
+//! looked at is what went over the wire, not how long it took.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on says so by panicking")]
+
+// Harness code: not every test file uses all of it.
+#[allow(dead_code)]
+#[path = "common/lab.rs"]
+mod lab;
+
+use std::process::Stdio;
+
+use lab::{LOCAL_POOL, Lab, on_every_release, on_release, text};
+
+/// A builder: a stock sshd of root's on another address, with a store of its own. What `@SUBSTITUTERS@` names is its cache.
+const BUILDER: &str = r#"
+mkdir -p /m/conf /m/root /m/cache; cd /m
+ssh-keygen -q -t ed25519 -N '' -f host_key
+cat /var/lib/nix-broker/id_ed25519.pub > keys
+cat > sshd_config <<'C'
+ListenAddress 127.0.0.5
+Port 2200
+HostKey /m/host_key
+PidFile none
+AuthorizedKeysFile /m/keys
+UsePAM no
+StrictModes no
+SetEnv NIX_REMOTE=local?root=/m/root NIX_CONF_DIR=/m/conf PATH=/m/bin:/usr/bin:/bin
+C
+cat > conf/nix.conf <<'C'
+sandbox = true
+sandbox-fallback = false
+build-users-group =
+substituters = @SUBSTITUTERS@
+require-sigs = false
+builders =
+C
+mkdir -p /run/sshd bin; setsid /usr/sbin/sshd -D -e -f sshd_config </dev/null >/m/log 2>&1 &
+"#;
+
+/// The broker's way to that builder: through the wire.
+fn pool(host_key: &str) -> String {
+    format!(
+        r#"
+[[pool]]
+name = "far"
+slots = 8
+idle-timeout = "600s"
+launch-timeout = "60s"
+[[pool.hosts]]
+address = "127.0.0.5"
+port = 2201
+user = "root"
+host-keys = ["{host_key}"]
+"#
+    )
+}
+
+/// A wire: one way's delay in milliseconds, and kilobytes per second.
+#[derive(Clone, Copy)]
+struct Wire {
+    delay: u32,
+    rate: u32,
+}
+
+/// A link of 40 ms and 32 Mbit/s.
+const SLOW: Wire = Wire { delay: 20, rate: 4000 };
+/// One that only counts.
+const FAST: Wire = Wire { delay: 0, rate: 1_000_000 };
+
+/// A lab whose only builder is at the other end of this wire.
+fn prepare(lab: &mut Lab, wire: Wire, substituters: &str) {
+    lab.sh(&BUILDER.replace("@SUBSTITUTERS@", substituters));
+    lab.write("/m/wire.pl", include_str!("lab/wire.pl"));
+    lab.write("/t/blob.nix", include_str!("nix/blob.nix"));
+    lab.sh(&format!(
+        "setsid perl /m/wire.pl 127.0.0.5:2201 127.0.0.5:2200 {} {} /m/counts </dev/null >/m/wire.log 2>&1 &",
+        wire.delay, wire.rate
+    ));
+    let key = lab.sh("cut -d' ' -f1,2 /m/host_key.pub");
+    assert!(lab.stop_broker().success());
+    lab.write("/etc/nix-broker/config.toml", &pool(&key));
+    lab.start_broker();
+}
+
+/// This machine's own `zstd`, for the builder; its libraries are in every Debian root.
+fn give_zstd(lab: &Lab) {
+    let own = std::path::Path::new("/usr/bin/zstd");
+    assert!(own.exists(), "tests/lab/packages.sh installs zstd on this machine");
+    lab.put(own, "/m/bin/zstd");
+    lab.sh("/m/bin/zstd -qc </dev/null >/dev/null");
+}
+
+/// Bytes to the builder and from it, up to now.
+fn counts(lab: &Lab) -> (u64, u64) {
+    let counts = lab.sh("sleep 1; cat /m/counts");
+    let (to, from) = counts.split_once(' ').unwrap();
+    (to.parse().unwrap(), from.parse().unwrap())
+}
+
+/// Builds one of `blob.nix`; what went over the wire meanwhile.
+fn build(lab: &Lab, name: &str, nonce: &str) -> (u64, u64) {
+    let before = counts(lab);
+    lab.build("alice", &["/t/blob.nix", "-A", name, "--argstr", "nonce", nonce]);
+    let after = counts(lab);
+    (after.0 - before.0, after.1 - before.1)
+}
+
+const MIB: u64 = 1 << 20;
+/// What makes lines, so that it becomes much smaller when it is packed.
+const LINES: &str = "seq 1 4000000 >/t/blob; chmod 644 /t/blob";
+const LINES_LEN: u64 = 30_888_896;
+const NOISE_LEN: u64 = 24 * MIB;
+
+#[test]
+fn what_is_large_is_packed_on_a_slow_link_and_only_where_both_sides_can() {
+    on_every_release(LOCAL_POOL, |lab| {
+        prepare(lab, SLOW, "");
+        lab.sh(LINES);
+        // The builder of every release as it comes has no `zstd`.
+        let (to, from) = build(lab, "copy", "plain");
+        assert!(to > LINES_LEN && from > LINES_LEN, "{to} bytes to the builder, {from} from it");
+        // Whether a builder has it is looked at once.
+        give_zstd(lab);
+        assert!(lab.stop_broker().success());
+        lab.start_broker();
+        let (to, from) = build(lab, "copy", "packed");
+        assert!(to < LINES_LEN / 2, "{to} bytes to the builder\n{}", lab.diagnosis());
+        assert!(from < LINES_LEN / 2, "{from} bytes from the builder\n{}", lab.diagnosis());
+        let [path] = &lab.build("alice", &["/t/blob.nix", "-A", "copy", "--argstr", "nonce", "packed"])[..]
+        else {
+            panic!()
+        };
+        assert_eq!(
+            lab.run(
+                "alice",
+                &["sh", "-c", &format!("head -c {LINES_LEN} {path} | cmp - /t/blob && tail -n 1 {path}")]
+            ),
+            "packed"
+        );
+        lab.sh("nix-store --verify --check-contents");
+    });
+}
+
+#[test]
+fn a_packed_stream_that_is_damaged_is_sent_again_as_it_is() {
+    on_every_release(LOCAL_POOL, |lab| {
+        prepare(lab, SLOW, "");
+        lab.sh(LINES);
+        give_zstd(lab);
+        lab.sh("mv /m/bin/zstd /m/bin/real");
+        for (direction, option) in [("up", "-dqc"), ("down", "-1qc")] {
+            lab.install(
+                "/m/bin/zstd",
+                &format!("#!/bin/sh\n[ \"$1\" = {option} ] || exec real \"$@\"\nreal \"$@\" | tr 1e 2f\n"),
+            );
+            assert!(lab.stop_broker().success());
+            lab.sh(": > /var/lib/nix-broker/broker.log");
+            lab.start_broker();
+            let [path] =
+                &lab.build("alice", &["/t/blob.nix", "-A", "copy", "--argstr", "nonce", direction])[..]
+            else {
+                panic!()
+            };
+            lab.run("alice", &["sh", "-c", &format!("head -c {LINES_LEN} {path} | cmp - /t/blob")]);
+            let log = lab.sh("cat /var/lib/nix-broker/broker.log");
+            assert!(log.contains("large transfers use one connection from now on"), "{direction}: {log}");
+        }
+        lab.sh("nix-store --verify --check-contents");
+    });
+}
+
+#[test]
+fn a_builder_fetches_what_it_can_by_itself_when_the_client_allows_it() {
+    on_every_release(LOCAL_POOL, |lab| {
+        prepare(lab, FAST, "file:///m/cache");
+        lab.sh(&format!("head -c {NOISE_LEN} /dev/urandom >/t/blob; chmod 644 /t/blob"));
+        for (nonce, allowed) in [("no", false), ("yes", true)] {
+            lab.configure_nix(&format!("builders-use-substitutes = {allowed}"));
+            let evaluate = ["nix-instantiate", "--eval", "--read-write-mode", "/t/blob.nix", "-A", "input"];
+            let input = lab.run("alice", &[&evaluate[..], &["--argstr", "nonce", nonce]].concat());
+            let input = input.trim_matches('"');
+            lab.run("root", &["nix", "copy", "--to", "file:///m/cache?compression=none", input]);
+            let (to, _) = build(lab, "measure", nonce);
+            if allowed {
+                assert!(to < 4 * MIB, "{to} bytes to a builder that could fetch them\n{}", lab.diagnosis());
+            } else {
+                assert!(to > NOISE_LEN, "{to} bytes: the builder fetches what it was not allowed to");
+            }
+        }
+    });
+}
+
+#[test]
+fn a_huge_upload_is_overtaken_by_small_builds_that_share_an_input_with_it() {
+    on_release("forky", LOCAL_POOL, |lab| {
+        prepare(lab, Wire { rate: 2000, ..SLOW }, "");
+        // More than a minute's worth.
+        lab.sh(&format!("head -c {} /dev/urandom >/t/blob; chmod 644 /t/blob", 8 * NOISE_LEN));
+        let words =
+            ["nix-build", "--no-out-link", "/t/blob.nix", "-A", "measure", "--argstr", "nonce", "huge"];
+        let mut huge = lab.command("alice", &words);
+        let mut huge =
+            huge.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        lab.wait("the upload to be under way", || counts(lab).0 > 8 * MIB);
+        // They want the same shell, which the huge build brings.
+        let graph =
+            ["/t/graph.nix", "--argstr", "nonce", "o", "--argstr", "width", "3", "--argstr", "depth", "3"];
+        lab.build("alice", &graph);
+        let (to, _) = counts(lab);
+        assert!(huge.try_wait().unwrap().is_none(), "{}", text(&huge.wait_with_output().unwrap()));
+        assert!(to < 8 * NOISE_LEN, "they waited until {to} bytes had gone");
+        assert_eq!(lab.builds_in("uploading"), 1, "{:#}", lab.status());
+        let _gone = lab.output("root", &["pkill", "-INT", "-x", "nix-build"]);
+        let _cancelled = huge.wait_with_output().unwrap();
+        lab.wait("the build to be given up", || lab.builds_in("uploading") == 0);
+    });
+}
