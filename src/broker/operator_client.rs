@@ -72,10 +72,8 @@ async fn answer(
     match (request, peer) {
         (OperatorRequest::Status | OperatorRequest::Watch, _) => status(shared, driver).await,
         (OperatorRequest::Why { subject }, _) => {
-            let mut lines = driver.explain(subject.clone()).await;
-            if lines.is_empty() {
-                lines = shared.declines_of(&subject);
-            }
+            let mut lines = shared.declines_of(&subject);
+            lines.extend(driver.explain(subject.clone()).await);
             if lines.is_empty() {
                 failed(
                     format!("nothing is known about `{subject}`"),

@@ -191,6 +191,30 @@ fn what_is_old_or_too_much_is_forgotten() {
 }
 
 #[test]
+fn a_file_of_the_first_form_is_brought_up_to_date_and_tells_how_long_builds_took() {
+    let dir = tempfile::tempdir().unwrap();
+    {
+        let first = rusqlite::Connection::open(dir.path().join("history.sqlite")).unwrap();
+        first.execute_batch(super::schema::STEPS[0]).unwrap();
+        first.pragma_update(None, "user_version", 1).unwrap();
+        for (name, attempts, outcome) in
+            [("once", 1, "succeeded"), ("twice", 2, "succeeded"), ("bad", 1, "failed")]
+        {
+            let sql = "INSERT INTO builds (ended, build, drv, name, system, features, waiting, uploading, building, \
+                       downloading, attempts, outcome, cost) \
+                       VALUES (?1, 1, '/x.drv', ?2, 'x86_64-linux', 'kvm big-parallel', 0, 0, 7000, 0, ?3, ?4, 0)";
+            first.execute(sql, rusqlite::params![TODAY as i64, name, attempts, outcome]).unwrap();
+        }
+    }
+    let mut store = store(&dir);
+    store.write(&[(at(TODAY), build(1, "new", Outcome::Succeeded, cents(1)))]).unwrap();
+    let known = store.durations().unwrap();
+    let brief: Vec<_> = known.iter().map(|row| (row.name.as_str(), row.is_big, row.took)).collect();
+    assert_eq!(brief, [("once", true, at(7)), ("new", false, at(2))]);
+    assert_eq!(store.builds(9).unwrap().len(), 4);
+}
+
+#[test]
 fn a_damaged_file_is_put_aside_and_a_newer_one_is_left_alone() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("history.sqlite");
@@ -199,7 +223,7 @@ fn a_damaged_file_is_put_aside_and_a_newer_one_is_left_alone() {
     assert_eq!(std::fs::read(dir.path().join("history.broken")).unwrap()[0], b'x');
     store(&dir).connection.pragma_update(None, "user_version", 99).unwrap();
     let error = Store::open(dir.path()).unwrap_err();
-    assert!(matches!(error, HistoryError::Newer { found: 99, known: 1, .. }), "{error}");
+    assert!(matches!(error, HistoryError::Newer { found: 99, known: 2, .. }), "{error}");
 }
 
 #[test]
