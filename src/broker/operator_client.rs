@@ -91,7 +91,7 @@ async fn answer(
             let money = driver.status().await.and_then(|status| status.money);
             bills::cost(&shared.history, money, by).await
         }
-        (OperatorRequest::History { most }, _) => bills::builds(&shared.history, most).await,
+        (OperatorRequest::History { most, before }, _) => bills::builds(&shared.history, most, before).await,
         (OperatorRequest::Start { pool }, Peer::Owner) => start(&pool, shared, driver).await,
         (OperatorRequest::Drain { target }, Peer::Owner) => match select(&target, driver).await {
             Ok((selection, text)) => {

@@ -227,6 +227,6 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir(dir.path().join("history.sqlite")).unwrap();
         let history = open_history(dir.path());
-        assert!(matches!(history.ask(|store| store.builds(1)).await, Err(HistoryError::None)));
+        assert!(matches!(history.ask(|store| store.builds(1, None)).await, Err(HistoryError::None)));
     }
 }
