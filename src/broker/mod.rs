@@ -25,6 +25,7 @@ mod log_spool;
 mod logs;
 mod notes;
 mod operator_client;
+mod origins;
 mod remote;
 mod roots;
 mod serve;

@@ -76,10 +76,8 @@ async fn answer(
     match (request, peer) {
         (OperatorRequest::Status | OperatorRequest::Watch, _) => status(shared, driver).await,
         (OperatorRequest::Why { subject }, _) => {
-            let mut lines = driver.explain(subject.clone()).await;
-            if lines.is_empty() {
-                lines = shared.declines_of(&subject);
-            }
+            let mut lines = shared.declines_of(&subject);
+            lines.extend(driver.explain(subject.clone()).await);
             if lines.is_empty() {
                 failed(
                     format!("nothing is known about `{subject}`"),
@@ -97,7 +95,7 @@ async fn answer(
             let money = driver.status().await.and_then(|status| status.money);
             bills::cost(&shared.history, money, by).await
         }
-        (OperatorRequest::History { most }, _) => bills::builds(&shared.history, most).await,
+        (OperatorRequest::History { most, before }, _) => bills::builds(&shared.history, most, before).await,
         // Served in a conversation of its own.
         (OperatorRequest::Log(_), _) => failed("this is no log".to_owned(), "see `broker logs`"),
         (OperatorRequest::Start { pool }, Peer::Owner) => start(&pool, shared, driver).await,

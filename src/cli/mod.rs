@@ -17,6 +17,7 @@ mod cost;
 mod daemon;
 mod doctor;
 mod drain;
+mod export;
 mod generate;
 mod history;
 #[cfg(feature = "ec2")]

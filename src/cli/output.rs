@@ -215,9 +215,7 @@ impl Screen {
     }
 
     fn write(&mut self, text: &str) -> io::Result<()> {
-        let mut out = self.out.lock();
-        out.write_all(text.as_bytes())?;
-        out.flush()
+        self.raw(text.as_bytes())
     }
 }
 
