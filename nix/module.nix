@@ -170,6 +170,10 @@ let
       idle-timeout = maybe span "10m" "How long a builder without work is kept.";
       max-lifetime = maybe span "12h" "A builder older than this takes no new builds and ends.";
       launch-timeout = maybe span "5m" "From the launch until a builder is ready, at most.";
+      priority = maybe types.ints.unsigned 1 "Pools with a higher one come before those with a lower one.";
+      decline = maybe (types.listOf (types.enum [ "prefer-local" "fixed-output" "tiny" "short" ])) [ "prefer-local" ] ''
+        What this machine builds itself while it has a job free; all four unless set.
+      '';
       hosts = mkOption {
         type = types.listOf host;
         default = [ ];

@@ -964,6 +964,7 @@ fn a_bill_over_nothing_says_so_and_one_by_nonsense_is_refused() {
 #[test]
 fn history_lists_what_was_built_and_json_has_all_of_it() {
     let past = |name: &str, outcome: &str, reason: Option<&str>, cost: f64| PastBuildView {
+        row: 41,
         ended: 1_795_219_200,
         ago: 3_700.0,
         id: 7,
@@ -995,7 +996,7 @@ fn history_lists_what_was_built_and_json_has_all_of_it() {
     let view = HistoryView { schema: 1, builds };
     let reply = || vec![OperatorReply::History(view.clone())];
     let (run, request) = Desk::new().ask(&["history", "--limit", "7"], reply());
-    assert_eq!(request, OperatorRequest::History { most: 7 });
+    assert_eq!(request, OperatorRequest::History { most: 7, before: None });
     insta::assert_snapshot!(run.text(), @r"
     exit 0
     --- stdout
@@ -1003,6 +1004,20 @@ fn history_lists_what_was_built_and_json_has_all_of_it() {
     1h 1m ago  hello-2.12.2  succeeded  1m 1s   2m 10s  4s     x86 (c7a.4xlarge, spot)                         $0.02
     1h 1m ago  broken        failed     1m 1s   2m 10s  4s     x86 (c7a.4xlarge, spot): builder exited with 1  $0.00
     ");
+    let (run, request) = Desk::new().ask(&["history", "export"], reply());
+    assert_eq!(request, OperatorRequest::History { most: 2000, before: None });
+    let lines: Vec<PastBuildView> =
+        run.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(lines, view.builds);
+    let (run, _) = Desk::new().ask(&["history", "export", "--format", "csv"], reply());
+    let lines: Vec<_> = run.stdout.lines().collect();
+    assert_eq!(lines.len(), 3);
+    assert!(lines[0].starts_with("ended,id,name,drv,system,features,outcome,reason,pool,"), "{}", lines[0]);
+    assert!(
+        lines[2].contains("x86_64-linux,kvm,failed,builder exited with 1,x86,b-1,i-0abc"),
+        "{}",
+        lines[2]
+    );
     let (run, _) = Desk::new().ask(&["history", "--json"], reply());
     assert_eq!(serde_json::from_str::<HistoryView>(&run.stdout).unwrap(), view);
 }

@@ -34,9 +34,9 @@ pub(crate) async fn cost(history: &History, money: Option<MoneyStatus>, by: Cost
 }
 
 /// The builds that ended last.
-pub(crate) async fn builds(history: &History, most: u32) -> OperatorReply {
+pub(crate) async fn builds(history: &History, most: u32, before: Option<u64>) -> OperatorReply {
     let (now, most) = (since_1970(), most.min(MOST_BUILDS));
-    match history.ask(move |store| store.builds(most)).await {
+    match history.ask(move |store| store.builds(most, before)).await {
         Ok(rows) => OperatorReply::History(HistoryView {
             schema: SCHEMA,
             builds: rows.into_iter().map(|row| past_build(row, now)).collect(),
@@ -64,6 +64,7 @@ fn cost_row(row: CostRow) -> CostRowView {
 
 fn past_build(row: BuildRow, now: Duration) -> PastBuildView {
     PastBuildView {
+        row: row.row,
         ended: row.ended.as_secs(),
         ago: seconds(now.saturating_sub(row.ended)),
         id: row.build,

@@ -133,6 +133,7 @@ impl Attempt<'_> {
         }
         let kept = self.remote.receive(daemon, arriving).await.map_err(cannot_fetch)?;
         kept.into_iter().for_each(|daemon| self.remote.give_back(daemon));
+        self.shared.origins.note(self.remote.builder(), products.outputs.keys());
         let down = products.outputs.values().map(|output| output.info.nar_size).sum();
         self.carried(Traffic { up: 0, down });
         if products.outputs.len() == known.len() {
@@ -189,7 +190,7 @@ impl Attempt<'_> {
             ..ClientOptions::default()
         };
         let (last_sign, signs) = watch::channel(Instant::now());
-        let mut log = LogRelay { build: self.build, last_sign, failed: None };
+        let mut log = LogRelay { build: self.build, last_sign, tells_full_disk: false, failed: None };
         let built = async {
             // All in one flight, with the outputs that are known.
             let (set_options, build) = (
@@ -211,11 +212,13 @@ impl Attempt<'_> {
         }
         match result {
             Ok(result) if result.status.is_success() => Ok(result),
-            Ok(result) => Err(build_failure(&result)),
+            Ok(result) => Err(build_failure(&result, log.tells_full_disk)),
             // The daemon is alive and refused: its Nix cannot do this build.
             Err(ProtocolError::Remote(error)) => {
                 let kind = if error.message.contains("is required to build") {
                     FailureKind::Request
+                } else if tells_full_disk(error.message.as_bytes()) {
+                    FailureKind::NoSpace
                 } else {
                     FailureKind::Transient
                 };
@@ -269,6 +272,7 @@ fn may_be_for_lack_of_inputs(failure: &Failure) -> bool {
         FailureKind::Derivation | FailureKind::Transient | FailureKind::Request => true,
         FailureKind::TimedOut
         | FailureKind::LogLimitExceeded
+        | FailureKind::NoSpace
         | FailureKind::BuilderLost
         | FailureKind::Transfer
         | FailureKind::Provider
@@ -306,6 +310,8 @@ fn output_paths(derivation: &BasicDerivation, result: &BuildResult) -> Result<BT
 struct LogRelay<'a> {
     build: &'a Build,
     last_sign: watch::Sender<Instant>,
+    /// Whether something in it was a complaint about a full disk.
+    tells_full_disk: bool,
     failed: Option<std::io::Error>,
 }
 
@@ -313,6 +319,7 @@ impl LogSink for LogRelay<'_> {
     async fn event(&mut self, event: LogEvent) {
         let bytes = match event {
             LogEvent::Line { mut text, .. } => {
+                self.tells_full_disk |= tells_full_disk(&text);
                 text.push(b'\n');
                 text
             }
@@ -322,10 +329,11 @@ impl LogSink for LogRelay<'_> {
                     phase.chars().filter(|c| !c.is_control() && !"\"\\".contains(*c)).collect();
                 format!("@nix {{\"action\":\"setPhase\",\"phase\":\"{quoted}\"}}\n").into_bytes()
             }
-            LogEvent::Message { .. }
-            | LogEvent::Start { .. }
-            | LogEvent::Stop { .. }
-            | LogEvent::Result { .. } => return,
+            LogEvent::Message { text, .. } => {
+                self.tells_full_disk |= tells_full_disk(&text);
+                return;
+            }
+            LogEvent::Start { .. } | LogEvent::Stop { .. } | LogEvent::Result { .. } => return,
         };
         self.last_sign.send_replace(Instant::now());
         if let Err(error) = self.build.log.append(&bytes)
@@ -336,8 +344,17 @@ impl LogSink for LogRelay<'_> {
     }
 }
 
-fn build_failure(result: &BuildResult) -> Failure {
+/// Whether this is what a kernel or a Nix says that has no space left.
+fn tells_full_disk(text: &[u8]) -> bool {
+    ["No space left on device", "lack of free disk space"]
+        .iter()
+        .any(|complaint| text.windows(complaint.len()).any(|part| part == complaint.as_bytes()))
+}
+
+/// A Nix that finds its own disk full calls the failure transient; a derivation that only says so has failed.
+fn build_failure(result: &BuildResult, tells_full_disk: bool) -> Failure {
     let kind = match result.status {
+        ResultStatus::TransientFailure | ResultStatus::MiscFailure if tells_full_disk => FailureKind::NoSpace,
         ResultStatus::TimedOut => FailureKind::TimedOut,
         ResultStatus::LogLimitExceeded => FailureKind::LogLimitExceeded,
         ResultStatus::TransientFailure | ResultStatus::MiscFailure | ResultStatus::NoSubstituters => {
@@ -398,6 +415,11 @@ fn kind_of_loss(error: &anyhow::Error) -> FailureKind {
         if let Some(local) = cause.downcast_ref::<LocalStoreError>() {
             return if local.is_final() { FailureKind::Request } else { FailureKind::Transfer };
         }
+        if let Some(ProtocolError::Remote(error)) = cause.downcast_ref()
+            && tells_full_disk(error.message.as_bytes())
+        {
+            return FailureKind::NoSpace;
+        }
         if let Some(
             ProtocolError::Remote(_) | ProtocolError::Source(_) | ProtocolError::ShortArchive { .. },
         ) = cause.downcast_ref()
@@ -424,6 +446,16 @@ mod tests {
     }
 
     #[test]
+    fn a_full_disk_is_the_builders_only_where_its_nix_agrees() {
+        let full = b"cp: error writing 'x': No space left on device";
+        assert!(tells_full_disk(full) && !tells_full_disk(b"No space"));
+        let kind = |status, told| build_failure(&BuildResult::new(status, "failed"), told).kind;
+        assert_eq!(kind(ResultStatus::TransientFailure, true), FailureKind::NoSpace);
+        assert_eq!(kind(ResultStatus::TransientFailure, false), FailureKind::Transient);
+        assert_eq!(kind(ResultStatus::PermanentFailure, true), FailureKind::Derivation);
+    }
+
+    #[test]
     fn only_a_builder_that_does_not_answer_is_lost() {
         use crate::protocol::worker::RemoteError;
         fn kind(error: impl std::error::Error + Send + Sync + 'static) -> FailureKind {
@@ -433,6 +465,8 @@ mod tests {
         let unwritable = std::io::Error::from(std::io::ErrorKind::BrokenPipe);
         assert_eq!(kind(ProtocolError::Write(unwritable)), FailureKind::BuilderLost);
         assert_eq!(kind(ProtocolError::Remote(RemoteError::new("disk full"))), FailureKind::Transfer);
+        let full = "writing to file: No space left on device";
+        assert_eq!(kind(ProtocolError::Remote(RemoteError::new(full))), FailureKind::NoSpace);
         let unreadable = std::io::Error::from(std::io::ErrorKind::PermissionDenied);
         assert_eq!(kind(ProtocolError::Source(unreadable)), FailureKind::Transfer);
         assert_eq!(kind(LocalStoreError::Silent), FailureKind::Transfer);

@@ -47,6 +47,13 @@ impl DriverHandle {
         self.send(Message::Event(event));
     }
 
+    /// Some inputs of a build were made on these builders, if any were.
+    pub(crate) fn inputs_made_on(&self, build: BuildId, builders: Vec<BuilderId>) {
+        if !builders.is_empty() {
+            self.event(Event::InputsMadeOn { build, builders });
+        }
+    }
+
     /// Says something to the loop.
     pub(crate) fn send(&self, message: Message) {
         let _after_the_end = self.messages.send(message);
@@ -203,6 +210,7 @@ impl Driver {
             }
             Event::Accepted { .. }
             | Event::InputsKnown(_)
+            | Event::InputsMadeOn { .. }
             | Event::ClientGone(_)
             | Event::Progressed { .. }
             | Event::Carried { .. }

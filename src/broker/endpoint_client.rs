@@ -172,8 +172,7 @@ impl Store for Machine {
             ..BuildRequest::new(drv, requirement)
         };
         // What the client sent names paths only. It is a Nix on this machine, whose store has the derivation as well.
-        let completed =
-            self.shared.lineages.complete(&mut request.requirement, &request.drv, Patience::UntilKnown).await;
+        let completed = self.shared.lineages.complete(&mut request, Patience::UntilKnown).await;
         completed.map_err(|error| RemoteError::new(format!("nix-broker: '{}': {error}", request.drv)))?;
         request.prediction = self.shared.foresight().predict(&request.drv, &request.requirement);
         match self.driver.offers().answer(&request) {
@@ -183,8 +182,10 @@ impl Store for Machine {
                 let source = Source::Given(Box::new(derivation));
                 let id = self.shared.next_build_id();
                 let (build, listener) = Build::new(id, request, source, &self.shared.spool_dir);
+                let made_on = self.shared.origins.of(&inputs.paths);
                 build.set_inputs(inputs);
                 self.driver.send(Message::NewBuild(Arc::clone(&build)));
+                self.driver.inputs_made_on(build.id, made_on);
                 self.driver.event(Event::InputsKnown(build.id));
                 Ok(Submitted::new(build, listener, self.driver.clone()))
             }
@@ -287,7 +288,7 @@ fn status(failure: &Failure) -> ResultStatus {
         FailureKind::TimedOut => ResultStatus::TimedOut,
         FailureKind::LogLimitExceeded => ResultStatus::LogLimitExceeded,
         FailureKind::Request => ResultStatus::InputRejected,
-        FailureKind::Transient | FailureKind::BuilderLost | FailureKind::Transfer => {
+        FailureKind::Transient | FailureKind::NoSpace | FailureKind::BuilderLost | FailureKind::Transfer => {
             ResultStatus::TransientFailure
         }
         FailureKind::Provider | FailureKind::Broker => ResultStatus::MiscFailure,

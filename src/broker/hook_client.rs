@@ -38,6 +38,8 @@ pub(crate) async fn serve(
                 }
             }
             HookRequest::Resume(ask) => {
+                // Nix has been told "accept": there is no choice any more.
+                let ask = Ask { am_willing: false, ..ask };
                 match consider(ask, Patience::UntilKnown, &mut Discard, shared, driver).await? {
                     Some(accepted) => {
                         accepted.send_accept(&mut writer).await?;
@@ -111,7 +113,7 @@ async fn consider(
     let imports_meanwhile = ask.imports_meanwhile;
     let mut request = BuildRequest::try_from(ask).context("read a hook's question")?;
     request.prediction = shared.foresight().predict(&request.drv, &request.requirement);
-    let answer = match shared.lineages.complete(&mut request.requirement, &request.drv, patience).await {
+    let answer = match shared.lineages.complete(&mut request, patience).await {
         Ok(()) => driver.offers().answer(&request),
         Err(still_reading) => Answer::Postpone { why: still_reading.to_string() },
     };
@@ -154,7 +156,10 @@ impl Accepted {
     ) -> anyhow::Result<()> {
         match Frame::receive(&mut reader).await?.parse()? {
             HookRequest::Inputs { paths, wanted_outputs } => match read_inputs(&paths, &wanted_outputs) {
-                Ok(inputs) => self.build.set_inputs(inputs),
+                Ok(inputs) => {
+                    self.gone.driver.inputs_made_on(self.build.id, shared.origins.of(&inputs.paths));
+                    self.build.set_inputs(inputs);
+                }
                 Err(error) => {
                     let failure = Failure::new(FailureKind::Request, format!("Nix sent bad inputs: {error}"));
                     let reply = HookReply::Failed(WireFailure::from(&failure));

@@ -23,6 +23,7 @@ mod listener;
 mod log_spool;
 mod notes;
 mod operator_client;
+mod origins;
 mod remote;
 mod roots;
 mod serve;

@@ -72,10 +72,8 @@ async fn answer(
     match (request, peer) {
         (OperatorRequest::Status | OperatorRequest::Watch, _) => status(shared, driver).await,
         (OperatorRequest::Why { subject }, _) => {
-            let mut lines = driver.explain(subject.clone()).await;
-            if lines.is_empty() {
-                lines = shared.declines_of(&subject);
-            }
+            let mut lines = shared.declines_of(&subject);
+            lines.extend(driver.explain(subject.clone()).await);
             if lines.is_empty() {
                 failed(
                     format!("nothing is known about `{subject}`"),
@@ -93,7 +91,7 @@ async fn answer(
             let money = driver.status().await.and_then(|status| status.money);
             bills::cost(&shared.history, money, by).await
         }
-        (OperatorRequest::History { most }, _) => bills::builds(&shared.history, most).await,
+        (OperatorRequest::History { most, before }, _) => bills::builds(&shared.history, most, before).await,
         (OperatorRequest::Start { pool }, Peer::Owner) => start(&pool, shared, driver).await,
         (OperatorRequest::Drain { target }, Peer::Owner) => match select(&target, driver).await {
             Ok((selection, text)) => {

@@ -16,6 +16,7 @@ use super::build::Shelf;
 use super::chain;
 use super::guests::Guests;
 use super::lineage::Lineages;
+use super::origins::Origins;
 use crate::config::Config;
 use crate::history::{History, Store};
 use crate::ipc::Frame;
@@ -40,6 +41,7 @@ pub(crate) struct Shared {
     pub(crate) spool_dir: PathBuf,
     pub(crate) local_store: Arc<LocalStore>,
     pub(crate) lineages: Lineages,
+    pub(crate) origins: Origins,
     pub(crate) shelf: Shelf,
     /// Builder and build tasks: the shutdown waits for them.
     pub(crate) tasks: TaskTracker,
@@ -112,6 +114,7 @@ impl Shared {
             spool_dir,
             local_store: Arc::default(),
             lineages: Lineages::default(),
+            origins: Origins::default(),
             shelf: Shelf::default(),
             tasks: TaskTracker::new(),
             clients: TaskTracker::new(),
@@ -224,6 +227,6 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir(dir.path().join("history.sqlite")).unwrap();
         let history = open_history(dir.path());
-        assert!(matches!(history.ask(|store| store.builds(1)).await, Err(HistoryError::None)));
+        assert!(matches!(history.ask(|store| store.builds(1, None)).await, Err(HistoryError::None)));
     }
 }

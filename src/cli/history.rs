@@ -2,11 +2,11 @@
 
 use std::process::ExitCode;
 
-use super::Context;
 use super::client::ClientError;
 use super::output::{Document, Json, Screen};
 use super::report::Complaint;
 use super::text::{amount, shorten, span};
+use super::{Context, export};
 use crate::ipc::view::{HistoryView, PastBuildView};
 use crate::ipc::{OperatorReply, OperatorRequest};
 
@@ -15,14 +15,20 @@ const MAX_NAME: usize = 44;
 
 /// List the builds that have ended, from before the broker started too
 #[derive(Debug, clap::Args)]
-#[command(after_help = "\
+#[command(
+    args_conflicts_with_subcommands = true,
+    after_help = "\
 Examples:
   broker history                  The last 50 builds, where they ran and what they cost
   broker history --limit 1000
+  broker history export --format csv > builds.csv
   broker history --json | jq '.builds[] | select(.outcome == \"failed\") | .drv'
 
-Kept for 90 days, and 100,000 builds at most.")]
+Kept for 90 days, and 100,000 builds at most."
+)]
 pub(super) struct Args {
+    #[command(subcommand)]
+    command: Option<Command>,
     /// Show this many at most
     #[arg(long, value_name = "N", default_value_t = 50)]
     limit: u32,
@@ -31,8 +37,17 @@ pub(super) struct Args {
     json: bool,
 }
 
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    Export(export::Args),
+}
+
 pub(super) fn run(args: &Args, context: &Context) -> Result<ExitCode, Complaint> {
-    let view = match context.connect()?.ask(&OperatorRequest::History { most: args.limit })? {
+    if let Some(Command::Export(args)) = &args.command {
+        return export::run(args, context);
+    }
+    let request = OperatorRequest::History { most: args.limit, before: None };
+    let view = match context.connect()?.ask(&request)? {
         OperatorReply::History(view) => view,
         OperatorReply::Failed { reason, hint } => return Err(Complaint::new(reason, hint)),
         OperatorReply::Status(_)

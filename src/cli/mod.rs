@@ -16,6 +16,7 @@ mod cost;
 mod daemon;
 mod doctor;
 mod drain;
+mod export;
 mod generate;
 mod history;
 #[cfg(feature = "ec2")]

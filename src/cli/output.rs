@@ -198,6 +198,11 @@ impl Screen {
         self.write(&text)
     }
 
+    /// Text as it is.
+    pub(super) fn raw(&mut self, text: &str) -> io::Result<()> {
+        self.write(text)
+    }
+
     /// Columns and rows of the terminal.
     fn size(&self) -> Option<(u16, u16)> {
         if !self.is_terminal {

@@ -20,6 +20,8 @@
 //! idle-timeout = "10m"                     # how long a builder without work is kept
 //! max-lifetime = "24h"                     # an older builder takes no new work and ends
 //! launch-timeout = "1m"                    # from the launch until it is ready, at most
+//! priority = 0                             # pools with a higher one come before those with a lower one
+//! decline = ["prefer-local", "fixed-output", "tiny", "short"]  # what this machine builds while it has a job free
 //!
 //! [pool.local]                             # where its machines come from: one of `local`, `hosts`, `ec2`
 //! sandbox-paths = []                       # programs of this host that builds may see
@@ -66,6 +68,11 @@
 //! max-per-month = 200
 //! ```
 //!
+//! `decline` names what is left to this machine although the pool could build it, as long as every pool that could says so,
+//! and this machine's Nix could start it now: `prefer-local` is what says `preferLocalBuild`, `fixed-output` what is
+//! fetched; `tiny` and `short`, while no builder is up, what takes three seconds, or ends before one could be up, as builds
+//! of its name have shown. With `max-jobs = 0` nothing is left to it.
+//!
 //! `slots = "auto"` of an EC2 pool counts, until the builder has said how many processors it has, on those of the type
 //! that is launched for a single build: 8, unless `types` or `max-price` leave none of that size.
 
@@ -100,7 +107,7 @@ pub struct Config {
     pub drain_grace: Duration,
     /// What all EC2 pools together may cost.
     pub caps: Caps,
-    /// In the order of the file: the first that fits and has room gets a build. Invariant: never empty, names are unique.
+    /// By `priority`, then in the order of the file: the first that fits and has room gets a build. Invariant: never empty, names are unique.
     pub pools: Vec<PoolSpec>,
     /// What works but is probably not meant.
     pub warnings: Vec<Problem>,

@@ -18,6 +18,7 @@ const MAX_NAME_LEN: usize = 64;
 /// More is a typing error; it would be thousands of machines.
 const MAX_BUILDERS: u32 = 1_000;
 const MAX_SLOTS: u32 = 10_000;
+const MAX_PRIORITY: u32 = 1_000;
 /// What to plan with until a machine that we cannot ask yet has said how many processors it has.
 const EXPECTED_PROCESSORS: u32 = 4;
 const ONE_SECOND: Duration = Duration::from_secs(1);
@@ -31,6 +32,7 @@ pub(super) struct ReadPool {
     pub(super) spec: PoolSpec,
     pub(super) line: usize,
     pub(super) path: String,
+    priority: u32,
 }
 
 /// Reads every pool of the file; what is wrong is in `problems`, and the values are then not to be used.
@@ -55,6 +57,8 @@ pub(super) fn read_all(
         pools.extend(read_pool(section, &mut lines_of_names, defaults, read, problems));
     }
     overlap::warn_of_shared_hosts(&pools, problems);
+    // Whoever chooses among pools takes the first that will do.
+    pools.sort_by_key(|pool| std::cmp::Reverse(pool.priority));
     pools
 }
 
@@ -80,6 +84,7 @@ fn read_pool(
     let idle_timeout = section.duration("idle-timeout", ONE_SECOND, problems);
     let max_lifetime = section.duration("max-lifetime", ONE_SECOND, problems);
     let launch_timeout = section.duration("launch-timeout", ONE_SECOND, problems);
+    let priority = section.number("priority", 0..=MAX_PRIORITY, problems).unwrap_or(0);
     let declines = read_declines(&mut section, problems);
     let provider = read_provider(&mut section, &mut offer, defaults, read, problems);
     let times = match &provider {
@@ -135,7 +140,7 @@ fn read_pool(
         declines,
         provider: provider?,
     };
-    Some(ReadPool { spec, line, path })
+    Some(ReadPool { spec, line, path, priority })
 }
 
 /// Reads the name; from then on complaints name the pool by it.

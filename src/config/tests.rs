@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::host_key::KnownHosts;
 use super::*;
-use crate::model::{Feature, HostSpec, LocalSpec, ProviderSpec, Slots, System};
+use crate::model::{DeclineRule, Feature, HostSpec, LocalSpec, ProviderSpec, Slots, System};
 
 const KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIKzGxzKd0v4+U52GLBchvq5xvKQpQ3YEy3a2vPT8YyVL";
 const OTHER_KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIPdhe0Hb2Zb1Q2mXm4o4rmQ1Pc2v2mfqU5n6mQyq1x3e";
@@ -141,6 +141,30 @@ fn every_key_is_taken_as_written() {
 }
 
 #[cfg(feature = "ec2")]
+#[test]
+fn what_is_left_to_this_machine_is_everything_or_what_is_named() {
+    let rules = |body: &str| good(&local(body)).pools[0].declines.clone();
+    assert_eq!(rules(""), DeclineRule::ALL.into());
+    assert_eq!(rules("decline = []"), [].into());
+    assert_eq!(
+        rules("decline = [\"tiny\", \"prefer-local\"]"),
+        [DeclineRule::Tiny, DeclineRule::PrefersLocal].into()
+    );
+    let problems = lines(&parse(&local("decline = [\"small\"]")).unwrap_err());
+    assert!(
+        problems.contains("is not one of \"prefer-local\", \"fixed-output\", \"tiny\", \"short\""),
+        "{problems}"
+    );
+}
+
+#[test]
+fn pools_come_by_priority_and_then_as_written() {
+    let pool = |name: &str, body: &str| format!("[[pool]]\nname = \"{name}\"\n{body}\n[pool.local]\n");
+    let file = [pool("a", ""), pool("b", "priority = 7"), pool("c", ""), pool("d", "priority = 7")].concat();
+    let names: Vec<_> = good(&file).pools.iter().map(|pool| pool.name.to_string()).collect();
+    assert_eq!(names, ["b", "d", "a", "c"]);
+}
+
 #[test]
 fn the_example_in_the_documentation_is_a_right_file() {
     let lines = include_str!("mod.rs").lines().filter_map(|line| line.strip_prefix("//!"));

@@ -50,6 +50,8 @@ pub struct CostRow {
 /// A build that ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BuildRow {
+    /// Its place in the file.
+    pub row: u64,
     /// When, since the beginning of 1970.
     pub ended: Duration,
     /// Its number in that run of the broker.
@@ -237,14 +239,15 @@ impl Store {
         Ok(rows.collect::<Result<_, _>>()?)
     }
 
-    /// The builds that ended last, the very last first.
-    pub fn builds(&self, most: u32) -> Result<Vec<BuildRow>, HistoryError> {
+    /// The builds that ended last, the very last first; with `before`, of those before that row.
+    pub fn builds(&self, most: u32, before: Option<u64>) -> Result<Vec<BuildRow>, HistoryError> {
         let mut select = self.connection.prepare(
             "SELECT ended, build, drv, name, system, features, pool, builder, instance, instance_type, market, \
-             waiting, uploading, building, downloading, attempts, outcome, reason, cost, took, bytes_up, bytes_down \
-             FROM builds ORDER BY id DESC LIMIT ?1",
+             waiting, uploading, building, downloading, attempts, outcome, reason, cost, took, bytes_up, bytes_down, id \
+             FROM builds WHERE id < ?2 ORDER BY id DESC LIMIT ?1",
         )?;
-        let rows = select.query_map([most], |row| {
+        let before = before.and_then(|row| i64::try_from(row).ok()).unwrap_or(i64::MAX);
+        let rows = select.query_map(params![most, before], |row| {
             let millis = |column| whole(row, column).map(Duration::from_millis);
             let features: String = row.get(5)?;
             Ok(BuildRow {
@@ -270,6 +273,7 @@ impl Store {
                 took: row.get::<_, Option<i64>>(19)?.map(|_| millis(19)).transpose()?,
                 bytes_up: whole(row, 20)?,
                 bytes_down: whole(row, 21)?,
+                row: whole(row, 22)?,
             })
         })?;
         Ok(rows.collect::<Result<_, _>>()?)

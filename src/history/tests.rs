@@ -92,8 +92,10 @@ fn what_was_built_is_there_after_a_restart() {
     ];
     store(&dir).write(&records).unwrap();
     let store = store(&dir);
-    let rows = store.builds(2).unwrap();
+    let rows = store.builds(2, None).unwrap();
     assert_eq!(rows.iter().map(|row| row.build).collect::<Vec<_>>(), [3, 2]);
+    let next = store.builds(2, Some(rows[1].row)).unwrap();
+    assert_eq!(next.iter().map(|row| row.build).collect::<Vec<_>>(), [1], "and the page before that");
     let gcc = &rows[1];
     assert_eq!((gcc.outcome.as_str(), gcc.reason.as_deref()), ("failed", Some("builder exited with 1")));
     assert_eq!((gcc.ended, gcc.building, gcc.attempts), (at(TODAY + 5), at(3), 2));
@@ -187,7 +189,31 @@ fn what_is_old_or_too_much_is_forgotten() {
         .unwrap();
     store.prune(at(TODAY)).unwrap();
     assert_eq!(count(&store, "builds"), 100_000);
-    assert_eq!(store.builds(1).unwrap()[0].build, 100_010);
+    assert_eq!(store.builds(1, None).unwrap()[0].build, 100_010);
+}
+
+#[test]
+fn a_file_of_the_first_form_is_brought_up_to_date_and_tells_how_long_builds_took() {
+    let dir = tempfile::tempdir().unwrap();
+    {
+        let first = rusqlite::Connection::open(dir.path().join("history.sqlite")).unwrap();
+        first.execute_batch(super::schema::STEPS[0]).unwrap();
+        first.pragma_update(None, "user_version", 1).unwrap();
+        for (name, attempts, outcome) in
+            [("once", 1, "succeeded"), ("twice", 2, "succeeded"), ("bad", 1, "failed")]
+        {
+            let sql = "INSERT INTO builds (ended, build, drv, name, system, features, waiting, uploading, building, \
+                       downloading, attempts, outcome, cost) \
+                       VALUES (?1, 1, '/x.drv', ?2, 'x86_64-linux', 'kvm big-parallel', 0, 0, 7000, 0, ?3, ?4, 0)";
+            first.execute(sql, rusqlite::params![TODAY as i64, name, attempts, outcome]).unwrap();
+        }
+    }
+    let mut store = store(&dir);
+    store.write(&[(at(TODAY), build(1, "new", Outcome::Succeeded, cents(1)))]).unwrap();
+    let known = store.durations().unwrap();
+    let brief: Vec<_> = known.iter().map(|row| (row.name.as_str(), row.is_big, row.took)).collect();
+    assert_eq!(brief, [("once", true, at(7)), ("new", false, at(2))]);
+    assert_eq!(store.builds(9, None).unwrap().len(), 4);
 }
 
 #[test]
@@ -199,7 +225,7 @@ fn a_damaged_file_is_put_aside_and_a_newer_one_is_left_alone() {
     assert_eq!(std::fs::read(dir.path().join("history.broken")).unwrap()[0], b'x');
     store(&dir).connection.pragma_update(None, "user_version", 99).unwrap();
     let error = Store::open(dir.path()).unwrap_err();
-    assert!(matches!(error, HistoryError::Newer { found: 99, known: 1, .. }), "{error}");
+    assert!(matches!(error, HistoryError::Newer { found: 99, known: 2, .. }), "{error}");
 }
 
 #[test]
@@ -222,7 +248,7 @@ async fn a_full_history_takes_no_more_and_keeps_nobody_waiting() {
     }
     history.settle().await;
     assert!(history.has_warned.load(std::sync::atomic::Ordering::Relaxed));
-    let kept = history.ask(|store| store.builds(10_000)).await.unwrap().len();
+    let kept = history.ask(|store| store.builds(10_000, None)).await.unwrap().len();
     assert!(kept < 5_000, "{kept} of 5000 fit into {pages} pages and two");
 }
 
@@ -231,5 +257,5 @@ async fn no_history_forgets_everything_and_says_so() {
     let history = History::none();
     history.record(at(TODAY), build(1, "hello", Outcome::Succeeded, Usd::ZERO));
     history.settle().await;
-    assert!(matches!(history.ask(|store| store.builds(1)).await, Err(HistoryError::None)));
+    assert!(matches!(history.ask(|store| store.builds(1, None)).await, Err(HistoryError::None)));
 }

@@ -293,6 +293,9 @@ pub enum OperatorRequest {
     History {
         /// So many at most.
         most: u32,
+        /// Only those before this row.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        before: Option<u64>,
     },
     /// One builder more. Answered by `Done`.
     Start {

@@ -375,6 +375,9 @@ pub struct HistoryView {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct PastBuildView {
+    /// Its place in the history; the next page is asked for by it.
+    #[serde(default)]
+    pub row: u64,
     /// When, in seconds since 1970.
     pub ended: u64,
     /// How many seconds ago that was.

@@ -34,7 +34,8 @@ pub struct InstanceClass {
 /// What a launch is for: decides how large and how it is bought.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Demand {
-    /// Builds that wait for this builder and would run on it at once; at least 1.
+    /// Slots that what waits for this builder would take at once; at least 1. A build takes one, unless it uses all
+    /// processors.
     pub builds: u32,
     /// No machine that may be taken away: a build among them has lost one already.
     pub on_demand_only: bool,

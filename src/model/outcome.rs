@@ -33,6 +33,8 @@ pub enum FailureKind {
     LogLimitExceeded,
     /// The builder's Nix failed in a way that another try, or another machine, may not.
     Transient,
+    /// The builder's disk is full.
+    NoSpace,
     /// The connection or the machine went away.
     BuilderLost,
     /// An input could not be read here or stored there.
@@ -73,6 +75,7 @@ impl Failure {
             FailureKind::TimedOut => 101,
             FailureKind::LogLimitExceeded
             | FailureKind::Transient
+            | FailureKind::NoSpace
             | FailureKind::BuilderLost
             | FailureKind::Transfer
             | FailureKind::Provider
@@ -86,7 +89,7 @@ impl FailureKind {
     /// Whether another attempt may end differently.
     pub fn is_retryable(self) -> bool {
         match self {
-            Self::Transient | Self::BuilderLost | Self::Transfer => true,
+            Self::Transient | Self::NoSpace | Self::BuilderLost | Self::Transfer => true,
             Self::Derivation
             | Self::TimedOut
             | Self::LogLimitExceeded
@@ -100,7 +103,7 @@ impl FailureKind {
     pub fn blame(self) -> Blame {
         match self {
             Self::Derivation | Self::TimedOut | Self::LogLimitExceeded => Blame::Derivation,
-            Self::Transient | Self::BuilderLost | Self::Transfer => Blame::Builder,
+            Self::Transient | Self::NoSpace | Self::BuilderLost | Self::Transfer => Blame::Builder,
             Self::Provider => Blame::Provider,
             Self::Request => Blame::Request,
             Self::Broker => Blame::Broker,

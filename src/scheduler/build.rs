@@ -6,18 +6,18 @@ use std::time::{Duration, Instant};
 
 use super::event::RunPhase;
 use super::pool::PoolIx;
-use super::queue::{LaneIx, Ticket};
+use super::queue::{LaneIx, Place};
 use super::retry::Attempt;
 use super::trail::{Trail, Why};
-use crate::model::{BuildId, BuildPhase, BuildRequest, BuilderId, LeaseId, Phases, Traffic, Usd};
+use crate::model::{Basis, BuildId, BuildPhase, BuildRequest, BuilderId, LeaseId, Phases, Traffic, Usd};
 
 /// An accepted build that has not ended.
 #[derive(Clone, Debug)]
 pub(super) struct Build {
     pub(super) id: BuildId,
     pub(super) request: BuildRequest,
-    /// Its place in the order of acceptance.
-    pub(super) ticket: Ticket,
+    /// Its place in whatever lane it waits.
+    pub(super) place: Place,
     pub(super) accepted_at: Instant,
     pub(super) stage: Stage,
     /// Since when it is in that stage, or its phase.
@@ -37,6 +37,8 @@ pub(super) struct Build {
     /// It has lost a machine that could be taken away, and shall not lose another.
     pub(super) shuns_loose: bool,
     pub(super) trail: Trail,
+    /// Builders that made some of its inputs, the one that made most first.
+    pub(super) near: Vec<BuilderId>,
     /// The builder whose start it was told of.
     pub(super) herald: Option<BuilderId>,
 }
@@ -62,6 +64,8 @@ pub(super) enum Stage {
 pub(super) struct Run {
     pub(super) builder: BuilderId,
     pub(super) pool: PoolIx,
+    /// Where it waited.
+    pub(super) lane: LaneIx,
     pub(super) lease: LeaseId,
     pub(super) phase: RunPhase,
     /// Why it was asked to stop, if it was.
@@ -82,9 +86,12 @@ pub(super) enum StopCause {
 }
 
 impl Build {
-    pub(super) fn accepted(id: BuildId, request: BuildRequest, ticket: Ticket, now: Instant) -> Self {
+    pub(super) fn accepted(id: BuildId, request: BuildRequest, place: Place, now: Instant) -> Self {
         let mut trail = Trail::default();
         trail.push(now, Why::Accepted);
+        if request.prediction.basis != Basis::Nothing {
+            trail.push(now, Why::Predicted(request.prediction));
+        }
         let inherited = &request.requirement.inherited;
         if !inherited.is_empty() {
             trail.push(now, Why::Inherits(inherited.clone()));
@@ -92,7 +99,7 @@ impl Build {
         Self {
             id,
             request,
-            ticket,
+            place,
             accepted_at: now,
             stage: Stage::Accepted,
             since: now,
@@ -104,6 +111,7 @@ impl Build {
             failed: Vec::new(),
             shuns_loose: false,
             trail,
+            near: Vec::new(),
             herald: None,
         }
     }

@@ -41,6 +41,8 @@ pub(super) struct Builder {
     pub(super) instance: Option<Instance>,
     /// Slots in use. Invariant: never more than the slots it was ready with.
     pub(super) leases: BTreeMap<LeaseId, BuildId>,
+    /// Slots that some leases take beyond one each.
+    extra: BTreeMap<LeaseId, u32>,
     /// Slots it has; 0 until it is ready.
     pub(super) slots: u32,
     /// Whether its Nix builds content-addressed derivations; only a ready one has been asked.
@@ -123,6 +125,8 @@ pub(super) enum EndReason {
     Capped(String),
     /// This many builds in a row failed on it.
     Unhealthy(usize),
+    /// Its disk is full.
+    Full,
     /// The broker ends.
     Shutdown,
     /// Something went wrong with it.
@@ -142,6 +146,7 @@ impl fmt::Display for EndReason {
                 f.write_str(reason)
             }
             Self::Unhealthy(streak) => write!(f, "{streak} builds in a row failed on it"),
+            Self::Full => f.write_str("its disk is full"),
             Self::Shutdown => f.write_str("the broker is shutting down"),
             Self::Fault(fault) => f.write_str(&fault.reason),
         }
@@ -161,10 +166,16 @@ impl EndReason {
             | Self::Endangered(_)
             | Self::Capped(_)
             | Self::Unhealthy(_)
+            | Self::Full
             | Self::Shutdown
             | Self::Fault(_) => Ending::Final,
         }
     }
+}
+
+/// What a build that uses all processors gets of a machine with so many slots.
+pub(super) fn room_of_big(slots: u32) -> u32 {
+    (slots / 2).max(1)
 }
 
 impl Builder {
@@ -186,6 +197,7 @@ impl Builder {
             is_loose,
             instance: None,
             leases: BTreeMap::new(),
+            extra: BTreeMap::new(),
             slots: 0,
             has_ca_derivations: false,
             life: Life::Launching { deadline: now + timeout },
@@ -240,9 +252,20 @@ impl Builder {
         matches!(self.life, Life::Terminating { why: EndReason::Yields, .. })
     }
 
+    /// Builds that run here.
+    pub(super) fn company(&self) -> u32 {
+        u32::try_from(self.leases.len()).unwrap_or(u32::MAX)
+    }
+
     /// Slots in use.
     pub(super) fn used(&self) -> u32 {
-        u32::try_from(self.leases.len()).unwrap_or(u32::MAX)
+        self.company() + self.extra.values().sum::<u32>()
+    }
+
+    /// Slots that one more build takes. One that uses all processors gets half the machine, or what is left of it: it need
+    /// not wait until so much is free at once.
+    pub(super) fn room_for(&self, is_big: bool) -> u32 {
+        if is_big { room_of_big(self.slots).min(self.free()).max(1) } else { 1 }
     }
 
     /// Slots not in use, of a ready builder.
@@ -317,18 +340,22 @@ impl Builder {
         self.tab.so_far(now, self.rate(), lease)
     }
 
-    /// One slot more in use.
-    pub(super) fn grant(&mut self, now: Instant, lease: LeaseId, build: BuildId) {
+    /// A build more, and so many slots more in use.
+    pub(super) fn grant(&mut self, now: Instant, lease: LeaseId, build: BuildId, room: u32) {
         self.tab.open(now, self.rate(), lease);
         self.leases.insert(lease, build);
+        if room > 1 {
+            self.extra.insert(lease, room - 1);
+        }
         if let Life::Ready { idle_deadline, .. } = &mut self.life {
             *idle_deadline = None;
         }
     }
 
-    /// One slot less in use. Answers what its build has cost.
+    /// A build less. Answers what its build has cost.
     pub(super) fn release(&mut self, now: Instant, lease: LeaseId, idle: Duration) -> Usd {
         let cost = self.tab.close(now, self.rate(), lease);
+        self.extra.remove(&lease);
         let was_leased = self.leases.remove(&lease).is_some();
         if let Life::Ready { idle_deadline, .. } = &mut self.life
             && was_leased

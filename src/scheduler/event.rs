@@ -17,6 +17,13 @@ pub enum Event {
         /// What was asked.
         request: BuildRequest,
     },
+    /// Some inputs of a build were made on these builders, most of them on the first.
+    InputsMadeOn {
+        /// Which.
+        build: BuildId,
+        /// Where.
+        builders: Vec<BuilderId>,
+    },
     /// Nix has sent the inputs: the build may be placed.
     InputsKnown(BuildId),
     /// The client of this build went away.

@@ -14,6 +14,7 @@ use super::event::{Event, RunPhase};
 use super::history::History;
 use super::money::Ledger;
 use super::placement::{self, Placement};
+use super::poison::Poison;
 use super::pool::{Pool, PoolIx};
 use super::queue::Queue;
 use super::roster::Roster;
@@ -30,12 +31,14 @@ const TOLD_OF_LAUNCHES: usize = 512;
 /// All builders, all builds and the queue.
 #[derive(Clone, Debug)]
 pub struct Fleet {
+    pub(super) began: Instant,
     pub(super) now: Instant,
     pub(super) mode: Mode,
     pub(super) pools: Vec<Pool>,
     pub(super) roster: Roster,
     pub(super) builds: BTreeMap<BuildId, Build>,
     pub(super) queue: Queue,
+    pub(super) poison: Poison,
     pub(super) history: History,
     pub(super) ledger: Ledger,
     /// What is wanted since the event came in.
@@ -76,12 +79,14 @@ impl Fleet {
         let roster = Roster::new(pools.len());
         let offers = Offers::of(true, pools.iter().map(|pool| PoolOffer::of(pool, false)));
         Self {
+            began: now,
             now,
             mode: Mode::Accepting,
             pools,
             roster,
             builds: BTreeMap::new(),
             queue: Queue::default(),
+            poison: Poison::default(),
             history: History::default(),
             ledger: Ledger::default(),
             actions: Vec::new(),
@@ -105,6 +110,7 @@ impl Fleet {
         self.has_begun = true;
         match event {
             Event::Accepted { build, request } => self.on_accepted(build, request),
+            Event::InputsMadeOn { build, builders } => self.on_inputs_made_on(build, builders),
             Event::InputsKnown(build) => self.on_inputs_known(build),
             Event::ClientGone(build) => self.on_client_gone(build),
             Event::Progressed { build, lease, phase } => self.on_progressed(build, lease, phase),
@@ -193,22 +199,27 @@ impl Fleet {
     }
 
     fn start(&mut self, placement: Placement) {
-        let Placement { ticket, lane, build: id, builder } = placement;
+        let Placement { lane, build: id, builder, .. } = placement;
         self.last_lease += 1;
         let lease = LeaseId(self.last_lease);
-        self.queue.remove(lane, ticket);
-        let now = self.now;
+        let Some(build) = self.builds.get_mut(&id) else { return };
+        let place = build.place;
+        self.queue.remove(lane, place);
+        self.queue.started(lane, place.client);
+        let (now, is_big) = (self.now, self.queue.lane(lane).fit.is_big);
         let granted = self.roster.change(builder, |builder| {
-            let beside = builder.used();
-            builder.grant(now, lease, id);
-            (builder.pool, beside)
+            let beside = builder.company();
+            let room = builder.room_for(is_big);
+            builder.grant(now, lease, id, room);
+            (builder.pool, beside, room)
         });
-        let (Some((pool, beside)), Some(build)) = (granted, self.builds.get_mut(&id)) else { return };
-        let run = Run { builder, pool, lease, phase: RunPhase::Uploading, stop: None };
+        let Some((pool, beside, room)) = granted else { return };
+        let run = Run { builder, pool, lane, lease, phase: RunPhase::Uploading, stop: None };
         build.enter(self.now, Stage::Running(run));
         build.starts = build.starts.saturating_add(1);
         let name = self.pools[pool.0].spec.name.clone();
-        build.trail.push(self.now, Why::Started { builder, pool: name, beside });
+        let is_near = build.near.contains(&builder);
+        build.trail.push(self.now, Why::Started { builder, pool: name, beside, room, is_near });
         self.actions.push(Action::Start { build: id, builder, lease });
         self.actions.push(Action::Tell { build: id, note: Note::Started { builder } });
     }
@@ -236,7 +247,7 @@ impl Fleet {
             self.queue.lanes().map(move |(_, lane)| {
                 let shunning = lane.picky().filter(|(_, id)| shuns(id)).count();
                 let waiting = if steady { shunning } else { lane.len() - shunning };
-                Want { pools: &lane.pools, waiting, steady }
+                Want { pools: &lane.fit.pools, waiting, steady, is_big: lane.fit.is_big }
             })
         };
         want(true).chain(want(false)).filter(|want| want.waiting > 0)
@@ -341,8 +352,13 @@ impl Fleet {
             let Some(Stage::Queued { lane, .. }) = self.builds.get(build).map(|build| &build.stage) else {
                 continue;
             };
-            let newest =
-                self.queue.lane(*lane).pools.iter().find_map(|ix| self.roster.census(*ix).starting.last());
+            let newest = self
+                .queue
+                .lane(*lane)
+                .fit
+                .pools
+                .iter()
+                .find_map(|ix| self.roster.census(*ix).starting.last());
             let Some(builder) = newest.and_then(|id| self.roster.get(*id)) else { continue };
             let has_room = builder.audience.len() < self.slots_to_come(builder);
             let id = builder.id;
@@ -390,16 +406,23 @@ impl Fleet {
             && pools.clone().zip(&self.offers.pools).all(|((ix, pool), offer)| {
                 let unfit = if self.has_ready(PoolIx(ix)) { None } else { pool.unfit() };
                 offer.capped == self.declines(PoolIx(ix))
+                    && offer.is_up == self.is_up(PoolIx(ix))
+                    && offer.launch == pool.launch_takes()
                     && offer.unfit.as_deref() == unfit
                     && offer.offer.features.len() == pool.offer.features.len()
             });
         if !is_current {
             let pools = pools.map(|(ix, pool)| PoolOffer {
                 capped: self.declines(PoolIx(ix)),
+                is_up: self.is_up(PoolIx(ix)),
                 ..PoolOffer::of(pool, self.has_ready(PoolIx(ix)))
             });
             self.offers = Arc::new(Offers::of(accepting, pools));
         }
+    }
+
+    fn is_up(&self, ix: PoolIx) -> bool {
+        self.roster.census(ix).staffed() > 0
     }
 
     fn has_ready(&self, ix: PoolIx) -> bool {

@@ -44,6 +44,7 @@ pub mod event;
 
 mod build;
 mod builder;
+mod economics;
 mod fleet;
 mod history;
 mod money;
@@ -54,8 +55,10 @@ mod on_interruption;
 mod on_money;
 mod on_operator;
 mod placement;
+mod poison;
 mod pool;
 mod queue;
+mod rank;
 mod retry;
 mod roster;
 mod scaling;

@@ -9,12 +9,16 @@ use super::event::{AttemptEnd, RunPhase};
 use super::fleet::{Fleet, Mode};
 use super::history::place_of;
 use super::pool::PoolIx;
-use super::queue::Ticket;
+use super::queue::{Fit, Place};
+use super::rank::{Rank, Ticket};
 use super::retry::{self, Attempt, Next};
 use super::trail::Why;
 use crate::model::{
     BuildId, BuildRequest, BuilderId, Failure, FailureKind, LeaseId, Outcome, Requirement, Traffic,
 };
+
+/// Builders that made inputs of a build, at most, which are looked at when it is placed.
+const MOST_NEAR: usize = 4;
 
 impl Fleet {
     pub(super) fn on_accepted(&mut self, id: BuildId, request: BuildRequest) {
@@ -22,12 +26,21 @@ impl Fleet {
             return;
         }
         self.last_ticket += 1;
-        self.builds.insert(id, Build::accepted(id, request, Ticket(self.last_ticket), self.now));
+        let rank = Rank::new(self.began, self.now, &request.prediction, Ticket(self.last_ticket));
+        let place = Place { client: request.client, rank };
+        self.builds.insert(id, Build::accepted(id, request, place, self.now));
         self.awaiting_inputs += 1;
         // A verdict given just before a shutdown was asked for still binds us; one that arrives when all is being
         // stopped cannot be kept.
         if self.mode >= Mode::Forced {
             self.finish(id, Outcome::Failed(shutting_down()));
+        }
+    }
+
+    pub(super) fn on_inputs_made_on(&mut self, id: BuildId, mut builders: Vec<BuilderId>) {
+        builders.truncate(MOST_NEAR);
+        if let Some(build) = self.builds.get_mut(&id) {
+            build.near = builders;
         }
     }
 
@@ -75,6 +88,9 @@ impl Fleet {
             return;
         };
         self.release(id, &run, &end);
+        if run.stop.is_none() {
+            self.note_losses(id, run.builder, &end);
+        }
         match run.stop {
             None => match end {
                 AttemptEnd::Succeeded => self.finish(id, Outcome::Succeeded),
@@ -115,9 +131,26 @@ impl Fleet {
         let (cost, streak) = released.unwrap_or_default();
         if let Some(build) = self.builds.get_mut(&id) {
             build.cost += cost;
+            self.queue.stopped(run.lane, build.place.client);
         }
         self.drain_if_unhealthy(run.builder, streak);
+        if let AttemptEnd::Failed(Failure { kind: FailureKind::NoSpace, .. }) = end {
+            self.drain_full(run.builder);
+        }
         self.end_if_drained(run.builder);
+    }
+
+    /// What was learned about its derivation from the end of an attempt that nobody stopped.
+    fn note_losses(&mut self, id: BuildId, builder: BuilderId, end: &AttemptEnd) {
+        let Some(build) = self.builds.get(&id) else { return };
+        let drv = &build.request.drv;
+        match end {
+            AttemptEnd::Succeeded => self.poison.forget(drv),
+            AttemptEnd::Failed(failure) if failure.kind == FailureKind::BuilderLost => {
+                self.poison.note(self.now, drv, builder);
+            }
+            AttemptEnd::Failed(_) | AttemptEnd::Aborted => {}
+        }
     }
 
     fn retry_or_fail(&mut self, id: BuildId, builder: BuilderId, failure: Failure) {
@@ -133,7 +166,7 @@ impl Fleet {
         }
     }
 
-    /// Queues a build anew that lost its builder to the provider. Its ticket makes it the next in line.
+    /// Queues a build anew that lost its builder to the provider. Its place makes it one of the next in line.
     fn move_on(&mut self, id: BuildId, builder: BuilderId) {
         if self.enqueue(id, self.failure_counter) {
             let reason = "the provider takes its machine back".to_owned();
@@ -161,6 +194,11 @@ impl Fleet {
     /// Puts a build that is in no lane into the right one, or ends it when no pool fits. Answers whether it waits.
     pub(super) fn enqueue(&mut self, id: BuildId, waits_since: u64) -> bool {
         let Some(build) = self.builds.get(&id) else { return false };
+        if let Some(why) = self.poison.verdict(self.now, &build.request.drv) {
+            self.finish(id, Outcome::Failed(Failure::new(FailureKind::BuilderLost, why)));
+            return false;
+        }
+        let is_big = build.request.requirement.is_big_parallel();
         let pools = self.fitting_pools(&build.request.requirement);
         if pools.is_empty() {
             let failure = Failure::new(FailureKind::Request, self.misfits(&build.request.requirement));
@@ -170,20 +208,20 @@ impl Fleet {
         if pools.iter().any(|ix| self.pools[ix.0].unfit().is_some()) {
             self.hope_was_lost = true;
         }
-        let lane = self.queue.lane_for(pools);
+        let lane = self.queue.lane_for(Fit { pools, is_big });
         let Some(build) = self.builds.get_mut(&id) else { return false };
         if build.stage == Stage::Accepted {
             self.awaiting_inputs -= 1;
         }
         build.enter(self.now, Stage::Queued { lane, waits_since });
-        for ix in &self.queue.lane(lane).pools {
+        for ix in &self.queue.lane(lane).fit.pools {
             self.pools[ix.0].gather(self.now);
         }
         let is_ready = |attempt: &Attempt| self.roster.get(attempt.builder).is_some_and(Builder::is_ready);
         if build.shuns_loose || build.failed.iter().any(is_ready) {
-            self.queue.push_picky(lane, build.ticket, id);
+            self.queue.push_picky(lane, build.place, id);
         } else {
-            self.queue.push_plain(lane, build.ticket, id);
+            self.queue.push_plain(lane, build.place, id);
         }
         true
     }
@@ -228,7 +266,7 @@ impl Fleet {
             |ix: &PoolIx| self.roster.census(*ix).staffed() == 0 && self.pools[ix.0].may_be_given_up();
         let mut hopeless = Vec::new();
         for (_, lane) in self.queue.lanes() {
-            if !lane.pools.iter().all(dead_end) {
+            if !lane.fit.pools.iter().all(dead_end) {
                 continue;
             }
             let mut complaint = None;
@@ -237,9 +275,10 @@ impl Fleet {
                 else {
                     continue;
                 };
-                if lane.pools.iter().all(|ix| self.pools[ix.0].is_given_up(*waits_since)) {
+                if lane.fit.pools.iter().all(|ix| self.pools[ix.0].is_given_up(*waits_since)) {
                     let complaint = complaint.get_or_insert_with(|| {
-                        lane.pools
+                        lane.fit
+                            .pools
                             .iter()
                             .map(|ix| self.pools[ix.0].complaint())
                             .collect::<Vec<_>>()
@@ -262,7 +301,7 @@ impl Fleet {
             let Stage::Queued { lane, .. } = build.stage else { continue };
             let ahead = u32::try_from(self.queue.competition(lane).saturating_sub(1)).unwrap_or(u32::MAX);
             let name = |ix: &PoolIx| self.pools[ix.0].spec.name.clone();
-            let pools: Vec<_> = self.queue.lane(lane).pools.iter().map(name).collect();
+            let pools: Vec<_> = self.queue.lane(lane).fit.pools.iter().map(name).collect();
             let Some(pool) = pools.first().cloned() else { continue };
             build.trail.push(self.now, Why::Waits { pools, ahead });
             self.actions.push(Action::Tell { build: *id, note: Note::Queued { pool, ahead } });
@@ -275,7 +314,7 @@ impl Fleet {
         build.leave(self.now);
         match build.stage {
             Stage::Accepted => self.awaiting_inputs -= 1,
-            Stage::Queued { lane, .. } => self.queue.remove(lane, build.ticket),
+            Stage::Queued { lane, .. } => self.queue.remove(lane, build.place),
             Stage::Running(_) => {}
         }
         let place = place_of(&build, |ix| self.pools[ix.0].spec.name.clone());
@@ -299,6 +338,7 @@ fn judge(builder: &mut Builder, now: Instant, id: BuildId, run: &Run, end: &Atte
                 return builder.record_bad_attempt(id);
             }
             FailureKind::Transient
+            | FailureKind::NoSpace
             | FailureKind::Transfer
             | FailureKind::Provider
             | FailureKind::Request

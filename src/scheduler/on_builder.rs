@@ -50,6 +50,7 @@ impl Fleet {
             return;
         }
         let (ix, known_since, demand) = (builder.pool, builder.known_since, builder.demand);
+        let is_adopted = builder.is_adopted;
         let pool = &mut self.pools[ix.0];
         if let Some(reason) = pool.unfitness(facts) {
             self.on_lost(id, BuilderFault { kind: BuilderFaultKind::Unfit, reason });
@@ -59,6 +60,9 @@ impl Fleet {
         let slots = pool.slots_of(facts);
         let (idle, lifetime) = (pool.spec.idle_timeout, pool.spec.max_lifetime);
         pool.builder_became_ready(slots, demand);
+        if !is_adopted {
+            pool.learn_launch(now.saturating_duration_since(known_since));
+        }
         let has_ca_derivations = facts.offer.features.contains(&Feature::new(CA_DERIVATIONS));
         self.roster.change(id, |builder| {
             builder.has_ca_derivations = has_ca_derivations;
@@ -170,6 +174,14 @@ impl Fleet {
         let why = EndReason::Unhealthy(streak);
         self.pools[builder.pool.0].builder_was_lost(self.now, &format!("{id}: {why}"));
         self.drain(id, why, None);
+    }
+
+    /// Whatever would be built next on a builder without disk space fails as well: what runs there may end well, and what
+    /// waits is for another one.
+    pub(super) fn drain_full(&mut self, id: BuilderId) {
+        let Some(builder) = self.roster.get(id).filter(|builder| builder.is_ready()) else { return };
+        self.pools[builder.pool.0].last_fault = Some((format!("{id}: {}", EndReason::Full), self.now));
+        self.drain(id, EndReason::Full, None);
     }
 
     /// Does what is due for a builder. Afterwards its next deadline lies in the future.

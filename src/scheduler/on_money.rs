@@ -125,9 +125,9 @@ impl Fleet {
     fn fail_capped(&mut self) {
         let mut failed: Vec<(BuildId, String)> = Vec::new();
         for (_, lane) in self.queue.lanes() {
-            let reasons: Option<Vec<String>> = lane.pools.iter().map(|ix| self.closed(*ix)).collect();
+            let reasons: Option<Vec<String>> = lane.fit.pools.iter().map(|ix| self.closed(*ix)).collect();
             let Some(reasons) = reasons else { continue };
-            let named = lane.pools.iter().zip(reasons);
+            let named = lane.fit.pools.iter().zip(reasons);
             let reason = named.map(|(ix, reason)| format!("pool `{}`: {reason}", self.pools[ix.0].spec.name));
             let reason = reason.collect::<Vec<_>>().join("; ");
             failed.extend(lane.iter().map(|(_, id)| (id, reason.clone())));
@@ -210,7 +210,7 @@ impl Fleet {
             let Some(Stage::Queued { lane, .. }) = self.builds.get(id).map(|build| &build.stage) else {
                 continue;
             };
-            let pools = self.queue.lane(*lane).pools.clone();
+            let pools = self.queue.lane(*lane).fit.pools.clone();
             let Some(reasons) = pools.iter().map(|ix| self.declines(*ix)).collect::<Option<Vec<_>>>() else {
                 continue;
             };
@@ -231,7 +231,7 @@ impl Fleet {
         let is_stuck = |ix: &PoolIx| {
             self.roster.census(*ix).staffed() == 0 && self.held(*ix).is_some() && self.closed(*ix).is_none()
         };
-        let some_are_stuck = self.queue.lanes().any(|(_, lane)| lane.pools.iter().all(is_stuck));
+        let some_are_stuck = self.queue.lanes().any(|(_, lane)| lane.fit.pools.iter().all(is_stuck));
         let has_begun = self.roster.iter().any(|builder| builder.is_yielding());
         if !some_are_stuck || has_begun {
             return;

@@ -1,21 +1,22 @@
 //! Which build gets which builder next.
 //!
-//! The earliest accepted build that any open builder fits comes first, so a build is never overtaken for a slot it
-//! could have had. It goes to the first of its pools with a free slot, there to the builder with most leases, and not
-//! to one it has failed on while there is, or soon will be, another.
+//! Among the builds that any open builder fits, the one comes first whose turn it is ([`super::queue`]). It goes to the
+//! first of its pools with a free slot: to a builder that made some of its inputs, if one of them is open; else to the
+//! fullest, so that others become idle and end. One that is `big-parallel` goes to the one with most room instead, and
+//! takes half of it. None goes to a builder that it has failed on while there is, or soon will be, another.
 
 use std::collections::BTreeMap;
 
 use super::build::Build;
 use super::pool::PoolIx;
-use super::queue::{LaneIx, Queue, Ticket};
+use super::queue::{Fit, LaneIx, Queue, Turn};
 use super::roster::Roster;
 use crate::model::{BuildId, BuilderId};
 
 /// A build and the builder it is to run on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Placement {
-    pub(super) ticket: Ticket,
+    turn: Turn,
     pub(super) lane: LaneIx,
     pub(super) build: BuildId,
     pub(super) builder: BuilderId,
@@ -31,35 +32,51 @@ pub(super) fn next(
     may_grow: impl Fn(PoolIx) -> bool,
 ) -> Option<Placement> {
     let mut best: Option<Placement> = None;
+    let is_better = |turn: Turn, best: &Option<Placement>| best.is_none_or(|best| turn < best.turn);
     for (lane_ix, lane) in queue.lanes() {
-        let Some(open) = first_open(&lane.pools, roster) else { continue };
-        if let Some((ticket, build)) = lane.first_plain()
-            && best.is_none_or(|best| ticket < best.ticket)
+        let Some(open) = first_open(&lane.fit, roster) else { continue };
+        if let Some((turn, build)) = lane.first_plain()
+            && is_better(turn, &best)
         {
-            best = Some(Placement { ticket, lane: lane_ix, build, builder: open });
+            let builder = builds.get(&build).and_then(|build| near(&lane.fit, roster, build)).unwrap_or(open);
+            best = Some(Placement { turn, lane: lane_ix, build, builder });
         }
-        for (ticket, build) in lane.picky() {
-            if best.is_some_and(|best| best.ticket < ticket) {
-                break;
-            }
-            let Some(known) = builds.get(&build) else { continue };
-            if let Some(builder) = choose_for_picky(&lane.pools, roster, known, &may_grow) {
-                best = Some(Placement { ticket, lane: lane_ix, build, builder });
-                break;
-            }
+        let suited = lane.picky().find_map(|(turn, build)| {
+            let builder = choose_for_picky(&lane.fit, roster, builds.get(&build)?, &may_grow)?;
+            Some(Placement { turn, lane: lane_ix, build, builder })
+        });
+        if let Some(suited) = suited
+            && is_better(suited.turn, &best)
+        {
+            best = Some(suited);
         }
     }
     best
 }
 
 /// The builder for a build that any will do for.
-fn first_open(pools: &[PoolIx], roster: &Roster) -> Option<BuilderId> {
-    pools.iter().find_map(|pool| roster.census(*pool).open.first()).map(|(_, builder)| *builder)
+fn first_open(fit: &Fit, roster: &Roster) -> Option<BuilderId> {
+    fit.pools.iter().find_map(|pool| {
+        let census = roster.census(*pool);
+        if fit.is_big {
+            census.roomy.first().map(|(_, builder)| *builder)
+        } else {
+            census.open.first().map(|(_, builder)| *builder)
+        }
+    })
+}
+
+/// An open builder that made some of its inputs.
+fn near(fit: &Fit, roster: &Roster, build: &Build) -> Option<BuilderId> {
+    let will_do = |id: &&BuilderId| {
+        roster.get(**id).is_some_and(|builder| builder.is_open() && fit.pools.contains(&builder.pool))
+    };
+    build.near.iter().find(will_do).copied()
 }
 
 /// The builder for a build that would rather not run on some: it has failed on them, or they may be taken away.
 fn choose_for_picky(
-    pools: &[PoolIx],
+    fit: &Fit,
     roster: &Roster,
     build: &Build,
     may_grow: impl Fn(PoolIx) -> bool,
@@ -68,15 +85,15 @@ fn choose_for_picky(
         let is_loose = || roster.get(*id).is_some_and(|builder| builder.is_loose);
         !(build.has_failed_on(*id) || build.shuns_loose && is_loose())
     };
-    let open = pools.iter().flat_map(|pool| &roster.census(*pool).open).map(|(_, builder)| *builder);
-    let best = open.clone().find(&suits);
+    let mut open = fit.pools.iter().flat_map(|pool| &roster.census(*pool).open).map(|(_, builder)| *builder);
+    let best = open.find(&suits);
     let another_will_be_free = || {
-        pools.iter().any(|pool| {
+        fit.pools.iter().any(|pool| {
             let census = roster.census(*pool);
             // One that is only launched because this one waits counts as well.
             let is_launched = build.shuns_loose && may_grow(*pool);
             is_launched || census.starting.iter().chain(&census.ready).any(&suits)
         })
     };
-    if best.is_some() || another_will_be_free() { best } else { first_open(pools, roster) }
+    if best.is_some() || another_will_be_free() { best } else { first_open(fit, roster) }
 }

@@ -25,6 +25,11 @@ const INTERRUPTION_WINDOW: Duration = Duration::from_secs(15 * 60);
 /// and for this time the pool launches none that may be taken away.
 const STEADY_TIME: Duration = Duration::from_secs(30 * 60);
 
+/// From a launch until the builder is ready, as long as there was none: an instance that boots,
+const EC2_LAUNCH: Duration = Duration::from_secs(60);
+/// and one that runs already, or is a process.
+const NEAR_LAUNCH: Duration = Duration::from_secs(2);
+
 /// How long it is believed that nothing is cheaper: spot prices move.
 const PRICES_HOLD: Duration = Duration::from_secs(10 * 60);
 
@@ -59,6 +64,8 @@ struct Learned {
     usual: Option<u32>,
     /// Slots that a machine had which was asked to have more.
     most: Option<u32>,
+    /// Whole seconds from a launch until the builder is ready, as the last ones took.
+    launch: Option<u32>,
 }
 
 /// The time in which builds come together before a launch.
@@ -213,6 +220,23 @@ impl Pool {
             self.offer.features.insert(feature)
         } else {
             self.offer.features.remove(&feature)
+        }
+    }
+
+    /// A builder of it was ready after this time.
+    pub(super) fn learn_launch(&mut self, after: Duration) {
+        let seconds = u32::try_from(after.as_secs()).unwrap_or(u32::MAX);
+        // Half of it is the latest one: a machine that was put aside wakes sooner than a new one boots.
+        let before = self.learned.launch.unwrap_or(seconds);
+        self.learned.launch = Some(before.midpoint(seconds));
+    }
+
+    /// How long a builder will take that has to be launched.
+    pub(super) fn launch_takes(&self) -> Duration {
+        match (self.learned.launch, &self.spec.provider) {
+            (Some(seconds), _) => Duration::from_secs(u64::from(seconds)),
+            (None, ProviderSpec::Ec2(_)) => EC2_LAUNCH,
+            (None, ProviderSpec::Local(_) | ProviderSpec::Hosts(_)) => NEAR_LAUNCH,
         }
     }
 

@@ -1,75 +1,149 @@
-//! Accepted builds without a slot, in the order of their acceptance.
+//! Accepted builds without a slot.
 //!
-//! Builds that fit the same pools wait in one lane, so that a decision looks at lanes, of which there are few, and
-//! never at all builds. Which build goes where is [`super::placement`]'s question.
+//! Builds that fit the same pools and take as much room wait in one lane, so that a decision looks at lanes, of which there
+//! are few, and never at all builds. Within a lane the client comes first that has the fewest builds running from there:
+//! a run of Nix with one build does not wait for one with a thousand. Which of a client's builds comes first is
+//! [`super::rank`]'s question, and which build goes where [`super::placement`]'s.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::pool::PoolIx;
-use crate::model::BuildId;
+use super::rank::Rank;
+use crate::model::{BuildId, ClientId};
 
-/// The order of acceptance; a build keeps its ticket when it is tried again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Ticket(pub(super) u64);
-
-/// One lane of the queue.
+/// One lane of the queue. Stays the same lane as long as the fleet exists.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct LaneIx(usize);
 
-/// Builds that fit the same pools.
+/// What decides in which lane a build waits.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Fit {
+    /// Pools that will do, in the order of the configuration. Invariant: never empty.
+    pub(super) pools: Vec<PoolIx>,
+    /// Whether it gets room on a machine (`big-parallel`).
+    pub(super) is_big: bool,
+}
+
+/// A build's place in a lane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Place {
+    pub(super) client: ClientId,
+    pub(super) rank: Rank,
+}
+
+/// A build that could be next: whose client has the fewest running, then whose rank is lowest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Turn {
+    /// Builds of its client that run from this lane.
+    running: u32,
+    rank: Rank,
+}
+
+/// Builds that fit the same.
 #[derive(Clone, Debug)]
 pub(super) struct Lane {
-    /// In the order of the configuration. Invariant: never empty.
-    pub(super) pools: Vec<PoolIx>,
-    plain: BTreeMap<Ticket, BuildId>,
-    picky: BTreeMap<Ticket, BuildId>,
+    pub(super) fit: Fit,
+    plain: BTreeMap<ClientId, BTreeMap<Rank, BuildId>>,
+    /// The first of each client in `plain`.
+    turns: BTreeSet<(Turn, ClientId)>,
+    picky: BTreeMap<Rank, (BuildId, ClientId)>,
+    /// Builds that run from here, by client; none is left out.
+    running: BTreeMap<ClientId, u32>,
+    len: usize,
 }
 
 impl Lane {
+    fn new(fit: Fit) -> Self {
+        Self {
+            fit,
+            plain: BTreeMap::new(),
+            turns: BTreeSet::new(),
+            picky: BTreeMap::new(),
+            running: BTreeMap::new(),
+            len: 0,
+        }
+    }
+
     pub(super) fn len(&self) -> usize {
-        self.plain.len() + self.picky.len()
+        self.len
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.plain.is_empty() && self.picky.is_empty()
+        self.len == 0
     }
 
-    /// The build that comes first among those that any builder of the lane's pools will do for.
-    pub(super) fn first_plain(&self) -> Option<(Ticket, BuildId)> {
-        self.plain.first_key_value().map(|(ticket, build)| (*ticket, *build))
+    /// The build whose turn it is among those that any builder of the lane's pools will do for.
+    pub(super) fn first_plain(&self) -> Option<(Turn, BuildId)> {
+        let (turn, client) = self.turns.first()?;
+        let (_, build) = self.plain.get(client)?.first_key_value()?;
+        Some((*turn, *build))
     }
 
-    /// Builds that had failed on a builder that was still ready, in order. Few of them are held back at any time: a
-    /// builder on which many fail is drained.
-    pub(super) fn picky(&self) -> impl Iterator<Item = (Ticket, BuildId)> {
-        self.picky.iter().map(|(ticket, build)| (*ticket, *build))
+    /// Builds that would rather not run on some builder, by rank. Few of them are held back at any time: a builder on
+    /// which many fail is drained.
+    pub(super) fn picky(&self) -> impl Iterator<Item = (Turn, BuildId)> {
+        self.picky
+            .iter()
+            .map(|(rank, (build, client))| (Turn { running: self.running_of(*client), rank: *rank }, *build))
     }
 
-    /// All builds; in order of acceptance only within each kind.
-    pub(super) fn iter(&self) -> impl Iterator<Item = (Ticket, BuildId)> {
-        self.plain.iter().chain(&self.picky).map(|(ticket, build)| (*ticket, *build))
+    /// All builds.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (Rank, BuildId)> {
+        let plain = self.plain.values().flatten().map(|(rank, build)| (*rank, *build));
+        plain.chain(self.picky.iter().map(|(rank, (build, _))| (*rank, *build)))
     }
 
-    /// The first builds in order of acceptance.
-    fn heads(&self, most: usize) -> Vec<(Ticket, BuildId)> {
-        let plain = self.plain.iter().take(most);
-        let mut heads: Vec<_> =
-            plain.chain(self.picky.iter().take(most)).map(|(ticket, build)| (*ticket, *build)).collect();
-        heads.sort_unstable();
-        heads.truncate(most);
-        heads
+    /// The first builds by rank.
+    fn heads(&self, most: usize) -> Vec<(Rank, BuildId)> {
+        let plain = self.plain.values().flat_map(|builds| builds.iter().take(most));
+        let plain = plain.map(|(rank, build)| (*rank, *build));
+        let picky = self.picky.iter().take(most).map(|(rank, (build, _))| (*rank, *build));
+        first(plain.chain(picky).collect(), most)
+    }
+
+    fn running_of(&self, client: ClientId) -> u32 {
+        self.running.get(&client).copied().unwrap_or(0)
+    }
+
+    /// The turn of a client's first build.
+    fn turn_of(&self, client: ClientId) -> Option<(Turn, ClientId)> {
+        let (rank, _) = self.plain.get(&client)?.first_key_value()?;
+        Some((Turn { running: self.running_of(client), rank: *rank }, client))
+    }
+
+    /// Changes what a client has here, and when it is its turn.
+    fn change<T>(&mut self, client: ClientId, change: impl FnOnce(&mut Self) -> T) -> T {
+        if let Some(turn) = self.turn_of(client) {
+            self.turns.remove(&turn);
+        }
+        let answer = change(self);
+        match self.turn_of(client) {
+            Some(turn) => {
+                self.turns.insert(turn);
+            }
+            None => {
+                self.plain.remove(&client);
+            }
+        }
+        answer
     }
 
     fn meets(&self, other: &Self) -> bool {
-        self.pools.iter().any(|pool| other.pools.contains(pool))
+        self.fit.pools.iter().any(|pool| other.fit.pools.contains(pool))
     }
+}
+
+fn first(mut builds: Vec<(Rank, BuildId)>, most: usize) -> Vec<(Rank, BuildId)> {
+    builds.sort_unstable();
+    builds.truncate(most);
+    builds
 }
 
 /// All lanes.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Queue {
     lanes: Vec<Lane>,
-    by_pools: BTreeMap<Vec<PoolIx>, LaneIx>,
+    by_fit: BTreeMap<Fit, LaneIx>,
     /// Lanes with the fewest pools first: they have the least choice.
     narrow_first: Vec<LaneIx>,
     len: usize,
@@ -80,17 +154,17 @@ impl Queue {
         self.len == 0
     }
 
-    /// The lane for builds that fit these pools. Invariant: `pools` is not empty and in order.
-    pub(super) fn lane_for(&mut self, pools: Vec<PoolIx>) -> LaneIx {
-        if let Some(lane) = self.by_pools.get(&pools) {
+    /// The lane for builds that fit so.
+    pub(super) fn lane_for(&mut self, fit: Fit) -> LaneIx {
+        if let Some(lane) = self.by_fit.get(&fit) {
             return *lane;
         }
         let lane = LaneIx(self.lanes.len());
-        self.lanes.push(Lane { pools: pools.clone(), plain: BTreeMap::new(), picky: BTreeMap::new() });
-        self.by_pools.insert(pools, lane);
+        self.lanes.push(Lane::new(fit.clone()));
+        self.by_fit.insert(fit, lane);
         self.narrow_first.push(lane);
         let lanes = &self.lanes;
-        self.narrow_first.sort_by_key(|lane| (lanes[lane.0].pools.len(), *lane));
+        self.narrow_first.sort_by_key(|lane| (lanes[lane.0].fit.pools.len(), *lane));
         lane
     }
 
@@ -104,50 +178,74 @@ impl Queue {
     }
 
     /// A build that any builder will do for.
-    pub(super) fn push_plain(&mut self, lane: LaneIx, ticket: Ticket, build: BuildId) {
-        if self.lanes[lane.0].plain.insert(ticket, build).is_none() {
-            self.len += 1;
-        }
+    pub(super) fn push_plain(&mut self, lane: LaneIx, place: Place, build: BuildId) {
+        let lane = &mut self.lanes[lane.0];
+        let client = place.client;
+        let is_new = lane
+            .change(client, |lane| lane.plain.entry(client).or_default().insert(place.rank, build).is_none());
+        self.len += usize::from(is_new);
+        lane.len += usize::from(is_new);
     }
 
     /// A build that has failed on a builder that is still ready.
-    pub(super) fn push_picky(&mut self, lane: LaneIx, ticket: Ticket, build: BuildId) {
-        if self.lanes[lane.0].picky.insert(ticket, build).is_none() {
-            self.len += 1;
-        }
+    pub(super) fn push_picky(&mut self, lane: LaneIx, place: Place, build: BuildId) {
+        let lane = &mut self.lanes[lane.0];
+        let is_new = lane.picky.insert(place.rank, (build, place.client)).is_none();
+        self.len += usize::from(is_new);
+        lane.len += usize::from(is_new);
     }
 
-    /// Takes a build out, if it is there: the lanes may have been made anew since it was queued.
-    pub(super) fn remove(&mut self, lane: LaneIx, ticket: Ticket) {
-        let Some(lane) = self.lanes.get_mut(lane.0) else { return };
-        if lane.plain.remove(&ticket).or_else(|| lane.picky.remove(&ticket)).is_some() {
+    /// Takes a build out, if it is there.
+    pub(super) fn remove(&mut self, lane: LaneIx, place: Place) {
+        let lane = &mut self.lanes[lane.0];
+        let was_plain = lane.change(place.client, |lane| {
+            lane.plain.get_mut(&place.client).is_some_and(|builds| builds.remove(&place.rank).is_some())
+        });
+        if was_plain || lane.picky.remove(&place.rank).is_some() {
             self.len -= 1;
+            lane.len -= 1;
         }
     }
 
-    /// Takes every build out, in order of acceptance.
+    /// A build of this client runs that waited here.
+    pub(super) fn started(&mut self, lane: LaneIx, client: ClientId) {
+        self.lanes[lane.0].change(client, |lane| *lane.running.entry(client).or_insert(0) += 1);
+    }
+
+    /// It runs no more.
+    pub(super) fn stopped(&mut self, lane: LaneIx, client: ClientId) {
+        self.lanes[lane.0].change(client, |lane| {
+            if let Some(running) = lane.running.get_mut(&client) {
+                *running = running.saturating_sub(1);
+                if *running == 0 {
+                    lane.running.remove(&client);
+                }
+            }
+        });
+    }
+
+    /// Takes every build out, in order.
     pub(super) fn drain(&mut self) -> Vec<BuildId> {
-        let mut all: Vec<_> = self.lanes.iter().flat_map(Lane::iter).collect();
-        all.sort_unstable();
-        *self = Self::default();
-        all.into_iter().map(|(_, build)| build).collect()
+        let all: Vec<_> = self.lanes.iter().flat_map(Lane::iter).collect();
+        for lane in &mut self.lanes {
+            lane.plain.clear();
+            lane.turns.clear();
+            lane.picky.clear();
+            lane.len = 0;
+        }
+        self.len = 0;
+        first(all, usize::MAX).into_iter().map(|(_, build)| build).collect()
     }
 
     /// Whether any build waits that this pool could take.
     pub(super) fn waits_for(&self, pool: PoolIx) -> bool {
-        self.lanes.iter().any(|lane| !lane.is_empty() && lane.pools.contains(&pool))
+        self.lanes.iter().any(|lane| !lane.is_empty() && lane.fit.pools.contains(&pool))
     }
 
-    /// The first builds in order of acceptance that this pool could take.
+    /// The first builds by rank that this pool could take.
     pub(super) fn heads(&self, pool: PoolIx, most: usize) -> Vec<BuildId> {
-        let mut heads: Vec<_> = self
-            .lanes
-            .iter()
-            .filter(|lane| lane.pools.contains(&pool))
-            .flat_map(|lane| lane.heads(most))
-            .collect();
-        heads.sort_unstable();
-        heads.truncate(most);
+        let lanes = self.lanes.iter().filter(|lane| lane.fit.pools.contains(&pool));
+        let heads = first(lanes.flat_map(|lane| lane.heads(most)).collect(), most);
         heads.into_iter().map(|(_, build)| build).collect()
     }
 
@@ -157,13 +255,13 @@ impl Queue {
         self.lanes.iter().filter(|other| other.meets(own)).map(Lane::len).sum()
     }
 
-    /// For every build, how many that compete with it come before it.
+    /// For every build, how many that compete with it have a lower rank.
     pub(super) fn positions(&self) -> BTreeMap<BuildId, u32> {
         let mut all: Vec<_> = self
             .lanes
             .iter()
             .enumerate()
-            .flat_map(|(ix, lane)| lane.iter().map(move |(ticket, build)| (ticket, build, ix)))
+            .flat_map(|(ix, lane)| lane.iter().map(move |(rank, build)| (rank, build, ix)))
             .collect();
         all.sort_unstable();
         let rivals: Vec<Vec<usize>> = self
@@ -184,7 +282,7 @@ impl Queue {
     pub(super) fn counts_by_first_pool(&self) -> BTreeMap<PoolIx, u32> {
         let mut counts = BTreeMap::new();
         for lane in &self.lanes {
-            if let Some(first) = lane.pools.first() {
+            if let Some(first) = lane.fit.pools.first() {
                 *counts.entry(*first).or_insert(0) += u32::try_from(lane.len()).unwrap_or(u32::MAX);
             }
         }
@@ -193,10 +291,22 @@ impl Queue {
 
     /// Every build that waits, for tests.
     #[cfg(test)]
-    pub(super) fn builds(&self) -> std::collections::BTreeSet<BuildId> {
+    pub(super) fn builds(&self) -> BTreeSet<BuildId> {
+        for lane in &self.lanes {
+            let turns: BTreeSet<_> = lane.plain.keys().filter_map(|client| lane.turn_of(*client)).collect();
+            assert_eq!(turns, lane.turns, "a client's turn is stale");
+            assert_eq!(lane.plain.len(), turns.len(), "a client without builds is kept");
+            assert_eq!(lane.iter().count(), lane.len, "a lane has miscounted");
+        }
         let all: Vec<_> = self.lanes.iter().flat_map(Lane::iter).collect();
         assert_eq!(all.len(), self.len, "the queue has miscounted");
         all.into_iter().map(|(_, build)| build).collect()
+    }
+
+    /// How many builds run, as far as the queue knows, for tests.
+    #[cfg(test)]
+    pub(super) fn running(&self) -> usize {
+        self.lanes.iter().flat_map(|lane| lane.running.values()).map(|running| *running as usize).sum()
     }
 }
 
@@ -204,32 +314,70 @@ impl Queue {
 mod tests {
     use super::*;
 
+    fn fit(pools: &[usize]) -> Fit {
+        Fit { pools: pools.iter().map(|ix| PoolIx(*ix)).collect(), is_big: false }
+    }
+
+    fn place(client: u64, ticket: u64) -> Place {
+        Place { client: ClientId(client), rank: Rank::plain(ticket) }
+    }
+
     #[test]
     fn a_position_counts_only_builds_that_compete() {
         let mut queue = Queue::default();
-        let both = queue.lane_for(vec![PoolIx(0), PoolIx(1)]);
-        let first = queue.lane_for(vec![PoolIx(0)]);
-        let other = queue.lane_for(vec![PoolIx(2)]);
-        queue.push_plain(both, Ticket(1), BuildId(1));
-        queue.push_plain(first, Ticket(2), BuildId(2));
-        queue.push_plain(other, Ticket(3), BuildId(3));
-        queue.push_picky(both, Ticket(4), BuildId(4));
+        let both = queue.lane_for(fit(&[0, 1]));
+        let first = queue.lane_for(fit(&[0]));
+        let other = queue.lane_for(fit(&[2]));
+        queue.push_plain(both, place(0, 1), BuildId(1));
+        queue.push_plain(first, place(0, 2), BuildId(2));
+        queue.push_plain(other, place(0, 3), BuildId(3));
+        queue.push_picky(both, place(0, 4), BuildId(4));
         let positions = queue.positions();
         assert_eq!(positions.values().copied().collect::<Vec<_>>(), [0, 1, 0, 2]);
         assert_eq!(queue.competition(first), 3);
         assert_eq!(queue.heads(PoolIx(0), 2), [BuildId(1), BuildId(2)]);
+        assert_eq!(queue.builds().len(), 4);
         assert_eq!(queue.drain().len(), 4);
-        assert!(queue.is_empty());
+        assert!(queue.is_empty() && queue.builds().is_empty());
     }
 
     #[test]
     fn lanes_with_less_choice_come_first() {
         let mut queue = Queue::default();
-        let wide = queue.lane_for(vec![PoolIx(0), PoolIx(1)]);
-        let narrow = queue.lane_for(vec![PoolIx(1)]);
-        queue.push_plain(wide, Ticket(1), BuildId(1));
-        queue.push_plain(narrow, Ticket(2), BuildId(2));
+        let wide = queue.lane_for(fit(&[0, 1]));
+        let narrow = queue.lane_for(fit(&[1]));
+        queue.push_plain(wide, place(0, 1), BuildId(1));
+        queue.push_plain(narrow, place(0, 2), BuildId(2));
         assert_eq!(queue.lanes().map(|(ix, _)| ix).collect::<Vec<_>>(), [narrow, wide]);
-        assert_eq!(queue.lane_for(vec![PoolIx(1)]), narrow);
+        assert_eq!(queue.lane_for(fit(&[1])), narrow);
+        let big = queue.lane_for(Fit { is_big: true, ..fit(&[1]) });
+        assert!(big != narrow && big != wide);
+    }
+
+    #[test]
+    fn the_client_with_the_fewest_running_builds_is_next() {
+        let mut queue = Queue::default();
+        let lane = queue.lane_for(fit(&[0]));
+        for ticket in 1..=4 {
+            queue.push_plain(lane, place(7, ticket), BuildId(ticket));
+        }
+        queue.push_plain(lane, place(8, 5), BuildId(5));
+        let mut order = Vec::new();
+        while let Some((turn, build)) = queue.lane(lane).first_plain() {
+            let client = ClientId(if build == BuildId(5) { 8 } else { 7 });
+            queue.remove(lane, Place { client, rank: turn.rank });
+            queue.started(lane, client);
+            order.push(build.0);
+            queue.builds();
+        }
+        assert_eq!(order, [1, 5, 2, 3, 4]);
+        // With all of them at an end, the order is that of the ranks again.
+        for client in [7, 7, 7, 7, 8, 8] {
+            queue.stopped(lane, ClientId(client));
+        }
+        queue.push_plain(lane, place(8, 7), BuildId(7));
+        queue.push_plain(lane, place(7, 6), BuildId(6));
+        assert_eq!(queue.lane(lane).first_plain().map(|(_, build)| build), Some(BuildId(6)));
+        assert_eq!(queue.running(), 0);
     }
 }

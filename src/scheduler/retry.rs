@@ -14,7 +14,7 @@ pub(super) const LONGEST_REST: Duration = Duration::from_secs(5 * 60);
 /// A build is given up after it has waited through this many launch failures in a row of every pool that fits it.
 pub(super) const LAUNCH_FAILURES_TO_WAIT_THROUGH: usize = 3;
 /// A build that has lost this many different builders is the likely cause.
-const BUILDERS_TO_LOSE: usize = 3;
+pub(super) const BUILDERS_TO_LOSE: usize = 3;
 /// An earlier attempt's reason is cut to this many characters in the list of attempts.
 const SHOWN_REASON: usize = 240;
 
@@ -73,7 +73,8 @@ fn attempts_allowed(kind: FailureKind) -> usize {
     match kind {
         // Nothing says that the build is at fault, and a machine that goes away is seldom the same twice.
         FailureKind::BuilderLost => 5,
-        FailureKind::Transfer => 3,
+        // Machines come in sizes, and of one size they are full at different times.
+        FailureKind::Transfer | FailureKind::NoSpace => 3,
         FailureKind::Transient => 2,
         FailureKind::Derivation
         | FailureKind::TimedOut

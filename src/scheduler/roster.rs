@@ -37,8 +37,10 @@ pub(super) struct Census {
     pub(super) ending: u32,
     /// Slots of ready builders that are not in use.
     pub(super) free: Stock,
-    /// Builders that may get a build; the one with most leases first, so that the others become idle.
+    /// Builders that may get a build; the one with most slots in use first, so that the others become idle.
     pub(super) open: BTreeSet<(Reverse<u32>, BuilderId)>,
+    /// The same; the one with most free slots first.
+    pub(super) roomy: BTreeSet<(Reverse<u32>, BuilderId)>,
 }
 
 impl Census {
@@ -60,6 +62,7 @@ impl Census {
             *self.free.of(builder.is_loose) += u64::from(builder.free());
             if builder.is_open() {
                 self.open.insert((Reverse(builder.used()), builder.id));
+                self.roomy.insert((Reverse(builder.free()), builder.id));
             }
         } else {
             self.ending += 1;
@@ -74,6 +77,7 @@ impl Census {
             *self.free.of(builder.is_loose) -= u64::from(builder.free());
             if builder.is_open() {
                 self.open.remove(&(Reverse(builder.used()), builder.id));
+                self.roomy.remove(&(Reverse(builder.free()), builder.id));
             }
         } else {
             self.ending -= 1;

@@ -6,6 +6,7 @@
 //! configuration. What then finds no room any more makes the machines larger that are launched anyway, where a pool's
 //! machines come in sizes: with `max-builders = 1` and 200 builds waiting, one machine for 200 builds.
 
+use super::builder::room_of_big;
 use super::pool::PoolIx;
 
 /// Slots, told apart by what may become of them.
@@ -41,6 +42,8 @@ pub(super) struct Want<'a> {
     pub(super) pools: &'a [PoolIx],
     /// How many builds.
     pub(super) waiting: usize,
+    /// Whether each of them gets half a machine.
+    pub(super) is_big: bool,
     /// Only slots that cannot be taken away will do: they have lost such a one.
     pub(super) steady: bool,
 }
@@ -52,16 +55,16 @@ pub(super) struct Plan {
     pub(super) launches: u32,
     /// Of them for builds that have lost a machine already.
     pub(super) steady: u32,
-    /// Builds that wait for all of these builders together.
-    pub(super) builds: u64,
+    /// Slots that what waits for all of these builders together would take.
+    pub(super) slots: u64,
 }
 
 impl Plan {
-    /// The builds that wait for each of these builders, of which the first have more when it does not come out even.
+    /// The slots that are wanted of each of these builders, of which the first have more when it does not come out even.
     pub(super) fn shares(self) -> impl Iterator<Item = u32> {
         let launches = u64::from(self.launches);
         (0..launches).map(move |n| {
-            let share = self.builds / launches + u64::from(n < self.builds % launches);
+            let share = self.slots / launches + u64::from(n < self.slots % launches);
             u32::try_from(share).unwrap_or(u32::MAX)
         })
     }
@@ -86,16 +89,16 @@ pub(super) fn plan<'a>(wants: impl Iterator<Item = Want<'a>>, supply: Vec<Supply
         let mut waiting = u64::try_from(want.waiting).unwrap_or(u64::MAX);
         // First what is there anyway, in any of the pools: a machine that runs is cheaper than one that does not.
         for ix in want.pools {
-            waiting -= pools[ix.0].take(waiting, want.steady);
+            waiting -= pools[ix.0].take(waiting, want);
         }
         for ix in want.pools {
             if waiting == 0 {
                 break;
             }
             let pool = &mut pools[ix.0];
-            let wanted = waiting.div_ceil(u64::from(pool.supply.per_builder));
+            let wanted = waiting.saturating_mul(pool.each(want)).div_ceil(u64::from(pool.supply.per_builder));
             pool.launch(u32::try_from(wanted).unwrap_or(u32::MAX), want.steady);
-            waiting -= pool.take(waiting, want.steady);
+            waiting -= pool.take(waiting, want);
         }
         enlarge(&mut pools, want, waiting);
     }
@@ -118,7 +121,8 @@ fn enlarge(pools: &mut [Pool], want: Want<'_>, waiting: u64) {
         let share = if launches(pool) == over && over > 0 { waiting } else { share };
         over -= launches(pool);
         waiting -= share;
-        pool.plan.builds = pool.plan.builds.saturating_add(share);
+        let slots = share.saturating_mul(pool.each(want));
+        pool.plan.slots = pool.plan.slots.saturating_add(slots);
     }
 }
 
@@ -134,10 +138,17 @@ impl Pool {
         *self.fresh.of(self.supply.is_loose && !steady) += slots;
     }
 
-    fn take(&mut self, wanted: u64, steady: bool) -> u64 {
-        let from_there = self.supply.slots.take(wanted, steady);
-        let from_fresh = self.fresh.take(wanted - from_there, steady);
-        self.plan.builds += from_fresh;
+    /// Slots that each of these builds takes here.
+    fn each(&self, want: Want<'_>) -> u64 {
+        if want.is_big { u64::from(room_of_big(self.supply.per_builder)) } else { 1 }
+    }
+
+    /// Gives slots to so many builds, or to as many as there are slots for. Answers to how many.
+    fn take(&mut self, wanted: u64, want: Want<'_>) -> u64 {
+        let each = self.each(want);
+        let from_there = self.supply.slots.take(wanted, each, want.steady);
+        let from_fresh = self.fresh.take(wanted - from_there, each, want.steady);
+        self.plan.slots += from_fresh * each;
         from_there + from_fresh
     }
 }
@@ -148,12 +159,13 @@ impl Stock {
         if is_loose { &mut self.loose } else { &mut self.steady }
     }
 
-    /// Takes so many slots, or as many as there are; whoever does not care leaves the steady ones for those who do.
-    fn take(&mut self, wanted: u64, steady: bool) -> u64 {
-        let loose = if steady { 0 } else { wanted.min(self.loose) };
-        let firm = (wanted - loose).min(self.steady);
-        self.loose -= loose;
-        self.steady -= firm;
+    /// Takes so many times so many slots, or as often as there are; whoever does not care leaves the steady ones for those
+    /// who do.
+    fn take(&mut self, wanted: u64, each: u64, steady: bool) -> u64 {
+        let loose = if steady { 0 } else { wanted.min(self.loose / each) };
+        let firm = (wanted - loose).min(self.steady / each);
+        self.loose -= loose * each;
+        self.steady -= firm * each;
         loose + firm
     }
 }
@@ -181,7 +193,8 @@ mod tests {
     }
 
     fn plans(wants: &[(&[PoolIx], usize)], supply: &[Supply]) -> Vec<Plan> {
-        let wants = wants.iter().map(|&(pools, waiting)| Want { pools, waiting, steady: false });
+        let wants =
+            wants.iter().map(|&(pools, waiting)| Want { pools, waiting, is_big: false, steady: false });
         plan(wants, supply.to_vec())
     }
 
@@ -241,12 +254,23 @@ mod tests {
     #[test]
     fn a_build_that_lost_a_machine_is_planned_for_on_one_that_stays() {
         let spot = Supply { is_loose: true, slots: Stock { loose: 8, steady: 0 }, ..sized(3) };
-        let want = |waiting, steady| Want { pools: &[A], waiting, steady };
+        let want = |waiting, steady| Want { pools: &[A], waiting, is_big: false, steady };
         let decided = plan([want(2, true), want(9, false)].into_iter(), vec![spot]);
-        assert_eq!(decided, [Plan { launches: 1, steady: 1, builds: 3 }]);
+        assert_eq!(decided, [Plan { launches: 1, steady: 1, slots: 3 }]);
         let steady = Supply { slots: Stock { loose: 8, steady: 2 }, ..spot };
         let decided = plan([want(2, true), want(9, false)].into_iter(), vec![steady]);
-        assert_eq!(decided, [Plan { launches: 1, steady: 0, builds: 1 }]);
+        assert_eq!(decided, [Plan { launches: 1, steady: 0, slots: 1 }]);
+    }
+
+    #[test]
+    fn a_build_that_uses_all_processors_gets_half_a_machine() {
+        let big = |waiting| Want { pools: &[A], waiting, is_big: true, steady: false };
+        let launches = |want, supply| plan([want].into_iter(), vec![supply])[0];
+        assert_eq!(launches(big(3), supply(4, 9)), Plan { launches: 1, steady: 0, slots: 2 });
+        assert_eq!(launches(big(1), sized(9)).shares().collect::<Vec<_>>(), [2]);
+        assert_eq!(launches(big(10), sized(1)).shares().collect::<Vec<_>>(), [20]);
+        let narrow = Supply { per_builder: 1, ..supply(0, 9) };
+        assert_eq!(launches(big(3), narrow).launches, 3);
     }
 
     #[test]

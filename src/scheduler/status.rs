@@ -124,7 +124,7 @@ impl Fleet {
             Stage::Accepted => (BuildPhase::Accepted, None, None),
             Stage::Queued { lane, .. } => {
                 let ahead = positions.get(&build.id).copied().unwrap_or(0);
-                let first = self.queue.lane(*lane).pools.first();
+                let first = self.queue.lane(*lane).fit.pools.first();
                 (BuildPhase::Queued { ahead }, first.map(|ix| self.pool_name(*ix)), None)
             }
             Stage::Running(run) => (shown(run.phase), Some(self.pool_name(run.pool)), Some(run.builder)),

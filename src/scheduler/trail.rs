@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::time::Instant;
 
-use crate::model::{BuilderId, Inherited, PoolName};
+use crate::model::{BuilderId, Inherited, PoolName, Prediction};
 
 /// The first decisions, which are always kept.
 const KEPT_FIRST: usize = 6;
@@ -14,6 +14,8 @@ const KEPT_LAST: usize = 18;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Why {
     Accepted,
+    /// How long it will take.
+    Predicted(Prediction),
     /// It needs more than it names.
     Inherits(Inherited),
     /// No slot was free, or none has been looked for.
@@ -35,6 +37,10 @@ pub(super) enum Why {
         pool: PoolName,
         /// Builds that ran there already.
         beside: u32,
+        /// Slots that it takes.
+        room: u32,
+        /// Whether it is there because its inputs were made there.
+        is_near: bool,
     },
     AttemptFailed {
         builder: BuilderId,
@@ -56,6 +62,7 @@ impl Why {
     fn text(&self) -> String {
         match self {
             Self::Accepted => "accepted".to_owned(),
+            Self::Predicted(prediction) => format!("is expected to take {prediction}"),
             Self::Inherits(inherited) => inherited.to_string(),
             Self::Waits { pools, ahead } => {
                 let pools = pools.iter().map(|pool| format!("`{pool}`")).collect::<Vec<_>>().join(", then ");
@@ -64,13 +71,15 @@ impl Why {
             Self::Held(reason) => format!("nothing is launched: {reason}"),
             Self::Launching { builder, pool } => format!("{builder} is launched in pool `{pool}`"),
             Self::BuilderFailed { builder, reason } => format!("{builder} did not become ready: {reason}"),
-            Self::Started { builder, pool, beside } => {
+            Self::Started { builder, pool, beside, room, is_near } => {
                 let company = match beside {
                     0 => "alone".to_owned(),
                     1 => "beside 1 other".to_owned(),
                     n => format!("beside {n} others"),
                 };
-                format!("started on {builder} of pool `{pool}`, {company}")
+                let room = if *room > 1 { format!(", with room for {room}") } else { String::new() };
+                let near = if *is_near { ", which made some of its inputs" } else { "" };
+                format!("started on {builder} of pool `{pool}`{near}, {company}{room}")
             }
             Self::AttemptFailed { builder, reason } => format!("failed on {builder}: {reason}"),
             Self::Interrupted { builder, reason } => format!("moved away from {builder}: {reason}"),

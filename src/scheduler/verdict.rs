@@ -1,7 +1,11 @@
 //! The verdict on a request, from a small immutable snapshot: no lock, no loop, no clock.
 
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use super::economics::reason_to_decline;
 use super::pool::Pool;
-use crate::model::{BuildRequest, Offer, PoolName};
+use crate::model::{BuildRequest, DeclineRule, Offer, PoolName};
 
 /// What the pools offer at one moment; made by [`Fleet::offers`](super::Fleet::offers).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,6 +27,12 @@ pub struct PoolOffer {
     pub unfit: Option<String>,
     /// The cap that keeps it from launching, although its offer may fit.
     pub capped: Option<String>,
+    /// What it leaves to this machine.
+    pub declines: BTreeSet<DeclineRule>,
+    /// Whether a builder is ready, or on its way.
+    pub is_up: bool,
+    /// How long a builder takes that has to be launched.
+    pub launch: Duration,
 }
 
 /// What to reply to a request. The driver makes the model's `Verdict` of it, with a fresh build.
@@ -54,20 +64,28 @@ impl Offers {
     ///
     /// A pool whose launches fail is still accepted for: the build waits a bounded time, and then fails with the
     /// provider's own words, which help more than the "a machine with these features is required" of a Nix that was
-    /// declined. `am_willing` says nothing about whether this machine *can* build it, so it is no reason to decline.
+    /// declined. `am_willing` says nothing about whether this machine *can* build it, so it is no reason to decline by
+    /// itself; what is left to this machine is [`super::economics`]' decision.
     pub fn answer(&self, request: &BuildRequest) -> Answer {
         let mut misfits = Vec::with_capacity(self.pools.len());
         let mut capped = Vec::new();
+        let mut fitting = Vec::new();
         for pool in &self.pools {
             match pool.offer.satisfies(&request.requirement) {
                 Ok(()) => match (&pool.unfit, &pool.capped) {
                     (None, _) if !self.accepting => return shutting_down(request),
-                    (None, None) => return Answer::Accept { pool: pool.name.clone() },
+                    (None, None) => fitting.push(pool),
                     (None, Some(cap)) => capped.push((pool, format!("pool `{}`: {cap}", pool.name))),
                     (Some(unfit), _) => misfits.push(format!("pool `{}` is unfit: {unfit}", pool.name)),
                 },
                 Err(misfit) => misfits.push(format!("pool `{}` {misfit}", pool.name)),
             }
+        }
+        if let Some(why) = reason_to_decline(request, &fitting) {
+            return Answer::Decline { why };
+        }
+        if let Some(first) = fitting.first() {
+            return Answer::Accept { pool: first.name.clone() };
         }
         if let Some((first, _)) = capped.first() {
             let why = capped.iter().map(|(_, why)| why.as_str()).collect::<Vec<_>>().join("; ");
@@ -105,7 +123,15 @@ impl PoolOffer {
     /// `has_builder`: whether a ready builder proves that the pool is not unfit.
     pub(super) fn of(pool: &Pool, has_builder: bool) -> Self {
         let unfit = if has_builder { None } else { pool.unfit().map(str::to_owned) };
-        Self { name: pool.spec.name.clone(), offer: pool.offer.clone(), unfit, capped: None }
+        Self {
+            name: pool.spec.name.clone(),
+            offer: pool.offer.clone(),
+            unfit,
+            capped: None,
+            declines: pool.spec.declines.clone(),
+            is_up: has_builder,
+            launch: pool.launch_takes(),
+        }
     }
 }
 
@@ -124,6 +150,9 @@ mod tests {
             },
             unfit: None,
             capped: None,
+            declines: [].into(),
+            is_up: false,
+            launch: Duration::from_secs(75),
         };
         Offers {
             accepting: true,

@@ -29,7 +29,7 @@ use memo::Memo;
 use walk::{Budget, Files, Lineage, Progress, Walk};
 
 use crate::model::store_path::STORE_DIR;
-use crate::model::{DrvPath, Requirement};
+use crate::model::{BuildRequest, DrvPath};
 use crate::protocol::derivation::Ancestry;
 
 /// Derivations remembered: those of a few whole systems, in less than 30 MB.
@@ -93,24 +93,28 @@ impl Lineages {
         }
     }
 
-    /// Adds to the requirement of this derivation what it inherits.
+    /// Adds to this request what its derivation inherits, and what it says of where it is best built.
     pub(crate) async fn complete(
         &self,
-        requirement: &mut Requirement,
-        drv: &DrvPath,
+        request: &mut BuildRequest,
         patience: Patience,
     ) -> Result<(), StillReading> {
-        if !requirement.may_inherit() {
+        let may_inherit = request.requirement.may_inherit();
+        // Where else it could be built only counts where there is a choice.
+        let has_a_choice = request.am_willing && request.settings.can_locally;
+        if !may_inherit && !has_a_choice {
             return Ok(());
         }
+        let drv = &request.drv;
         let known = self.memo.lock().unwrap_or_else(PoisonError::into_inner).get(drv);
         let lineage = match known {
             Some(lineage) => lineage,
             None => self.find_out(drv, patience).await?,
         };
+        request.nature = lineage.nature;
         let inherited = lineage.needs();
-        if !inherited.is_empty() {
-            requirement.inherit(inherited);
+        if may_inherit && !inherited.is_empty() {
+            request.requirement.inherit(inherited);
         }
         Ok(())
     }

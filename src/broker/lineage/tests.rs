@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::walk::testing::drv;
 use super::*;
-use crate::model::{Feature, System};
+use crate::model::{Feature, Requirement, System};
 
 /// A store of its own.
 struct Store {
@@ -45,9 +45,10 @@ impl Store {
     }
 
     async fn ask(&self, name: &str, patience: Patience) -> Result<Requirement, StillReading> {
-        let mut requirement = Requirement::new(System::new("x86_64-linux"), BTreeSet::new());
-        self.lineages.complete(&mut requirement, &drv(name), patience).await?;
-        Ok(requirement)
+        let requirement = Requirement::new(System::new("x86_64-linux"), BTreeSet::new());
+        let mut request = BuildRequest::new(drv(name), requirement);
+        self.lineages.complete(&mut request, patience).await?;
+        Ok(request.requirement)
     }
 }
 
@@ -75,10 +76,16 @@ async fn who_names_a_processor_costs_no_reading() {
     store.add("user", "", &["gcc".to_owned()]);
     store.add("gcc", "gccarch-znver3", &[]);
     let own: BTreeSet<_> = [Feature::new("gccarch-skylake")].into();
-    let mut requirement = Requirement::new(System::new("x86_64-linux"), own.clone());
-    store.lineages.complete(&mut requirement, &drv("user"), Patience::Moment).await.unwrap();
-    assert_eq!(requirement, Requirement::new(System::new("x86_64-linux"), own));
+    let requirement = Requirement::new(System::new("x86_64-linux"), own);
+    let mut request = BuildRequest::new(drv("user"), requirement.clone());
+    store.lineages.complete(&mut request, Patience::Moment).await.unwrap();
+    assert_eq!(request.requirement, requirement);
     assert_eq!(store.lineages.memo.lock().unwrap().len(), 0);
+    // Unless there is a choice of where to build it, for which its own file is read.
+    request.am_willing = true;
+    request.settings.can_locally = true;
+    store.lineages.complete(&mut request, Patience::Moment).await.unwrap();
+    assert_eq!(request.requirement, requirement);
 }
 
 #[tokio::test]

@@ -6,7 +6,7 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Ancestry, Derivation, InputDrv, Output, required_features, tells_features};
+use super::{Ancestry, Derivation, InputDrv, Output, prefers_local, required_features, tells_needs};
 use crate::model::{DrvPath, OutputName, StorePath, StorePathError};
 use crate::protocol::wire::WireError;
 
@@ -112,7 +112,7 @@ pub(super) fn parse_ancestry(file: &[u8]) -> Result<Ancestry, AtermError> {
         parser.expect(b'(', "`(`")?;
         let name = parser.string()?;
         parser.expect(b',', "`,`")?;
-        if tells_features(&name) {
+        if tells_needs(&name) {
             env.insert(name.into_owned(), parser.string()?.into_owned());
         } else {
             parser.pass_string()?;
@@ -123,7 +123,7 @@ pub(super) fn parse_ancestry(file: &[u8]) -> Result<Ancestry, AtermError> {
     let features = required_features(&env, &outputs);
     let is_fixed =
         !outputs.is_empty() && outputs.values().all(|output| matches!(output, Output::Fixed { .. }));
-    Ok(Ancestry { system, is_builtin, is_fixed, features, inputs })
+    Ok(Ancestry { system, is_builtin, is_fixed, prefers_local: prefers_local(&env), features, inputs })
 }
 
 struct Parser<'a> {

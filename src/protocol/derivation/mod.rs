@@ -18,6 +18,7 @@ use crate::protocol::wire::{MAX_ITEMS, MAX_OUTPUTS, MAX_TEXT, MAX_WORD, WireErro
 /// Under this name the environment carries structured attributes as JSON.
 const STRUCTURED_ATTRS: &[u8] = b"__json";
 const REQUIRED_FEATURES: &str = "requiredSystemFeatures";
+const PREFER_LOCAL: &str = "preferLocalBuild";
 /// What Nix requires for outputs whose paths are not known beforehand.
 const CA_FEATURE: &str = "ca-derivations";
 
@@ -154,6 +155,8 @@ pub struct Ancestry {
     pub is_builtin: bool,
     /// Whether all its content is known beforehand: it is the same whoever made it.
     pub is_fixed: bool,
+    /// `preferLocalBuild`.
+    pub prefers_local: bool,
     /// As [`BasicDerivation::required_system_features`].
     pub features: BTreeSet<String>,
     /// The derivations it needs outputs of, in order.
@@ -253,9 +256,21 @@ impl BasicDerivation {
     }
 }
 
-/// Whether this variable has a part in [`required_features`].
-fn tells_features(variable: &[u8]) -> bool {
-    variable == STRUCTURED_ATTRS || variable == REQUIRED_FEATURES.as_bytes()
+/// Whether this variable has a part in [`required_features`] or [`prefers_local`].
+fn tells_needs(variable: &[u8]) -> bool {
+    let named = [STRUCTURED_ATTRS, REQUIRED_FEATURES.as_bytes(), PREFER_LOCAL.as_bytes()];
+    named.contains(&variable)
+}
+
+/// Whether the derivation prefers this machine, as Nix reads it: the text `1`, or a structured `true`.
+fn prefers_local(env: &BTreeMap<Vec<u8>, Vec<u8>>) -> bool {
+    match env.get(STRUCTURED_ATTRS) {
+        Some(json) => {
+            let attributes: Value = serde_json::from_slice(json).unwrap_or_default();
+            attributes.get(PREFER_LOCAL).and_then(Value::as_bool).unwrap_or(false)
+        }
+        None => env.get(PREFER_LOCAL.as_bytes()).is_some_and(|value| value == b"1"),
+    }
 }
 
 fn required_features(

@@ -141,6 +141,7 @@ fn ancestry_of(derivation: &Derivation) -> Ancestry {
         is_builtin: derivation.builder.starts_with(b"builtin:"),
         is_fixed: derivation.outputs.values().all(|output| matches!(output, Output::Fixed { .. }))
             && !derivation.outputs.is_empty(),
+        prefers_local: prefers_local(&derivation.env),
         features: derivation.required_system_features(),
         inputs: derivation.input_drvs.keys().cloned().collect(),
     }
@@ -275,4 +276,16 @@ fn nesting_has_an_end() {
     assert!(matches!(Derivation::parse(file.as_bytes()), Err(AtermError::Expected { .. })));
     let file = "DrvWithVersion(\"xp-dyn-drv-2\",[],[],[],\"s\",\"b\",[],[])";
     assert!(matches!(Derivation::parse(file.as_bytes()), Err(AtermError::UnknownFormat(_))));
+}
+
+#[test]
+fn what_prefers_this_machine_says_so_as_text_or_structured() {
+    let env =
+        |name: &str, value: &str| BTreeMap::from([(name.as_bytes().to_vec(), value.as_bytes().to_vec())]);
+    assert!(prefers_local(&env("preferLocalBuild", "1")));
+    assert!(!prefers_local(&env("preferLocalBuild", "")));
+    assert!(prefers_local(&env("__json", "{\"preferLocalBuild\": true}")));
+    for other in ["{}", "{\"preferLocalBuild\": \"1\"}", "no json"] {
+        assert!(!prefers_local(&env("__json", other)), "{other}");
+    }
 }

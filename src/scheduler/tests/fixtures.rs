@@ -83,6 +83,11 @@ pub(super) fn request(system: &str, required: &[&str]) -> BuildRequest {
     BuildRequest { am_willing: true, ..BuildRequest::new(drv, requirement) }
 }
 
+/// A derivation of its own for each build: what becomes of one says something of that one alone.
+pub(super) fn drv(build: u64) -> DrvPath {
+    DrvPath::parse(&format!("/nix/store/0c0kyvd9yy1j1xcpq5h3lqkzxmfv0y7i-hello-{build}.drv")).unwrap()
+}
+
 pub(super) fn facts(spec: &PoolSpec) -> BuilderFacts {
     let mut offer = spec.offer.clone();
     offer.features.insert(Feature::new(CA_DERIVATIONS));
@@ -207,7 +212,8 @@ impl World {
     }
 
     pub(super) fn accept(&mut self, id: u64, system: &str, required: &[&str]) {
-        self.apply(Event::Accepted { build: BuildId(id), request: request(system, required) });
+        let request = BuildRequest { drv: drv(id), ..request(system, required) };
+        self.apply(Event::Accepted { build: BuildId(id), request });
         self.apply(Event::InputsKnown(BuildId(id)));
     }
 
@@ -308,7 +314,7 @@ impl Fleet {
             assert!(staffed <= most, "{staffed} builders of use in `{name}`");
         }
         for builder in self.roster.iter() {
-            assert!(builder.leases.len() <= builder.slots as usize, "{} has too many leases", builder.id);
+            assert!(builder.used() <= builder.slots, "{} has too many leases", builder.id);
             for (lease, build) in &builder.leases {
                 let runs = matches!(&self.builds.get(build), Some(Build { stage: Stage::Running(run), .. })
                     if run.lease == *lease && run.builder == builder.id);
@@ -316,6 +322,8 @@ impl Fleet {
             }
         }
         let waiting = self.queue.builds();
+        let running = self.builds.values().filter(|build| matches!(build.stage, Stage::Running(_))).count();
+        assert_eq!(self.queue.running(), running, "a client's share is miscounted");
         let mut awaiting_inputs = 0;
         for build in self.builds.values() {
             let is_queued = matches!(build.stage, Stage::Queued { .. });
@@ -344,7 +352,7 @@ impl Fleet {
     fn check_nothing_could_start(&self) {
         for (_, lane) in self.queue.lanes() {
             if lane.first_plain().is_some() {
-                let idle = lane.pools.iter().any(|ix| !self.roster.census(*ix).open.is_empty());
+                let idle = lane.fit.pools.iter().any(|ix| !self.roster.census(*ix).open.is_empty());
                 assert!(!idle, "a build waits beside a free slot");
             }
         }

@@ -12,18 +12,19 @@ use super::fixtures::*;
 use crate::model::ec2::Market;
 use crate::model::requirement::CA_DERIVATIONS;
 use crate::model::{
-    BuildId, BuilderFacts, BuilderId, Caps, FailureKind, Feature, HourlyRate, Instance, InstanceId, LeaseId,
-    Outcome, PoolName, PoolSpec, Slots, Usd, UtcDay,
+    BuildId, BuildRequest, BuilderFacts, BuilderId, Caps, ClientId, FailureKind, Feature, HourlyRate,
+    Instance, InstanceId, LeaseId, Outcome, PoolName, PoolSpec, Prediction, Slots, Usd, UtcDay,
 };
+use crate::scheduler::rank::MOST_AHEAD;
 use crate::scheduler::{AttemptEnd, BuilderFaultKind, Event, RunPhase, Selection};
 
 /// One thing that happens. Indexes pick from what there is at that moment.
 #[derive(Clone, Debug)]
 enum Step {
-    Accept(usize),
+    Accept(Asked),
     /// The same build once more, or inputs of one that has ended.
     Repeat(Index),
-    WithholdInputs(usize),
+    WithholdInputs(Asked),
     Inputs(Index),
     ClientGone(Index),
     Progress(Index, usize),
@@ -49,12 +50,42 @@ enum Step {
     Force,
 }
 
+/// What one build is.
+#[derive(Clone, Copy, Debug)]
+struct Asked {
+    kind: usize,
+    /// Few, so that some are asked for again and again.
+    drv: u64,
+    client: u64,
+    /// Predicted seconds, and of what waits for it.
+    lasts: u64,
+    tail: u64,
+}
+
+fn asked() -> impl Strategy<Value = Asked> {
+    let lasts = || prop_oneof![Just(0_u64), 1..100_u64, 100..20_000_u64, Just(u64::MAX)];
+    let parts = (0..KINDS.len(), 0..12_u64, 0..4_u64, lasts(), lasts());
+    parts.prop_map(|(kind, drv, client, lasts, tail)| Asked { kind, drv, client, lasts, tail })
+}
+
+impl Asked {
+    fn request(self) -> BuildRequest {
+        let (system, required) = KINDS[self.kind];
+        BuildRequest {
+            drv: drv(self.drv),
+            client: ClientId(self.client),
+            prediction: Prediction { tail: seconds(self.tail), ..Prediction::exact(seconds(self.lasts)) },
+            ..request(system, required)
+        }
+    }
+}
+
 fn step() -> impl Strategy<Value = Step> {
     let index = any::<Index>;
     prop_oneof![
-        8 => (0..KINDS.len()).prop_map(Step::Accept),
+        8 => asked().prop_map(Step::Accept),
         1 => index().prop_map(Step::Repeat),
-        1 => (0..KINDS.len()).prop_map(Step::WithholdInputs),
+        1 => asked().prop_map(Step::WithholdInputs),
         1 => index().prop_map(Step::Inputs),
         2 => index().prop_map(Step::ClientGone),
         1 => (index(), 0..3_usize).prop_map(|(at, phase)| Step::Progress(at, phase)),
@@ -79,9 +110,16 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 /// What builds ask for: something each pool has, something both have, something nobody has.
-const KINDS: [(&str, &[&str]); 6] =
-    [(X86, &[]), (X86, &["kvm"]), (ARM, &[]), (X86, &[CA_DERIVATIONS]), ("builtin", &[]), (ARM, &["kvm"])];
-const ENDS: usize = 11;
+const KINDS: [(&str, &[&str]); 7] = [
+    (X86, &[]),
+    (X86, &["kvm"]),
+    (ARM, &[]),
+    (X86, &[CA_DERIVATIONS]),
+    ("builtin", &[]),
+    (ARM, &["kvm"]),
+    (X86, &["big-parallel"]),
+];
+const ENDS: usize = 12;
 
 fn end_of(number: usize) -> AttemptEnd {
     match number {
@@ -91,6 +129,7 @@ fn end_of(number: usize) -> AttemptEnd {
         6 | 7 => failed(FailureKind::BuilderLost),
         8 => failed(FailureKind::Transfer),
         9 => failed(FailureKind::Broker),
+        10 => failed(FailureKind::NoSpace),
         _ => AttemptEnd::Aborted,
     }
 }
@@ -110,7 +149,8 @@ fn pools() -> impl Strategy<Value = Vec<PoolSpec>> {
         (0..2_u32, 1..4_u32, 1..4_u32, prop_oneof![Just(0_u64), Just(5), Just(600)], any::<bool>(), 0..3_u8)
     };
     (shape(), shape(), shape()).prop_map(|(a, b, c)| {
-        let specs = [pool("plain", X86, &[]), pool("kvm", X86, &["kvm"]), pool("arm", ARM, &["kvm"])];
+        let specs =
+            [pool("plain", X86, &["big-parallel"]), pool("kvm", X86, &["kvm"]), pool("arm", ARM, &["kvm"])];
         specs
             .into_iter()
             .zip([a, b, c])
@@ -176,11 +216,12 @@ impl Chaos {
     fn perform(&mut self, step: &Step) {
         let world = &mut self.world;
         match step {
-            Step::Accept(kind) | Step::WithholdInputs(kind) => {
+            Step::Accept(asked) | Step::WithholdInputs(asked) => {
                 self.last_build += 1;
-                let (system, required) = KINDS[*kind];
                 let build = BuildId(self.last_build);
-                world.apply(Event::Accepted { build, request: request(system, required) });
+                world.apply(Event::Accepted { build, request: asked.request() });
+                let builders = (0..asked.drv).map(BuilderId).collect();
+                world.apply(Event::InputsMadeOn { build, builders });
                 if matches!(step, Step::Accept(_)) {
                     world.apply(Event::InputsKnown(build));
                 }
@@ -451,7 +492,7 @@ proptest! {
     #[test]
     fn a_provider_that_never_works_makes_every_build_fail_in_bounded_time(
         specs in pools(),
-        kinds in vec(0..KINDS.len(), 1..20),
+        kinds in vec(asked(), 1..20),
         fault in 0..3_usize,
     ) {
         let mut chaos = Chaos::new(specs);
@@ -474,6 +515,74 @@ proptest! {
             let Outcome::Failed(failure) = outcome else { panic!("{outcome:?}") };
             prop_assert_eq!(failure.kind, FailureKind::Provider);
         }
+    }
+
+    #[test]
+    fn nothing_is_overtaken_by_its_own_client_s_builds_of_half_an_hour_later(
+        asked in vec((asked(), 0..1_000_u64), 1..60),
+        slots in 1..4_u32,
+    ) {
+        let spec = PoolSpec { slots: Slots::Fixed(slots), max_builders: 1, max_lifetime: seconds(1 << 40), ..pool("x86", X86, &[]) };
+        let mut world = World::new(vec![spec]);
+        let mut accepted = std::collections::BTreeMap::new();
+        let mut started: Vec<BuildId> = Vec::new();
+        for (id, (asked, pause)) in (1..).zip(&asked) {
+            let build = BuildId(id);
+            let request = BuildRequest { drv: drv(id), ..Asked { kind: 0, ..*asked }.request() };
+            accepted.insert(build, (world.now, request.client));
+            world.apply(Event::Accepted { build, request });
+            world.apply(Event::InputsKnown(build));
+            if id == 1 {
+                world.ready(1);
+            }
+            let fresh: Vec<_> = world.running.keys().filter(|build| !started.contains(build)).copied().collect();
+            started.extend(fresh);
+            world.pass(*pause);
+        }
+        // One ends at a time; what starts then is the scheduler's choice.
+        while let Some(build) = world.running.keys().next().copied() {
+            world.end(build.0, AttemptEnd::Succeeded);
+            let fresh: Vec<_> = world.running.keys().filter(|build| !started.contains(build)).copied().collect();
+            started.extend(fresh);
+            world.pass(100);
+        }
+        prop_assert_eq!(started.len(), asked.len());
+        for (place, late) in started.iter().enumerate() {
+            for early in &started[..place] {
+                let ((late_at, late_client), (early_at, early_client)) = (accepted[late], accepted[early]);
+                let ahead = early_at.saturating_duration_since(late_at);
+                prop_assert!(late_client != early_client || ahead <= MOST_AHEAD, "{} overtook {}", early, late);
+            }
+        }
+    }
+
+    #[test]
+    fn whoever_has_nothing_running_is_served_before_who_has(
+        asked in vec(asked(), 2..40),
+        slots in 1..5_u32,
+    ) {
+        let spec = PoolSpec { slots: Slots::Fixed(slots), max_builders: 1, ..pool("x86", X86, &[]) };
+        let mut world = World::new(vec![spec]);
+        let mut clients = std::collections::BTreeMap::new();
+        for (id, asked) in (1..).zip(&asked) {
+            let build = BuildId(id);
+            let request = BuildRequest { drv: drv(id), ..Asked { kind: 0, ..*asked }.request() };
+            clients.insert(build, request.client);
+            world.apply(Event::Accepted { build, request });
+            world.apply(Event::InputsKnown(build));
+        }
+        world.ready(1);
+        while let Some(build) = world.running.keys().next().copied() {
+            let before: std::collections::BTreeSet<BuildId> = world.running.keys().copied().collect();
+            world.end(build.0, AttemptEnd::Succeeded);
+            let share = |client: ClientId| before.iter().filter(|other| **other != build && clients[*other] == client).count();
+            let waiting: Vec<_> = clients.keys().filter(|build| !before.contains(build) && !world.running.contains_key(build) && !world.ended.contains_key(build)).collect();
+            if let Some(next) = world.running.keys().find(|build| !before.contains(build)) {
+                let least = waiting.iter().map(|build| share(clients[build])).min();
+                prop_assert!(least.is_none_or(|least| share(clients[next]) <= least), "{} was not its turn", next);
+            }
+        }
+        prop_assert_eq!(world.ended.len(), asked.len());
     }
 
     #[test]

@@ -20,7 +20,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::memo::Memo;
-use crate::model::{DrvPath, Feature, Inherited};
+use crate::model::{DrvPath, Feature, Inherited, Nature};
 use crate::protocol::derivation::Ancestry;
 
 /// The most that one derivation carries: more is no processor, but somebody's joke.
@@ -36,6 +36,8 @@ type Tunings = BTreeMap<(Platform, Feature), DrvPath>;
 pub(super) struct Lineage {
     needs: Option<Arc<Inherited>>,
     carries: Option<Arc<Tunings>>,
+    /// What it says of where it is best built.
+    pub(super) nature: Nature,
 }
 
 impl Lineage {
@@ -189,7 +191,7 @@ impl Walk {
         let own = own_tunings(&drv, &ancestry);
         if !own.is_empty() {
             let carries = (!ancestry.is_fixed).then(|| Arc::new(own));
-            return Some(Lineage { needs: None, carries });
+            return Some(Lineage { needs: None, carries, nature: nature_of(&ancestry) });
         }
         self.on_path.insert(drv.clone());
         self.path.push(Step { drv, ancestry, done: 0, joined: None });
@@ -215,7 +217,8 @@ impl Walk {
 
 impl Step {
     fn lineage(&self) -> Lineage {
-        let Some(joined) = &self.joined else { return Lineage::default() };
+        let nature = nature_of(&self.ancestry);
+        let Some(joined) = &self.joined else { return Lineage { nature, ..Lineage::default() } };
         let platform = Platform::of(&self.ancestry.system);
         let needs: BTreeMap<_, _> = joined
             .iter()
@@ -225,8 +228,13 @@ impl Step {
         Lineage {
             needs: (!needs.is_empty()).then(|| Arc::new(Inherited(needs))),
             carries: (!self.ancestry.is_fixed).then(|| Arc::clone(joined)),
+            nature,
         }
     }
+}
+
+fn nature_of(ancestry: &Ancestry) -> Nature {
+    Nature { prefers_local: ancestry.prefers_local, is_fixed_output: ancestry.is_fixed }
 }
 
 fn own_tunings(drv: &DrvPath, ancestry: &Ancestry) -> Tunings {

@@ -30,6 +30,7 @@ impl Drvs {
             system: "x86_64-linux".to_owned(),
             is_builtin: false,
             is_fixed: false,
+            prefers_local: false,
             features: features.iter().map(|&feature| feature.to_owned()).collect(),
             inputs,
         };
