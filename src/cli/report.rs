@@ -41,7 +41,6 @@ impl Complaint {
     }
 
     /// An error with what it comes from.
-    #[cfg(feature = "ec2")]
     pub(super) fn of(error: &dyn std::error::Error, hint: Option<String>) -> Self {
         Self { causes: sources(error), ..Self::new(error.to_string(), hint) }
     }

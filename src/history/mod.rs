@@ -51,6 +51,16 @@ pub enum HistoryError {
         /// The latest that we know.
         known: u32,
     },
+    /// An earlier version of the broker has written it, and it may only be read.
+    #[error("the history at `{}` is of an older nix-broker (form {found}, and {known} is read here); the broker brings it up to date when it starts", path.display())]
+    Older {
+        /// Which file.
+        path: PathBuf,
+        /// Its form.
+        found: u32,
+        /// The one that is read.
+        known: u32,
+    },
     /// The file was fine and cannot be read or written now.
     #[error("cannot read or write the history")]
     Sql(#[from] rusqlite::Error),

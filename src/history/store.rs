@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rusqlite::{Connection, ErrorCode};
+use rusqlite::{Connection, ErrorCode, OpenFlags};
 
 use super::{HistoryError, schema};
 use crate::model::{InstanceId, Spent};
@@ -48,6 +48,24 @@ impl Store {
             }
             opened => opened,
         }
+    }
+
+    /// Opens the history of this state directory to read it, beside a broker that may be writing it. Nothing is made,
+    /// changed or put aside.
+    pub fn open_to_read(state_dir: &Path) -> Result<Self, HistoryError> {
+        let path = state_dir.join(NAME);
+        let failed = |source| HistoryError::Open { path: path.clone(), source };
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let connection = Connection::open_with_flags(&path, flags).map_err(failed)?;
+        connection.busy_timeout(PATIENCE).map_err(failed)?;
+        let (found, known) = (schema::found(&connection).map_err(failed)?, schema::latest());
+        if found > known {
+            return Err(HistoryError::Newer { path, found, known });
+        }
+        if found < known {
+            return Err(HistoryError::Older { path, found, known });
+        }
+        Ok(Self { connection, pruned: Duration::ZERO })
     }
 
     fn open_file(path: &Path) -> Result<Self, HistoryError> {

@@ -42,6 +42,7 @@ pub mod machine;
 mod machines;
 mod random;
 pub mod read;
+pub mod recorded;
 pub mod report;
 mod running;
 pub mod shapes;

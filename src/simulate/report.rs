@@ -12,6 +12,8 @@ pub struct Report {
     pub finish: Duration,
     /// What all machines cost, until the last of them had ended.
     pub cost: Usd,
+    /// What of that came after the last build had ended, while machines were kept for more.
+    pub cost_after: Usd,
     /// Part of the processor time that was paid for in which something was built, from 0 to 1; `None` when no processor
     /// was.
     pub used: Option<f64>,
@@ -39,10 +41,12 @@ impl Report {
         let paid: f64 =
             hired.iter().map(|lane| lane.paid(closed).as_secs_f64() * f64::from(lane.vcpus)).sum();
         let busy: f64 = hired.iter().map(|lane| lane.busy).sum();
+        let total = |until| hired.iter().map(|lane| lane.cost(until)).sum::<Usd>();
         let waits = u32::try_from(timeline.waits.len()).unwrap_or(u32::MAX);
         Self {
             finish: timeline.finished,
-            cost: hired.iter().map(|lane| lane.cost(closed)).sum(),
+            cost: total(closed),
+            cost_after: total(closed).saturating_sub(total(timeline.finished)),
             used: (paid > 0.0).then(|| (busy / paid).clamp(0.0, 1.0)),
             launches: hired.len(),
             peak: peak(&hired, closed),

@@ -165,10 +165,15 @@ impl Sites {
         self.attempts.iter().filter(there).map(|(lease, _)| *lease).collect()
     }
 
-    /// Machines that are not on their way out, without the client's own.
-    pub(super) fn staffed(&self) -> usize {
-        let stays = |(id, site): &(&BuilderId, &Site)| **id != HERE && site.life != Life::Ending;
-        self.all.iter().filter(stays).count()
+    /// Machines of a pool that are not on their way out.
+    pub(super) fn staffed(&self, pool: &PoolName) -> usize {
+        let stays = |site: &&Site| site.pool == *pool && site.life != Life::Ending;
+        self.all.values().filter(stays).count()
+    }
+
+    /// Whether there is any machine but the client's own that is not on its way out.
+    pub(super) fn any_staffed(&self) -> bool {
+        self.all.iter().any(|(id, site)| *id != HERE && site.life != Life::Ending)
     }
 
     /// Whether every machine is ready, and none is on its way in or out.

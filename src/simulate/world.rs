@@ -192,8 +192,8 @@ impl<'a> World<'a> {
 
     /// Whether nothing will change any more that costs money.
     pub(super) fn is_settled(&self) -> bool {
-        let kept: usize = self.pools.iter().map(|pool| pool.min_builders as usize).sum();
-        self.is_fixed || self.sites.are_settled() && self.sites.staffed() <= kept
+        let is_small = |pool: &PoolSpec| self.sites.staffed(&pool.name) <= pool.min_builders as usize;
+        self.is_fixed || self.sites.are_settled() && self.pools.iter().all(is_small)
     }
 
     pub(super) fn at(&mut self, at: Duration, due: Due) {
@@ -256,7 +256,7 @@ impl<'a> World<'a> {
     }
 
     pub(super) fn let_clock_run(&mut self) {
-        let is_needed = self.sites.staffed() > 0 && !self.is_fixed;
+        let is_needed = self.sites.any_staffed() && !self.is_fixed;
         if is_needed && !self.clock_runs {
             self.clock_runs = true;
             self.after(CLOCK, Due::Clock);
