@@ -131,6 +131,8 @@ impl Attempt<'_> {
             self.build.announce(&products);
         }
         let kept = self.remote.receive(daemon, arriving).await.map_err(cannot_fetch)?;
+        let sizes = products.outputs.values().map(|output| output.info.nar_size);
+        self.shared.metrics.traffic.add_down(sizes.fold(0, u64::saturating_add));
         kept.into_iter().for_each(|daemon| self.remote.give_back(daemon));
         if products.outputs.len() == known.len() {
             expected.are_valid();

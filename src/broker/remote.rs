@@ -16,6 +16,7 @@ use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 
 use self::daemons::{Daemons, OPEN_LIMIT};
+use super::metrics::Traffic;
 use super::roots::Roots;
 use super::stall::unless_stalled;
 use super::wide::{self, Width};
@@ -42,6 +43,7 @@ const ROUND_TRIP_LOOKS: usize = 3;
 #[derive(Debug)]
 pub(crate) struct Remote {
     builder: BuilderId,
+    traffic: Arc<Traffic>,
     sessions: Sessions,
     local: Arc<LocalStore>,
     tasks: TaskTracker,
@@ -62,12 +64,14 @@ impl Remote {
     /// A builder that these sessions lead to, for inputs from this store. What outlives a build runs among these tasks.
     pub(crate) fn new(
         builder: BuilderId,
+        traffic: Arc<Traffic>,
         sessions: Sessions,
         local: Arc<LocalStore>,
         tasks: TaskTracker,
     ) -> Self {
         Self {
             builder,
+            traffic,
             sessions,
             local,
             tasks,
@@ -152,6 +156,7 @@ impl Remote {
     async fn upload(self: &Arc<Self>, missing: &BTreeSet<StorePath>) -> anyhow::Result<()> {
         let context = || format!("upload to builder {}", self.builder);
         let cargo = Cargo::of(&self.local, missing).await.with_context(context)?;
+        self.traffic.add_up(cargo.size());
         let beat = Beat::default();
         if let Some(width) = Width::of(self, cargo.size()).await {
             let sent = unless_stalled(&beat, wide::send(self, cargo.clone(), width, &beat)).await;

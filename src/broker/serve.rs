@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::driver::{Driver, DriverHandle, Message};
 use super::shared::{PoolRuntime, Shared};
 use super::signals::{StopSignals, notify};
-use super::{chain, listener, since_1970};
+use super::{chain, listener, metrics, since_1970};
 use crate::config::Config;
 use crate::history::History;
 use crate::model::{Spent, UtcDay};
@@ -62,6 +62,9 @@ pub async fn serve(config: Config, socket: &Path) -> anyhow::Result<()> {
     let mut background = JoinSet::new();
     for pool in unanswered {
         background.spawn(find_later(pool, handle.clone()));
+    }
+    if let Some(address) = config.metrics.clone() {
+        background.spawn(metrics::listen(address, Arc::clone(&shared), handle.clone()));
     }
     background.spawn(tell_the_time(Arc::clone(&shared), handle.clone()));
     for pool in shared.pools().iter().map(Arc::clone) {

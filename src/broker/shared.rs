@@ -17,6 +17,7 @@ use super::chain;
 use super::guests::Guests;
 use super::lineage::Lineages;
 use super::logs::Logs;
+use super::metrics::Metrics;
 use crate::config::Config;
 use crate::history::{History, Store};
 use crate::ipc::Frame;
@@ -46,6 +47,7 @@ pub(crate) struct Shared {
     pub(crate) picture: tokio::sync::Mutex<Option<(Instant, Frame)>>,
     pub(crate) guests: Guests,
     pub(crate) logs: Logs,
+    pub(crate) metrics: Metrics,
     pub(crate) history: History,
     started_at: Instant,
     last_build: AtomicU64,
@@ -114,6 +116,7 @@ impl Shared {
             picture: tokio::sync::Mutex::default(),
             guests: Guests::default(),
             logs: Logs::default(),
+            metrics: Metrics::default(),
             history: open_history(&config.state_dir),
             started_at: Instant::now(),
             last_build: AtomicU64::new(0),

@@ -64,6 +64,9 @@
 //! max-per-hour = 5
 //! max-per-day = 20
 //! max-per-month = 200
+//!
+//! [metrics]                                # for Prometheus; default: none
+//! listen = "127.0.0.1:9119"                # an address of this machine alone, or the path of a Unix socket
 //! ```
 //!
 //! `slots = "auto"` of an EC2 pool counts, until the builder has said how many processors it has, on those of the type
@@ -73,6 +76,7 @@ mod ec2;
 mod host_key;
 mod hosts;
 mod load;
+mod metrics;
 mod overlap;
 mod pool;
 mod problem;
@@ -84,6 +88,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub use load::{DEFAULT_PATH, Defaults, LoadError, PATH_VARIABLE, load, parse};
+pub use metrics::MetricsAddress;
 pub use overlap::overflows;
 pub use problem::Problem;
 
@@ -100,6 +105,8 @@ pub struct Config {
     pub drain_grace: Duration,
     /// What all EC2 pools together may cost.
     pub caps: Caps,
+    /// Where programs read metrics; nowhere unless the file says it.
+    pub metrics: Option<MetricsAddress>,
     /// In the order of the file: the first that fits and has room gets a build. Invariant: never empty, names are unique.
     pub pools: Vec<PoolSpec>,
     /// What works but is probably not meant.
