@@ -14,7 +14,9 @@ use nix_broker::ipc::view::{
     BuildView, BuilderView, CostRowView, CostView, EndedView, FaultView, HistoryView, MoneyView,
     PastBuildView, PoolView, StatusView,
 };
-use nix_broker::ipc::{CostBy, Frame, Hello, OperatorReply, OperatorRequest, Reply, Target, VERSION};
+use nix_broker::ipc::{
+    CostBy, Frame, Hello, LogReply, LogRequest, OperatorReply, OperatorRequest, Reply, Target, VERSION,
+};
 use tempfile::TempDir;
 
 /// What a run of `broker` left behind.
@@ -459,7 +461,8 @@ fn status_in_json_is_the_document_as_the_broker_sent_it() {
       "name": "openssl-3.5.1",
       "phase": "queued",
       "pool": "x86",
-      "reason": null
+      "reason": null,
+      "remaining": null
     }
     "#);
     insta::assert_snapshot!(serde_json::to_string_pretty(&view["pools"][2]).unwrap(), @r#"
@@ -1086,4 +1089,135 @@ fn history_lists_what_was_built_and_json_has_all_of_it() {
     );
     let (run, _) = Desk::new().ask(&["history", "--json"], reply());
     assert_eq!(serde_json::from_str::<HistoryView>(&run.stdout).unwrap(), view);
+}
+
+/// Every key of a document, by its path; `[]` stands for any entry of a list.
+fn keys_of(
+    value: &serde_json::Value,
+    path: &str,
+    found: &mut std::collections::BTreeMap<String, &'static str>,
+) {
+    use serde_json::Value;
+    let kind = match value {
+        Value::Object(object) => {
+            for (key, value) in object {
+                let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+                keys_of(value, &path, found);
+            }
+            return;
+        }
+        Value::Array(values) => {
+            for value in values {
+                keys_of(value, &format!("{path}[]"), found);
+            }
+            return;
+        }
+        Value::Bool(_) => "truth",
+        Value::Number(_) => "number",
+        Value::String(_) => "text",
+        Value::Null => "null",
+    };
+    let known = found.entry(path.to_owned()).or_insert(kind);
+    if *known == "null" {
+        *known = kind;
+    }
+}
+
+#[test]
+fn the_document_of_status_is_described_key_by_key() {
+    let mut view = costly();
+    let caps = view.money.as_mut().unwrap();
+    (caps.cap_hour, caps.cap_month) = (Some(5.0), Some(200.0));
+    view.builders[2].progress = Some("imds closed".to_owned());
+    view.builds[1].remaining = Some(480.0);
+    let (run, _) = Desk::new().ask(&["status", "--json"], vec![OperatorReply::Status(view)]);
+    let document: serde_json::Value = serde_json::from_str(&run.stdout).unwrap();
+    assert_eq!(document["schema"], 1);
+    let mut printed = std::collections::BTreeMap::new();
+    keys_of(&document, "", &mut printed);
+    // An entry that is missing in one place is described by its keys in another.
+    let paths: Vec<String> = printed.keys().cloned().collect();
+    printed.retain(|path, _| !paths.iter().any(|other| other.starts_with(&format!("{path}."))));
+    let described: std::collections::BTreeMap<String, &str> = include_str!("../docs/status-json.md")
+        .lines()
+        .filter_map(|line| line.strip_prefix("| `")?.split_once("` | "))
+        .map(|(key, rest)| (key.to_owned(), rest.split(" |").next().unwrap()))
+        .collect();
+    assert_eq!(printed, described, "what is printed, and what docs/status-json.md says");
+}
+
+/// A broker that answers a question for a log so.
+fn log_of(desk: &Desk, replies: Vec<LogReply>, log: &'static [&'static [u8]]) -> JoinHandle<OperatorRequest> {
+    desk.serve(move |mut stream| {
+        let _hello: Hello = Frame::read(&mut stream).unwrap().parse().unwrap();
+        send(&mut stream, &Reply::Go);
+        let request = Frame::read(&mut stream).unwrap().parse().unwrap();
+        let mut replies = replies.iter();
+        send(&mut stream, replies.next().unwrap());
+        for piece in log {
+            Frame::Log(piece.to_vec()).write(&mut stream).unwrap();
+        }
+        for reply in replies {
+            send(&mut stream, reply);
+        }
+        request
+    })
+}
+
+fn opened() -> LogReply {
+    LogReply::Opened { build: 12, drv: drv("hello") }
+}
+
+fn log_ended(outcome: Option<&str>, reason: Option<&str>) -> LogReply {
+    LogReply::Ended { outcome: outcome.map(str::to_owned), reason: reason.map(str::to_owned) }
+}
+
+#[test]
+fn a_piped_log_is_the_very_bytes_and_its_end_is_said_to_who_follows() {
+    const LOG: &[&[u8]] = &[b"one\n\x1b[31mtw", b"o\n@nix {}\nthree"];
+    let desk = Desk::new();
+    let broker = log_of(&desk, vec![opened(), log_ended(None, None)], LOG);
+    let run = desk.run(&["logs", "hello"]);
+    let asked = LogRequest { build: "hello".to_owned(), tail: None, follow: false };
+    assert_eq!(broker.join().unwrap(), OperatorRequest::Log(asked));
+    assert_eq!((run.code, run.stdout.as_str()), (0, "one\n\x1b[31mtwo\n@nix {}\nthree"));
+    assert_eq!(run.stderr, "");
+
+    for (end, code, said) in [
+        (log_ended(Some("succeeded"), None), 0, "the build succeeded\n"),
+        (
+            log_ended(Some("failed"), Some("it exited\x1b[2J with 1")),
+            1,
+            "the build failed: it exited[2J with 1\n",
+        ),
+        (log_ended(Some("cancelled"), None), 1, "the build was cancelled\n"),
+    ] {
+        let desk = Desk::new();
+        let broker = log_of(&desk, vec![opened(), end], LOG);
+        let run = desk.run(&["logs", "-f", "#12"]);
+        let asked = LogRequest { build: "#12".to_owned(), tail: None, follow: true };
+        assert_eq!(broker.join().unwrap(), OperatorRequest::Log(asked));
+        assert_eq!((run.code, run.stderr.as_str()), (code, said));
+    }
+}
+
+#[test]
+fn a_log_that_cannot_be_had_is_an_error_with_a_hint() {
+    let desk = Desk::new();
+    let refusal = LogReply::Failed {
+        reason: "the log of `hello` is not yours".to_owned(),
+        hint: Some("try it with `sudo`".to_owned()),
+    };
+    let _broker = log_of(&desk, vec![refusal], &[]);
+    insta::assert_snapshot!(desk.run(&["logs", "hello"]).text(), @r"
+    exit 1
+    --- stderr
+    error: the log of `hello` is not yours
+    hint: try it with `sudo`
+    ");
+    let desk = Desk::new();
+    let _broker = log_of(&desk, vec![opened()], &[b"half"]);
+    let run = desk.run(&["logs", "-f", "hello"]);
+    assert_eq!((run.code, run.stdout.as_str()), (1, "half"), "the broker went away: {}", run.stderr);
+    assert!(run.stderr.contains("the broker closed the connection"), "{}", run.stderr);
 }

@@ -132,6 +132,8 @@ impl Attempt<'_> {
             self.build.announce(&products);
         }
         let kept = self.remote.receive(daemon, arriving).await.map_err(cannot_fetch)?;
+        let sizes = products.outputs.values().map(|output| output.info.nar_size);
+        self.shared.metrics.traffic.add_down(sizes.fold(0, u64::saturating_add));
         kept.into_iter().for_each(|daemon| self.remote.give_back(daemon));
         self.shared.origins.note(self.remote.builder(), products.outputs.keys());
         let down = products.outputs.values().map(|output| output.info.nar_size).sum();

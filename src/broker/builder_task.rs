@@ -227,7 +227,8 @@ impl Task {
             Err(fault) => return fault,
         };
         let (local, tasks) = (Arc::clone(&self.shared.local_store), self.shared.tasks.clone());
-        let remote = Arc::new(Remote::new(self.builder, sessions, local, tasks));
+        let traffic = Arc::clone(&self.shared.metrics.traffic);
+        let remote = Arc::new(Remote::new(self.builder, traffic, sessions, local, tasks));
         let remote = self.remote.get_or_init(|| remote);
         if let Err(error) = remote.open_first().await {
             return fault(BuilderFaultKind::BootFailed, chain(&error));

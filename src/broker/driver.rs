@@ -208,6 +208,7 @@ impl Driver {
             Event::AttemptEnded { lease, .. } => {
                 self.attempts.remove(lease);
             }
+            Event::Lost { fault, .. } => self.shared.metrics.lost(fault.kind),
             Event::Accepted { .. }
             | Event::InputsKnown(_)
             | Event::InputsMadeOn { .. }
@@ -218,7 +219,6 @@ impl Driver {
             | Event::Launched { .. }
             | Event::Progress { .. }
             | Event::Ready { .. }
-            | Event::Lost { .. }
             | Event::Interrupted { .. }
             | Event::Endangered { .. }
             | Event::Clock { .. }
@@ -251,6 +251,7 @@ impl Driver {
         match action {
             Action::Launch { builder, pool, demand, at_most } => {
                 tracing::info!(%builder, %pool, ?demand, ?at_most, "launch");
+                self.shared.metrics.launched(&pool);
                 let handle = builder_task::spawn(&self.shared, &self.handle, builder, &pool, demand, at_most);
                 self.builders.insert(builder, handle);
             }

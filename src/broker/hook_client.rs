@@ -9,6 +9,7 @@ use anyhow::{Context, bail};
 use tokio::io::AsyncReadExt;
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::time::Instant;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::build::{Build, End, Listener, Shelf, Shelved, Source};
@@ -114,13 +115,14 @@ async fn consider(
     shared: &Arc<Shared>,
     driver: &DriverHandle,
 ) -> anyhow::Result<Option<Accepted>> {
-    let imports_meanwhile = ask.imports_meanwhile;
+    let (imports_meanwhile, began) = (ask.imports_meanwhile, Instant::now());
     let mut request = BuildRequest::try_from(ask).context("read a hook's question")?;
     request.prediction = shared.foresight().predict(&request.drv, &request.requirement);
     let answer = match shared.lineages.complete(&mut request, patience).await {
         Ok(()) => driver.offers().answer(&request),
         Err(still_reading) => Answer::Postpone { why: still_reading.to_string() },
     };
+    shared.metrics.answered(&answer, began.elapsed());
     match answer {
         Answer::Accept { pool } => {
             let machine = pool.to_string();

@@ -110,7 +110,7 @@ impl Listener {
 }
 
 /// Makes the socket, and takes the place of one that a dead broker left.
-async fn bind(path: &Path) -> anyhow::Result<UnixListener> {
+pub(super) async fn bind(path: &Path) -> anyhow::Result<UnixListener> {
     if let Some(dir) = path.parent() {
         std::fs::create_dir_all(dir).with_context(|| format!("create `{}`", dir.display()))?;
     }

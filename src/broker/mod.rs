@@ -23,6 +23,7 @@ mod listener;
 mod log_client;
 mod log_spool;
 mod logs;
+mod metrics;
 mod notes;
 mod operator_client;
 mod origins;

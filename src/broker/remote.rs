@@ -16,6 +16,7 @@ use tokio::time::{Instant, timeout};
 use tokio_util::task::TaskTracker;
 
 use self::daemons::{Daemons, OPEN_LIMIT};
+use super::metrics::Traffic;
 use super::roots::Roots;
 use super::stall::unless_stalled;
 use super::wide::{self, Width};
@@ -47,6 +48,7 @@ const ROUND_TRIP_LOOKS: usize = 3;
 #[derive(Debug)]
 pub(crate) struct Remote {
     builder: BuilderId,
+    traffic: Arc<Traffic>,
     sessions: Sessions,
     local: Arc<LocalStore>,
     tasks: TaskTracker,
@@ -69,12 +71,14 @@ impl Remote {
     /// A builder that these sessions lead to, for inputs from this store. What outlives a build runs among these tasks.
     pub(crate) fn new(
         builder: BuilderId,
+        traffic: Arc<Traffic>,
         sessions: Sessions,
         local: Arc<LocalStore>,
         tasks: TaskTracker,
     ) -> Self {
         Self {
             builder,
+            traffic,
             sessions,
             local,
             tasks,
@@ -186,6 +190,7 @@ impl Remote {
     async fn upload(self: &Arc<Self>, cargo: Cargo) -> anyhow::Result<u64> {
         let context = || format!("upload to builder {}", self.builder);
         let (size, beat) = (cargo.size(), Beat::default());
+        self.traffic.add_up(size);
         if let Some(width) = Width::of(self, size).await {
             let sent = unless_stalled(&beat, wide::send(self, cargo.clone(), width, &beat)).await;
             match sent {

@@ -16,7 +16,7 @@ use super::driver::{Driver, DriverHandle, Message};
 use super::listener::{Activation, Listener};
 use super::shared::{PoolRuntime, Shared};
 use super::signals::{StopSignals, notify};
-use super::{chain, since_1970};
+use super::{chain, metrics, since_1970};
 use crate::config::Config;
 use crate::history::{History, HistoryError};
 use crate::model::{Spent, UtcDay};
@@ -66,6 +66,9 @@ pub async fn serve(config: Config, socket: &Path, activation: Option<Activation>
     let mut background = JoinSet::new();
     for pool in unanswered {
         background.spawn(find_later(pool, handle.clone()));
+    }
+    if let Some(address) = config.metrics.clone() {
+        background.spawn(metrics::listen(address, Arc::clone(&shared), handle.clone()));
     }
     background.spawn(tell_the_time(Arc::clone(&shared), handle.clone()));
     for pool in shared.pools().iter().map(Arc::clone) {

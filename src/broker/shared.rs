@@ -17,6 +17,7 @@ use super::chain;
 use super::guests::Guests;
 use super::lineage::Lineages;
 use super::logs::Logs;
+use super::metrics::Metrics;
 use super::origins::Origins;
 use crate::config::Config;
 use crate::history::{History, Store};
@@ -52,6 +53,7 @@ pub(crate) struct Shared {
     pub(crate) picture: tokio::sync::Mutex<Option<(Instant, Frame)>>,
     pub(crate) guests: Guests,
     pub(crate) logs: Logs,
+    pub(crate) metrics: Metrics,
     pub(crate) history: History,
     foresight: Mutex<Predictor>,
     started_at: Instant,
@@ -123,6 +125,7 @@ impl Shared {
             picture: tokio::sync::Mutex::default(),
             guests: Guests::default(),
             logs: Logs::default(),
+            metrics: Metrics::default(),
             history: open_history(&config.state_dir),
             foresight: Mutex::default(),
             started_at: Instant::now(),

@@ -24,6 +24,7 @@ mod history;
 mod image;
 #[cfg(feature = "ec2")]
 mod init;
+mod log_format;
 mod log_lines;
 mod logs;
 mod output;
@@ -120,7 +121,12 @@ Examples:
   broker serve
   broker serve --config ./config.toml --socket /tmp/broker.sock --state-dir /tmp/broker
 
-Ends on SIGTERM or SIGINT: takes no new builds, waits for the running ones (`drain-grace`), ends every builder.")]
+Ends on SIGTERM or SIGINT: takes no new builds, waits for the running ones (`drain-grace`), ends every builder.
+
+The log goes to standard error, or with fields to journald when that is where standard error leads
+(`journalctl -u nix-broker NIX_BROKER_BUILDER=b-3`).
+NIX_BROKER_LOG=nix_broker=debug shows every decision; NIX_BROKER_LOG_FORMAT is `text`, `json` (a line for each event,
+in OpenTelemetry's words) or `journald`.")]
 struct ServeArgs {
     /// The configuration file
     #[arg(long, value_name = "FILE", env = config::PATH_VARIABLE, hide_env_values = true, default_value = config::DEFAULT_PATH)]

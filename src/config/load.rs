@@ -9,7 +9,7 @@ use toml::de::DeTable;
 
 use super::problem::Problems;
 use super::section::Section;
-use super::{Config, Problem, pool};
+use super::{Config, Problem, metrics, pool};
 use crate::model::{Caps, HourlyRate, System};
 
 /// Where the file is when nothing says otherwise.
@@ -20,7 +20,7 @@ pub const PATH_VARIABLE: &str = "NIX_BROKER_CONFIG";
 const DEFAULT_STATE_DIR: &str = "/var/lib/nix-broker";
 const DEFAULT_DRAIN_GRACE: Duration = Duration::from_secs(600);
 /// The kernel's limit on the path of a Unix socket, without the closing zero.
-const MAX_SOCKET_PATH: usize = 107;
+pub(super) const MAX_SOCKET_PATH: usize = 107;
 
 /// What the file does not say.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -117,6 +117,7 @@ pub fn parse(
     let state_dir = top.absolute_path("state-dir", &mut problems);
     let drain_grace = top.duration("drain-grace", Duration::ZERO, &mut problems);
     let caps = read_caps(&mut top, &mut problems);
+    let metrics = metrics::read(&mut top, &mut problems);
     let pools = pool::read_all(&mut top, defaults, read, &mut problems);
     top.finish(&mut problems);
 
@@ -129,6 +130,7 @@ pub fn parse(
         state_dir: state_dir.unwrap_or_else(|| defaults.state_dir.clone()),
         drain_grace: drain_grace.unwrap_or(DEFAULT_DRAIN_GRACE),
         caps,
+        metrics,
         pools: pools.into_iter().map(|read| read.spec).collect(),
         warnings,
     })

@@ -69,6 +69,9 @@
 //! max-per-hour = 5
 //! max-per-day = 20
 //! max-per-month = 200
+//!
+//! [metrics]                                # for Prometheus; default: none
+//! listen = "127.0.0.1:9119"                # an address of this machine alone, or the path of a Unix socket
 //! ```
 //!
 //! `decline` names what is left to this machine although the pool could build it, as long as every pool that could says so,
@@ -83,6 +86,7 @@ mod ec2;
 mod host_key;
 mod hosts;
 mod load;
+mod metrics;
 mod overlap;
 mod pool;
 mod problem;
@@ -94,6 +98,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub use load::{DEFAULT_PATH, Defaults, LoadError, PATH_VARIABLE, load, parse};
+pub use metrics::MetricsAddress;
 pub use overlap::overflows;
 pub use problem::Problem;
 
@@ -110,7 +115,10 @@ pub struct Config {
     pub drain_grace: Duration,
     /// What all EC2 pools together may cost.
     pub caps: Caps,
-    /// By `priority`, then in the order of the file: the first that fits and has room gets a build. Invariant: never empty, names are unique.
+    /// Where programs read metrics; nowhere unless the file says it.
+    pub metrics: Option<MetricsAddress>,
+    /// By `priority`, then in the order of the file: the first that fits and has room gets a build. Invariant: never empty,
+    /// names are unique.
     pub pools: Vec<PoolSpec>,
     /// What works but is probably not meant.
     pub warnings: Vec<Problem>,

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use nix_broker::model::ec2::Market;
 use nix_broker::model::{HourlyRate, Usd};
-use nix_broker::provider::ec2::api::{Api, ApiError, ErrorClass, Quota, QuotaFamily, RunOrder};
+use nix_broker::provider::ec2::api::{Api, ApiError, ErrorClass, RunOrder};
+use nix_broker::provider::ec2::quota::{Quota, QuotaFamily};
 use tokio::time::Instant;
 
 use super::{REGION, order, simulated};

@@ -99,6 +99,7 @@ fn healthy() -> Facts {
                 socket: None,
                 state_dir: "/var/lib/nix-broker".into(),
                 drain_grace: Duration::ZERO,
+                metrics: None,
                 caps: crate::model::Caps::default(),
                 pools: vec![pool(ProviderSpec::Local(local()))],
                 warnings: vec![],

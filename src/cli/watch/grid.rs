@@ -253,10 +253,15 @@ mod tests {
           #8     linux-headers-static-6.12.38  $0.12|
           #8     bash                          $0.12|
         ");
+        insta::assert_snapshot!(laid_out(&rows, 42), @r"
+          BUILD  NAME                        COST|
+          #8     linux-headers-static-6.1..  $0.12|
+          #8     bash                        $0.12|
+        ");
         insta::assert_snapshot!(laid_out(&rows, 36), @r"
-          BUILD  NAME                 COST|
-          #8     linux-headers-sta..  $0.12|
-          #8     bash                 $0.12|
+          BUILD  NAME|
+          #8     linux-headers-static-6.12..|
+          #8     bash|
         ");
         insta::assert_snapshot!(laid_out(&rows, 30), @r"
           BUILD  NAME|

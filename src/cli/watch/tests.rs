@@ -1,4 +1,4 @@
-//! The view as a person sees it, for pictures made up here; the real thing in a real terminal is in tests/watch.rs.
+//! The view as a person sees it, for pictures made up here; the real thing in a real terminal is in tests/faces.rs.
 
 use proptest::prelude::*;
 

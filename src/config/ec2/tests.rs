@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::config::tests::{good, lines, parse};
+use crate::model::ec2::CacheSpec;
 use crate::model::{Caps, PoolSpec, ProviderSpec, Slots, Usd};
 
 /// A pool that is right, but for these lines in its body and its table.

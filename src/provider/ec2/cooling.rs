@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
-use super::api::QuotaFamily;
+use super::quota::QuotaFamily;
 use crate::model::ec2::Market;
 
 const fn minutes(minutes: u64) -> Duration {

@@ -42,6 +42,7 @@ pub mod permissions;
 #[cfg(feature = "ec2")]
 mod pool;
 pub mod price;
+pub mod quota;
 #[cfg(feature = "ec2")]
 mod reconcile;
 #[cfg(feature = "ec2")]

@@ -3,8 +3,9 @@
 //! Owns the tables: pure, no request is made here. Codes are matched whole; only families of codes that AWS names by a
 //! pattern (`Invalid*`, `*LimitExceeded`) are matched by it, after the whole ones.
 
-use super::error::{ErrorClass, Quota, QuotaFamily};
+use super::error::ErrorClass;
 use crate::model::ec2::Market;
+use crate::provider::ec2::quota::{Quota, QuotaFamily};
 
 /// What was asked for, as far as a class or the advice depends on it.
 #[derive(Clone, Debug, Default)]

@@ -39,7 +39,7 @@ pub use blocks::{BLOCK_SIZE, SnapshotOrder};
 pub use client::Api;
 pub use describe::{Image, SpotOffer, TypeFacts};
 pub use dry_run::{DryRunAbout, Permission};
-pub use error::{ApiError, ErrorClass, Quota, QuotaFamily};
+pub use error::{ApiError, ErrorClass};
 pub use images::{BootMode, ImageOrder, OwnImage};
 pub use instances::PerInstance;
 pub use network::{Ingress, SecurityGroup, Subnet, Volume, Vpc, Zone};

@@ -1,4 +1,5 @@
-//! `broker status --watch` and `broker logs` with the real thing: a broker with builds and a builder, in a real terminal.
+//! What people and programs see of a real broker with builds and a builder: the full-screen view in a real terminal, logs,
+//! metrics, and the broker's own log as JSON.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on says so by panicking")]
 
@@ -11,7 +12,7 @@ mod tmux;
 
 use std::process::Stdio;
 
-use lab::{LOCAL_POOL, Lab, on_release, text};
+use lab::{LOCAL_POOL, Lab, on_each_of, on_release, only, text};
 use tmux::Tmux;
 
 /// One builder of four slots that stays.
@@ -175,5 +176,64 @@ fn logs_are_read_and_followed_by_who_may() {
         assert!(text(&unknown).contains("nix log"), "{}", text(&unknown));
         lab.run("root", &["broker", "stop", "--all"]);
         lab.assert_all_is_over();
+    });
+}
+
+#[test]
+fn a_program_reads_metrics_and_the_brokers_own_log() {
+    let config = format!("{}\n[metrics]\nlisten = \"127.0.0.1:9119\"\n", pool());
+    on_each_of(&only("trixie"), |release| {
+        let mut lab = Lab::bare(release, &config);
+        lab.set_environment(vec!["NIX_BROKER_LOG_FORMAT=json".to_owned()]);
+        lab.start_broker();
+        lab.configure_nix("");
+        let lab = &mut lab;
+        let scrape =
+            || lab.run("alice", &["busybox", "wget", "-q", "-O", "-", "http://127.0.0.1:9119/metrics"]);
+        let value = |page: &str, series: &str| -> f64 {
+            let line = page.lines().find_map(|line| line.strip_prefix(&format!("{series} ")));
+            line.unwrap_or_else(|| panic!("no {series} in\n{page}")).parse().unwrap()
+        };
+        assert_eq!(value(&scrape(), "nix_broker_launches_total{pool=\"local\"}"), 0.0);
+        let wide = ["/t/wide.nix", "--argstr", "nonce", "m", "--argstr", "n", "6"];
+        assert_eq!(lab.build("alice", &wide).len(), 6);
+        assert!(
+            !lab.nix_build("alice", &["/t/shapes.nix", "-A", "fails", "--argstr", "nonce", "m"])
+                .status
+                .success()
+        );
+        let page = scrape();
+        for (series, want) in [
+            ("nix_broker_builds_total{outcome=\"succeeded\"}", 6.0),
+            ("nix_broker_builds_total{outcome=\"failed\"}", 1.0),
+            ("nix_broker_launches_total{pool=\"local\"}", 1.0),
+            ("nix_broker_builders{pool=\"local\",state=\"ready\"}", 1.0),
+            ("nix_broker_slots{pool=\"local\"}", 4.0),
+            ("nix_broker_queued_builds{pool=\"local\"}", 0.0),
+            ("nix_broker_verdicts_total{verdict=\"accept\"}", 7.0),
+            ("nix_broker_verdict_duration_seconds_count", 7.0),
+            ("nix_broker_accepting", 1.0),
+        ] {
+            assert_eq!(value(&page, series), want, "{series}\n{page}");
+        }
+        for direction in ["up", "down"] {
+            let series = format!("nix_broker_transfer_bytes_total{{direction=\"{direction}\"}}");
+            assert!(value(&page, &series) > 0.0, "{page}");
+        }
+        let elsewhere = lab.output("alice", &["busybox", "wget", "-q", "-O", "-", "http://127.0.0.1:9119/"]);
+        assert!(!elsewhere.status.success());
+        lab.run("root", &["broker", "stop", "--all"]);
+        lab.assert_all_is_over();
+        let log = lab.sh("cat /var/lib/nix-broker/broker.log");
+        let lines: Vec<serde_json::Value> = log
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap_or_else(|_| panic!("not JSON: {line}")))
+            .collect();
+        let ready = lines.iter().find(|line| line["body"] == "ready").unwrap_or_else(|| panic!("{log}"));
+        assert_eq!(ready["attributes"]["nix_broker.builder"], "b-1");
+        assert_eq!(
+            (&ready["severity_text"], &ready["resource"]["service.name"]),
+            (&"INFO".into(), &"nix-broker".into())
+        );
     });
 }
