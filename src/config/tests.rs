@@ -140,7 +140,6 @@ fn every_key_is_taken_as_written() {
     );
 }
 
-#[cfg(feature = "ec2")]
 #[test]
 fn what_is_left_to_this_machine_is_everything_or_what_is_named() {
     let rules = |body: &str| good(&local(body)).pools[0].declines.clone();
@@ -165,6 +164,7 @@ fn pools_come_by_priority_and_then_as_written() {
     assert_eq!(names, ["b", "d", "a", "c"]);
 }
 
+#[cfg(feature = "ec2")]
 #[test]
 fn the_example_in_the_documentation_is_a_right_file() {
     let lines = include_str!("mod.rs").lines().filter_map(|line| line.strip_prefix("//!"));
