@@ -238,6 +238,7 @@ let
         && image.services.openssh.settings.PasswordAuthentication == false
         && !(image.services.amazon-ssm-agent.enable)
         && !(image.virtualisation.amazon-init.enable);
+      "an image is what can be uploaded" = image.amazonImage.format == "raw";
       "an image claims no feature by itself" = image.nix.settings.system-features == [ ];
       "an image builds for root alone" = image.nix.settings.trusted-users == [ "root" ] && !image.nix.distributedBuilds;
     };
