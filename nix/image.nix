@@ -27,13 +27,14 @@ in
       # Would be a second way in.
       services.amazon-ssm-agent.enable = lib.mkForce false;
 
+      # What `broker image upload` takes; the default is a VHD for the service VM Import/Export.
+      amazonImage.format = "raw";
+
       networking.hostName = "nix-broker-builder";
       system.stateVersion = lib.mkDefault config.system.nixos.release;
     }
     # Room for what is preloaded; the file system grows to the size of its volume when the machine boots.
     (lib.optionalAttrs isNew { virtualisation.diskSize = size; })
     (lib.optionalAttrs (!isNew) { amazonImage.sizeMB = size; })
-    # What `broker image upload` takes; the default is a VHD that only the service VM Import/Export reads.
-    (lib.optionalAttrs (options ? amazonImage && options.amazonImage ? format) { amazonImage.format = "raw"; })
   ];
 }

@@ -279,6 +279,7 @@ let
         && !(takes.systemd.services ? nix-broker-cache)
         && lib.hasSuffix "cache.sh" (toString puts.nix.settings.post-build-hook)
         && lib.hasInfix keys.url puts.systemd.services.nix-broker-cache.preStart;
+      "an image is what can be uploaded" = image.amazonImage.format == "raw";
       "an image claims no feature by itself" = image.nix.settings.system-features == [ ];
       "an image builds for root alone" = image.nix.settings.trusted-users == [ "root" ] && !image.nix.distributedBuilds;
     };

@@ -124,7 +124,7 @@ fn base64(bytes: &[u8]) -> String {
         char::from(letters[value])
     };
     let mut text: String = bits.chunks(6).map(letter).collect();
-    while text.len() % 4 != 0 {
+    while !text.len().is_multiple_of(4) {
         text.push('=');
     }
     text

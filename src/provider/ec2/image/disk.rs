@@ -101,7 +101,7 @@ pub fn recognise(head: &[u8], tail: &[u8], length: u64) -> Result<Disk, DiskErro
     if length > LARGEST {
         return Err(DiskError::TooLarge(length));
     }
-    if length % SECTOR != 0 {
+    if !length.is_multiple_of(SECTOR) {
         return Err(DiskError::NotWhole(length));
     }
     let size = if tail.starts_with(b"conectix") { vhd_size(tail, length)? } else { length };
@@ -120,7 +120,7 @@ fn vhd_size(footer: &[u8], length: u64) -> Result<u64, DiskError> {
         Ok(bytes.iter().fold(0_u64, |number, byte| number << 8 | u64::from(*byte)))
     };
     match (number(60..64)?, number(48..56)?) {
-        (FIXED, size) if size > 0 && size <= disk && size % SECTOR == 0 => Ok(size),
+        (FIXED, size) if size > 0 && size <= disk && size.is_multiple_of(SECTOR) => Ok(size),
         (FIXED, _) => Err(DiskError::Torn),
         (_, _) => Err(DiskError::Form { format: "dynamic VHD image" }),
     }

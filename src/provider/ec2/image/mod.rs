@@ -136,7 +136,7 @@ pub enum ImageError {
         /// Why it is there.
         refusal: Box<ApiError>,
         /// Why it was to be deleted.
-        source: Box<ImageError>,
+        source: Box<Self>,
     },
 }
 
