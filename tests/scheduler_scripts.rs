@@ -415,6 +415,7 @@ fn ec2(market: Market) -> Ec2Spec {
         disk: DiskSpec { size: 100, throughput: 250, iops: 3000 },
         idle_action: IdleAction::Terminate,
         lease: Duration::from_secs(600),
+        cache: None,
     }
 }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::config::tests::{good, lines, parse};
+use crate::model::ec2::CacheSpec;
 use crate::model::{Caps, PoolSpec, ProviderSpec, Slots, Usd};
 
 /// A pool that is right, but for these lines in its body and its table.
@@ -108,11 +109,11 @@ fn every_key_is_taken_as_written() {
             disk: DiskSpec { size: 300, throughput: 1_000, iops: 4_000 },
             idle_action: IdleAction::Stop { max_stopped: Duration::from_secs(3 * 86_400) },
             lease: Duration::from_secs(1_800),
-            cache: Some(CacheSpec {
+            cache: Some(Box::new(CacheSpec {
                 url: "s3://builds?region=eu-central-1".to_owned(),
                 public_key: "cache-1:6NCHdD59X431o0gWypbMrAURkbJ16ZPMQFGspcDShjY=".to_owned(),
                 secret_key_file: Some("/run/credentials/cache".into()),
-            }),
+            })),
         }
     );
 }

@@ -61,6 +61,7 @@ pub(super) fn ec2_pool(name: &str, market: Market) -> PoolSpec {
         disk: DiskSpec { size: 100, throughput: 250, iops: 3000 },
         idle_action: IdleAction::Terminate,
         lease: seconds(600),
+        cache: None,
     };
     PoolSpec { slots: Slots::Auto { expected: 4 }, provider: ProviderSpec::Ec2(spec), ..pool(name, X86, &[]) }
 }
