@@ -97,6 +97,25 @@ fn what_was_stopped_is_not_started_by_the_next_who_asks() {
     });
 }
 
+/// systemd accepts connections for a broker that never comes: Nix must not wait for it for long, nor for ever.
+#[test]
+fn a_broker_that_cannot_start_is_done_without() {
+    on_each_of(&WITH_SYSTEMD, |release| {
+        let (lab, systemd) = machine(release);
+        lab.write("/etc/nix-broker/config.toml", "[[pool]]\nname = \"nothing\"\n");
+        lab.configure_nix("max-jobs = 2");
+        systemd.ctl(&lab, "start nix-broker.socket");
+
+        let built =
+            lab.nix_build("alice", &["/t/graph.nix", "--argstr", "nonce", "alone", "--argstr", "width", "2"]);
+
+        assert!(built.status.success(), "{}", text(&built));
+        assert!(text(&built).contains("building without it"), "{}", text(&built));
+        lab.wait("systemd to give up", || systemd.states(&lab).ends_with("failed"));
+        systemd.stop(&lab);
+    });
+}
+
 /// systemd made the socket, as root; who is at the other end is still what the kernel says of each connection.
 #[test]
 fn an_activated_broker_looks_at_who_asks() {
