@@ -217,7 +217,8 @@ in
       example = literalExpression ''{ aws = "/run/secrets/aws-credentials"; rack = "/run/secrets/rack-key"; }'';
       description = ''
         Secret files for the service, which systemd hands over so that nobody else can read them: `NAME` is
-        {file}`/run/credentials/nix-broker.service/NAME`, for the `identity-file` of a host. The one called `aws` is what
+        {file}`/run/credentials/nix-broker.service/NAME`, for the `identity-file` of a host, or the
+        `cache-secret-key-file` of an `ec2` pool. The one called `aws` is what
         the AWS SDK takes as its shared credentials file. An instance profile or SSO needs none.
       '';
     };

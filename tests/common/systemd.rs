@@ -6,7 +6,7 @@ use std::path::Path;
 
 use super::lab::Lab;
 
-/// The releases whose lab root has systemd.
+/// The releases whose lab root has systemd: there openssh-server depends on it.
 pub(crate) const WITH_SYSTEMD: [&str; 2] = ["trixie", "forky"];
 
 /// `systemctl`, for [`Lab::sh`].
