@@ -61,10 +61,17 @@ fn hooks_wait_for_a_broker_that_is_not_up_yet_or_is_started_again() {
         lab.wait("the broker to answer again", || lab.try_status().is_some());
         build(&lab, "killed");
 
-        // What NixOS does when the socket's own settings change.
-        systemd.ctl(&lab, "restart nix-broker.socket nix-broker.service");
-        assert_eq!(systemd.states(&lab), "active\nactive");
-        build(&lab, "both");
+        // Another place for the socket: the old one is refused, goes with the service that refused it, and comes back new.
+        lab.sh(
+            "sed -i 's,^ListenStream=.*,ListenStream=/srv/other.sock,' /etc/systemd/system/nix-broker.socket",
+        );
+        lab.write("/etc/nix-broker/config.toml", &format!("socket = \"/srv/other.sock\"\n{LOCAL_POOL}"));
+        systemd.ctl(&lab, "daemon-reload");
+        let _refused = systemd.try_ctl(&lab, "restart nix-broker.service");
+        lab.wait("the broker to answer elsewhere", || {
+            systemd.states(&lab) == "active\nactive" && lab.try_status().is_some()
+        });
+        assert_eq!(lab.sh("ls /srv/other.sock"), "/srv/other.sock");
 
         systemd.ctl(&lab, "stop nix-broker.service");
         lab.assert_nothing_left();

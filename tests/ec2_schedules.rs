@@ -174,6 +174,7 @@ fn pool(market: Market, idle_action: IdleAction) -> PoolSpec {
         disk: DiskSpec { size: 100, throughput: 500, iops: 3000 },
         idle_action,
         lease: LEASE,
+        cache: None,
     };
     PoolSpec {
         name: PoolName::new("zen3"),

@@ -42,6 +42,11 @@ impl Systemd {
         lab.sh(&format!("{CTL} {words} || {{ {CTL} --no-pager status nix-broker.service; tail -n 20 /var/log/systemd.log; exit 1; }}"))
     }
 
+    /// The same, which may fail.
+    pub(crate) fn try_ctl(&self, lab: &Lab, words: &str) -> bool {
+        lab.output("root", &["sh", "-c", &format!("{CTL} {words}")]).status.success()
+    }
+
     /// The states of socket and service.
     pub(crate) fn states(&self, lab: &Lab) -> String {
         lab.sh(&format!("{CTL} is-active nix-broker.socket nix-broker.service || true"))
