@@ -210,7 +210,8 @@ in
       default = null;
       example = "wheel";
       description = ''
-        The group whose members may ask for the status; everybody when `null`. Builds come through the nix-daemon whoever
+        The group whose members may ask for the status; everybody when `null`. NixOS leaves a socket alone that is in
+        use, so a change takes effect when the service is stopped and started. Builds come through the nix-daemon whoever
         starts them, so this decides nothing about them: `nix.settings.allowed-users` does.
       '';
     };
@@ -221,7 +222,8 @@ in
       example = literalExpression ''{ aws = "/run/secrets/aws-credentials"; rack = "/run/secrets/rack-key"; }'';
       description = ''
         Secret files for the service, which systemd hands over so that nobody else can read them: `NAME` is
-        {file}`/run/credentials/nix-broker.service/NAME`, for the `identity-file` of a host. The one called `aws` is what
+        {file}`/run/credentials/nix-broker.service/NAME`, for the `identity-file` of a host, or the
+        `cache-secret-key-file` of an `ec2` pool. The one called `aws` is what
         the AWS SDK takes as its shared credentials file. An instance profile or SSO needs none.
       '';
     };
@@ -433,11 +435,7 @@ in
           "network.target"
         ]
         ++ optional hasEc2Pool "network-online.target";
-        # A socket is not started under a service that runs, so a change of it restarts both, in one transaction.
-        restartTriggers = [
-          configFile
-          (builtins.toJSON config.systemd.sockets.nix-broker.socketConfig)
-        ];
+        restartTriggers = [ configFile ];
         # A stop waits for the builds that run. In one step with the start, after the new system is in place, nothing
         # else of the switch has to wait for it without a broker.
         stopIfChanged = false;

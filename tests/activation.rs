@@ -61,10 +61,17 @@ fn hooks_wait_for_a_broker_that_is_not_up_yet_or_is_started_again() {
         lab.wait("the broker to answer again", || lab.try_status().is_some());
         build(&lab, "killed");
 
-        // What NixOS does when the socket's own settings change.
-        systemd.ctl(&lab, "restart nix-broker.socket nix-broker.service");
-        assert_eq!(systemd.states(&lab), "active\nactive");
-        build(&lab, "both");
+        // Another place for the socket: the old one is refused, goes with the service that refused it, and comes back new.
+        lab.sh(
+            "sed -i 's,^ListenStream=.*,ListenStream=/srv/other.sock,' /etc/systemd/system/nix-broker.socket",
+        );
+        lab.write("/etc/nix-broker/config.toml", &format!("socket = \"/srv/other.sock\"\n{LOCAL_POOL}"));
+        systemd.ctl(&lab, "daemon-reload");
+        let _refused = systemd.try_ctl(&lab, "restart nix-broker.service");
+        lab.wait("the broker to answer elsewhere", || {
+            systemd.states(&lab) == "active\nactive" && lab.try_status().is_some()
+        });
+        assert_eq!(lab.sh("ls /srv/other.sock"), "/srv/other.sock");
 
         systemd.ctl(&lab, "stop nix-broker.service");
         lab.assert_nothing_left();
@@ -93,6 +100,25 @@ fn what_was_stopped_is_not_started_by_the_next_who_asks() {
         systemd.ctl(&lab, "start nix-broker.service");
         build(&lab, "started");
         systemd.ctl(&lab, "stop nix-broker.service");
+        systemd.stop(&lab);
+    });
+}
+
+/// systemd accepts connections for a broker that never comes: Nix must not wait for it for long, nor for ever.
+#[test]
+fn a_broker_that_cannot_start_is_done_without() {
+    on_each_of(&WITH_SYSTEMD, |release| {
+        let (lab, systemd) = machine(release);
+        lab.write("/etc/nix-broker/config.toml", "[[pool]]\nname = \"nothing\"\n");
+        lab.configure_nix("max-jobs = 2");
+        systemd.ctl(&lab, "start nix-broker.socket");
+
+        let built =
+            lab.nix_build("alice", &["/t/graph.nix", "--argstr", "nonce", "alone", "--argstr", "width", "2"]);
+
+        assert!(built.status.success(), "{}", text(&built));
+        assert!(text(&built).contains("building without it"), "{}", text(&built));
+        lab.wait("systemd to give up", || systemd.states(&lab).ends_with("failed"));
         systemd.stop(&lab);
     });
 }

@@ -394,7 +394,7 @@ fn of_the_readme() -> StatusView {
 #[test]
 fn the_readmes_example_is_what_status_prints() {
     let (run, _) = Desk::new().ask(&["status"], vec![OperatorReply::Status(of_the_readme())]);
-    let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
+    let readme = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
     let shown = readme.split("```console\n$ broker status\n").nth(1).unwrap().split("```").next().unwrap();
     assert_eq!(run.stdout, shown, "the README shows something else");
 }

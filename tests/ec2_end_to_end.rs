@@ -119,6 +119,36 @@ fn a_build_launches_a_machine_and_leaves_nothing() {
     });
 }
 
+/// From the keys of the pool to the second machine, which finds what the first one built.
+#[test]
+fn what_a_machine_built_outlives_it_in_the_cache() {
+    with_cloud(&only("forky"), "idle-timeout = \"15s\"", "", |lab, cloud| {
+        lab.install("/t/cache.pl", include_str!("lab/cache.pl"));
+        lab.sh("setsid perl /t/cache.pl 8099 /srv/cache </dev/null >/run/cache.log 2>&1 &");
+        lab.sh("cd /var/lib/nix-broker && nix-store --generate-binary-cache-key kept-1 cache-key cache-key.pub && chown nix-broker cache-key");
+        let key = lab.sh("cat /var/lib/nix-broker/cache-key.pub");
+        let keys = format!(
+            "cache = \"http://127.0.0.1:8099\"\ncache-public-key = \"{key}\"\n\
+             cache-secret-key-file = \"/var/lib/nix-broker/cache-key\""
+        );
+        configure(lab, cloud, "idle-timeout = \"15s\"", &keys);
+        lab.stop_broker();
+        lab.start_broker();
+
+        let (ok, path, said) = end_of(lab, nix_build(lab, "kept", "0"));
+        assert!(ok && said.contains("builds kept"), "{said}\n{}", lab.diagnosis());
+        lab.wait("the upload", || lab.sh("cat /run/cache.log").contains(".narinfo 200"));
+        assert_account_is_empty(lab, cloud);
+        lab.run("root", &["nix-store", "--delete", &path]);
+
+        let (ok, again, said) = end_of(lab, nix_build(lab, "kept", "0"));
+        assert!(ok && !said.contains("builds kept"), "it was built again\n{said}\n{}", lab.diagnosis());
+        assert_eq!((again, cloud.instances().len()), (path, 2));
+        assert_account_is_empty(lab, cloud);
+        lab.assert_all_is_over();
+    });
+}
+
 /// The one instance that runs, once it is launched.
 fn launched(lab: &Lab, cloud: &mut Cloud) -> String {
     lab.wait("an instance to run", || cloud.states() == ["running"]);

@@ -10,6 +10,7 @@ mod lab;
 
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::process::Command;
 use std::sync::LazyLock;
 
 use lab::{LOCAL_POOL, Lab, on_release, text};
@@ -57,7 +58,7 @@ const ELSEWHERE: [(&str, &str, &str); 18] = [
     ("make bench", "tests/bench/run.sh", "bench"),
     ("make micro", "Makefile", "cargo bench"),
     ("make clean", "Makefile", "host.sh down --all"),
-    ("nix __build-remote", "src/hook/importer.rs", "build-remote"),
+    ("nix __build-remote", "src/hook/stock_client.rs", "build-remote"),
     ("nix build .#static", "nix/tests/default.nix", "\"static\""),
     ("nixos-rebuild build --flake .#tiger", "tests/nixos.rs", "nixos-rebuild build --flake .#tiger"),
     ("nixos-rebuild switch", "tests/nixos.rs", "roots_rebuild_without_the_daemon"),
@@ -92,7 +93,7 @@ fn here(command: &str) -> Vec<String> {
         "broker cost [--by build|pool|day|builder]" => {
             ["build", "pool", "day", "builder"].map(|by| format!("broker cost --by {by}")).into()
         }
-        "broker why hello" => vec!["broker why graph".to_owned()],
+        "broker why" | "broker why hello" => vec!["broker why graph".to_owned()],
         "broker why gcc" => vec!["broker why fit-for-nothing".to_owned()],
         "broker start POOL" => vec!["broker start local".to_owned()],
         "broker drain BUILDER" => vec!["broker drain $(BUILDER)".to_owned()],
@@ -111,6 +112,21 @@ fn here(command: &str) -> Vec<String> {
         )],
         "nix log" => vec![format!("{nix} log $(PATH)")],
         _ => vec![],
+    }
+}
+
+#[test]
+fn the_configurations_of_the_readme_are_valid() {
+    let key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAINfx/2mJZz3kXc0W8d8n7oA6pGJ2u0r9kYh5lXcZ1bQe";
+    let blocks: Vec<_> =
+        README.split("```toml\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
+    assert!(blocks.len() >= 2);
+    for block in blocks {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), block.replace("ssh-ed25519 AAAA...", key)).unwrap();
+        let checked =
+            Command::new(env!("CARGO_BIN_EXE_broker")).arg("check").arg(file.path()).output().unwrap();
+        assert!(checked.status.success(), "{block}: {}", text(&checked));
     }
 }
 

@@ -21,7 +21,7 @@ in
       limits.lease = 240;
       cache = {
         url = "file:///srv/cache";
-        publicKey = "cache-1:6NCHdD59X431o0gWypbMrAURkbJ16ZPMQFGspcDShjY=";
+        publicKey = "cache-1:PxOXCzycYaWCvKr6Fxsj7Y6u5NL7y7SY44G0vqgNV00=";
         # Made when it boots; nobody takes what is signed with it here.
         secretKeyFile = "/etc/cache-key";
       };

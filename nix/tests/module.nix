@@ -139,8 +139,7 @@ let
       let
         trigger = config: map toString (service config).restartTriggers;
       in
-      lib.head (trigger hosts) == file hosts && lib.head (trigger hosts) != lib.head (trigger local)
-      && lib.tail (trigger hosts) != lib.tail (trigger (machine [ rack ] { services.nix-broker.group = "wheel"; }));
+      trigger hosts == [ (file hosts) ] && trigger hosts != trigger local;
 
     "with hosts alone, namespaces and devices are closed" =
       (unit hosts).RestrictNamespaces && (unit hosts).PrivateDevices && (unit hosts) ? SystemCallFilter;

@@ -76,7 +76,7 @@ impl Listener {
             Some(theirs) if theirs == path => {}
             Some(theirs) => bail!(
                 "the service manager listens at `{}`, and the configuration says `{}`: make `ListenStream=` of \
-                 nix-broker.socket and `socket` the same",
+                 nix-broker.socket and `socket` the same, and start both again",
                 theirs.display(),
                 path.display()
             ),

@@ -62,7 +62,7 @@
 //! idle-action = "terminate"                # or "stop" or "hibernate" (on demand only), which keep the warm store
 //! lease = "15m"                            # a builder that hears nothing of the broker for this long ends itself
 //! cache = "s3://builds?region=eu-central-1"  # or https://: a binary cache that builders take from and put into
-//! cache-public-key = "builds-1:AAAA..."    # what they trust there
+//! cache-public-key = "builds-1:PxOXCzycYaWCvKr6Fxsj7Y6u5NL7y7SY44G0vqgNV00="  # what they trust there
 //! cache-secret-key-file = "/run/credentials/nix-broker.service/cache"  # without it they only take
 //!
 //! [cost]                                   # of all EC2 pools together, in USD; default: no limit

@@ -61,6 +61,27 @@ pub(super) enum BrokerError {
     },
 }
 
+impl BrokerError {
+    /// Whether the broker closed the connection between two frames, as one does that ends: whoever listens after it is
+    /// worth a try.
+    pub(super) fn is_hang_up(&self) -> bool {
+        match self {
+            Self::Broken { source: FrameError::Closed, .. } => true,
+            Self::Broken { source: FrameError::Io(error), .. } => {
+                matches!(error.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe)
+            }
+            Self::Broken {
+                source: FrameError::UnknownKind(_) | FrameError::TooLong(_) | FrameError::BadMessage(_),
+                ..
+            }
+            | Self::Connect { .. }
+            | Self::Silent { .. }
+            | Self::Refused { .. }
+            | Self::OutOfTurn { .. } => false,
+        }
+    }
+}
+
 /// A connection to the broker.
 #[derive(Debug)]
 pub(super) struct BrokerClient {

@@ -216,8 +216,16 @@ impl Conversation {
             }
         }
         // The first, or the one of the request before is gone: Nix may have been busy for hours between the two.
+        match self.ask_anew(&request) {
+            // The last word of a broker that was told to stop, maybe to be started again.
+            Err(error) if error.is_hang_up() => self.ask_anew(&request),
+            answer => answer,
+        }
+    }
+
+    fn ask_anew(&self, request: &HookRequest) -> Result<(BrokerClient, HookReply), BrokerError> {
         let mut broker = BrokerClient::connect(&self.socket)?;
-        let reply = broker.ask(&request, VERDICT_LIMIT)?;
+        let reply = broker.ask(request, VERDICT_LIMIT)?;
         Ok((broker, reply))
     }
 

@@ -35,7 +35,7 @@ pub struct Ec2Spec {
     /// How long a builder goes on when it hears nothing of the broker, before it ends itself.
     pub lease: Duration,
     /// Where what was built outlives the builders.
-    pub cache: Option<CacheSpec>,
+    pub cache: Option<Box<CacheSpec>>,
 }
 
 /// A binary cache next to the builders.

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use super::lab::Lab;
 
-/// The releases whose lab root has systemd.
+/// The releases whose lab root has systemd: there openssh-server depends on it.
 pub(crate) const WITH_SYSTEMD: [&str; 2] = ["trixie", "forky"];
 
 /// `systemctl`, for [`Lab::sh`].
@@ -40,6 +40,11 @@ impl Systemd {
     /// Runs `systemctl` with these words; it must succeed.
     pub(crate) fn ctl(&self, lab: &Lab, words: &str) -> String {
         lab.sh(&format!("{CTL} {words} || {{ {CTL} --no-pager status nix-broker.service; tail -n 20 /var/log/systemd.log; exit 1; }}"))
+    }
+
+    /// The same, which may fail.
+    pub(crate) fn try_ctl(&self, lab: &Lab, words: &str) -> bool {
+        lab.output("root", &["sh", "-c", &format!("{CTL} {words}")]).status.success()
     }
 
     /// The states of socket and service.

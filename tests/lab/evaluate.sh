@@ -3,7 +3,8 @@
 #
 #   evaluate.sh [--raw] ATTRIBUTE [RELEASE]      RELEASE is a root that roots.sh made (default forky)
 #
-# With NIXPKGS, a tree of nixpkgs, it is the real NixOS that is evaluated, else the stand-in of nix/tests/stand-in.
+# With NIXPKGS, a tree of nixpkgs, it is the real NixOS that is evaluated, else the stand-in of nix/tests/stand-in; with
+# NIXPKGS_LIB, nixpkgs' library alone, that with the real module system.
 # Nothing is built and no store is written. Exit status 77: see host.sh.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -22,8 +23,14 @@ exec unshare --mount -- bash -euc '
   mount --bind -o ro . "$root/mnt/repo"
   mount -t proc proc "$root/proc"
   inside=
+  library=
+  if [ -n "${NIXPKGS_LIB-}" ]; then
+    mkdir "$root/mnt/lib"
+    mount --bind -o ro "$NIXPKGS_LIB" "$root/mnt/lib"
+    library=/mnt/lib
+  fi
   if [ -n "${NIXPKGS-}" ]; then mount --bind -o ro "$NIXPKGS" "$root/mnt/nixpkgs"; inside=/mnt/nixpkgs; fi
   exec chroot "$root" /usr/bin/env -i PATH=/usr/bin:/bin HOME=/mnt/home XDG_CONFIG_DIRS=/mnt/home NIX_CONF_DIR=/mnt/home \
-    NIXPKGS="$inside" nix --extra-experimental-features "nix-command read-only-local-store" --store dummy:// \
+    NIXPKGS="$inside" NIXPKGS_LIB="$library" nix --extra-experimental-features "nix-command read-only-local-store" --store dummy:// \
     eval --read-only --impure "$form" --file /mnt/repo/nix/tests "$attribute"
 ' - "$root" "$form" "$1"

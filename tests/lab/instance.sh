@@ -67,6 +67,7 @@ while :; do
   --on-boot=*s) first=${1#*=} first=${first%s} ;;
   --on-unit-active=*s) again=${1#*=} again=${again%s} ;;
   --quiet | --property=DefaultDependencies=no | --timer-property=DefaultDependencies=no | --timer-property=AccuracySec=5s) ;;
+  --property=Restart=always | --property=RestartSec=10 | --property=IOSchedulingClass=idle) ;;
   --*) echo "systemd-run: the lab has no '$1'" >&2; exit 1 ;;
   *) break ;;
   esac

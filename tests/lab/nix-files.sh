@@ -5,8 +5,9 @@
 #
 #   nix-files.sh [RELEASE]       RELEASE is a root that roots.sh made (default forky)
 #
-# nixpkgs is stood in for by nix/tests/stand-in. With NIXPKGS, a tree of nixpkgs, all of it runs once more against the
-# real one, and its last line says whether that was so. Exit status 77: see host.sh.
+# nixpkgs is stood in for by nix/tests/stand-in. With NIXPKGS_LIB, nixpkgs' library (`lib` of nixpkgs, or of
+# nix-community/nixpkgs.lib), all of it runs once more with the real module system, and with NIXPKGS, a tree of nixpkgs,
+# against the real NixOS; it says what was not run. Exit status 77: see host.sh.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 release=${1:-forky}
@@ -37,11 +38,16 @@ check() { # WITH-WHAT
   done
 }
 
-NIXPKGS='' check "stand-in"
+NIXPKGS='' NIXPKGS_LIB='' check "stand-in"
+if [ -n "${NIXPKGS_LIB:-}" ]; then
+  NIXPKGS='' check "stand-in with the library of nixpkgs $(cat "$NIXPKGS_LIB/.version")"
+else
+  echo "nix-files: NOT RUN: 1, the same with nixpkgs' own library, because NIXPKGS_LIB names none"
+fi
 if [ -z "${NIXPKGS:-}" ]; then
   echo "nix-files: $count files parse, flake.lock fits, modules and outputs are as expected of the stand-in for nixpkgs"
   echo "nix-files: NOT RUN: 1, the same with the real NixOS, because NIXPKGS names no tree of nixpkgs"
   exit 0
 fi
-check "nixpkgs $(cat "$NIXPKGS/lib/.version")"
+NIXPKGS_LIB='' check "nixpkgs $(cat "$NIXPKGS/lib/.version")"
 echo "nix-files: $count files parse, flake.lock fits, modules and outputs are as expected of the stand-in and of $NIXPKGS"

@@ -1,6 +1,8 @@
 # The flake input `nixpkgs`, as far as our flake uses it. See lib.nix for what it is and what it is not.
 let
-  lib = import ./lib.nix;
+  # nixpkgs' own library, without its packages and modules, where NIXPKGS_LIB names one: the real module system and types.
+  real = builtins.getEnv "NIXPKGS_LIB";
+  lib = if real == "" then import ./lib.nix else import (/. + real);
   packages = lib.genAttrs [
     "x86_64-linux"
     "aarch64-linux"

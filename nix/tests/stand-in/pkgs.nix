@@ -101,7 +101,9 @@ let
     testers.runNixOSTest =
       test:
       let
-        opened = (lib.head test.imports) { hostPkgs = self; };
+        # nixpkgs' own library wraps it, to remember its file.
+        first = lib.head test.imports;
+        opened = (if lib.isAttrs first then lib.head first.imports else first) { hostPkgs = self; };
         machine = module: (nixosSystem { modules = [ module ]; inherit system; }).config;
         complaints = lib.concatMap (module: lib.filter (a: !a.assertion) (machine module).assertions) (lib.attrValues opened.nodes);
         whole = builtins.deepSeq (map (module: (machine module).systemd.units) (lib.attrValues opened.nodes)) (

@@ -60,7 +60,7 @@ pub(super) fn read(mut section: Section<'_>, problems: &mut Problems) -> Ec2Read
     let disk = read_disk(&mut section, problems);
     let idle_action = read_idle_action(&mut section, market, problems);
     let lease = section.duration("lease", ONE_MINUTE, problems).unwrap_or(LEASE);
-    let cache = cache::read(&mut section, problems);
+    let cache = cache::read(&mut section, problems).map(Box::new);
     let path = section.path().to_owned();
     section.finish(problems);
     let spec = Ec2Spec {

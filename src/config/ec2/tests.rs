@@ -82,7 +82,7 @@ fn every_key_is_taken_as_written() {
             max-stopped = "3days"
             lease = "30m"
             cache = "s3://builds?region=eu-central-1"
-            cache-public-key = "cache-1:6NCHdD59X431o0gWypbMrAURkbJ16ZPMQFGspcDShjY="
+            cache-public-key = "cache-1:PxOXCzycYaWCvKr6Fxsj7Y6u5NL7y7SY44G0vqgNV00="
             cache-secret-key-file = "/run/credentials/cache"
             "#
         )
@@ -109,11 +109,11 @@ fn every_key_is_taken_as_written() {
             disk: DiskSpec { size: 300, throughput: 1_000, iops: 4_000 },
             idle_action: IdleAction::Stop { max_stopped: Duration::from_secs(3 * 86_400) },
             lease: Duration::from_secs(1_800),
-            cache: Some(CacheSpec {
+            cache: Some(Box::new(CacheSpec {
                 url: "s3://builds?region=eu-central-1".to_owned(),
-                public_key: "cache-1:6NCHdD59X431o0gWypbMrAURkbJ16ZPMQFGspcDShjY=".to_owned(),
+                public_key: "cache-1:PxOXCzycYaWCvKr6Fxsj7Y6u5NL7y7SY44G0vqgNV00=".to_owned(),
                 secret_key_file: Some("/run/credentials/cache".into()),
-            }),
+            })),
         }
     );
 }
@@ -301,7 +301,7 @@ fn each_mistake_is_named_with_its_line_and_key() {
         ),
         (
             table(
-                "cache = \"ssh://host\"\ncache-public-key = \"cache-1:6NCHdD59X431o0gWypbMrAURkbJ16ZPMQFGspcDShjY=\"",
+                "cache = \"ssh://host\"\ncache-public-key = \"cache-1:PxOXCzycYaWCvKr6Fxsj7Y6u5NL7y7SY44G0vqgNV00=\"",
             ),
             "5: pool.p.ec2.cache: `ssh://host` is no binary cache",
         ),

@@ -107,7 +107,7 @@ pub(crate) fn is_key(key: &str) -> bool {
 mod tests {
     use super::*;
 
-    const PUBLIC: &str = "cache-1:6NCHdD59X431o0gWypbMrAURkbJ16ZPMQFGspcDShjY=";
+    const PUBLIC: &str = "cache-1:PxOXCzycYaWCvKr6Fxsj7Y6u5NL7y7SY44G0vqgNV00=";
 
     #[test]
     fn a_cache_to_take_from_needs_no_step_and_one_to_fill_has_a_hook() {
@@ -141,7 +141,7 @@ mod tests {
             let cache = BootCache { url, public_key: PUBLIC, secret_key: None };
             assert_eq!(cache.nix_settings(), Err(UserDataError::CacheUrl(url.to_owned())), "{url}");
         }
-        for key in ["", "cache-1", "cache-1:short", "a b:6NCHdD59X431o0gWypbMrAURkbJ16ZPMQFGspcDShjY="] {
+        for key in ["", "cache-1", "cache-1:short", "a b:PxOXCzycYaWCvKr6Fxsj7Y6u5NL7y7SY44G0vqgNV00="] {
             let cache = BootCache { url: "https://c", public_key: key, secret_key: Some(key) };
             assert!(matches!(cache.nix_settings(), Err(UserDataError::CachePublicKey(_))), "{key}");
             assert_eq!(cache.step(), Err(UserDataError::CacheSecretKey), "{key}");
