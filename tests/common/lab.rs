@@ -335,8 +335,7 @@ impl Lab {
         self.sh(&format!("chmod 755 {path}"));
     }
 
-    /// Copies a file of this machine.
-    pub(crate) fn put(&self, file: &Path, path: &str) {
+    fn put(&self, file: &Path, path: &str) {
         let put = self.host(&["put", &self.name, file.to_str().unwrap(), path]);
         assert!(put.status.success(), "put {path}: {}", text(&put));
     }
