@@ -8,15 +8,21 @@
 #[path = "common/lab.rs"]
 mod lab;
 
-use std::process::Stdio;
+use std::path::Path;
+use std::process::{Command, Stdio};
 
 use lab::{LOCAL_POOL, Lab, on_every_release, on_release, text};
 
-/// A builder: a stock sshd of root's on another address, with a store of its own. What `@SUBSTITUTERS@` names is its cache.
-const BUILDER: &str = r#"
-mkdir -p /m/conf /m/root /m/cache; cd /m
+/// A builder: a machine of its own with root's stock sshd, on the lab's network. Dropped, it is gone.
+struct Far {
+    name: String,
+}
+
+/// What makes one of it. A cache that it may fetch from is for a test to fill.
+const SETUP: &str = r#"
+mkdir -p /m/bin /m/cache; cd /m
 ssh-keygen -q -t ed25519 -N '' -f host_key
-cat /var/lib/nix-broker/id_ed25519.pub > keys
+printf '%s\n' "$1" > keys
 cat > sshd_config <<'C'
 ListenAddress 127.0.0.5
 Port 2200
@@ -25,18 +31,57 @@ PidFile none
 AuthorizedKeysFile /m/keys
 UsePAM no
 StrictModes no
-SetEnv NIX_REMOTE=local?root=/m/root NIX_CONF_DIR=/m/conf PATH=/m/bin:/usr/bin:/bin
+SetEnv PATH=/m/bin:/usr/bin:/bin
 C
-cat > conf/nix.conf <<'C'
-sandbox = true
-sandbox-fallback = false
-build-users-group =
-substituters = @SUBSTITUTERS@
+cat >> /etc/nix/nix.conf <<'C'
+substituters = file:///m/cache
 require-sigs = false
 builders =
 C
-mkdir -p /run/sshd bin; setsid /usr/sbin/sshd -D -e -f sshd_config </dev/null >/m/log 2>&1 &
+setsid /usr/sbin/sshd -D -e -f sshd_config </dev/null >/m/log 2>&1 &
 "#;
+
+impl Far {
+    fn beside(lab: &Lab) -> Self {
+        let far = Self { name: format!("{}-far", lab.name()) };
+        far.host(&["up", &far.name, lab.release(), lab.name()]);
+        let key = lab.sh("cat /var/lib/nix-broker/id_ed25519.pub");
+        far.host(&["in", &far.name, "sh", "-euc", SETUP, "-", &key]);
+        far.host(&["daemon", &far.name]);
+        far
+    }
+
+    fn host(&self, words: &[&str]) -> String {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/lab/host.sh");
+        let output = Command::new(script).args(words).stdin(Stdio::null()).output().unwrap();
+        assert!(output.status.success(), "{words:?}: {}", text(&output));
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    }
+
+    fn sh(&self, script: &str) -> String {
+        self.host(&["in", &self.name, "sh", "-ec", script])
+    }
+
+    /// Puts a program before all others of that name.
+    fn install(&self, name: &str, file: &Path) {
+        self.host(&["put", &self.name, file.to_str().unwrap(), &format!("/m/bin/{name}"), "755"]);
+    }
+
+    /// This machine's own `zstd`; its libraries are in every Debian root.
+    fn give_zstd(&self, name: &str) {
+        let own = Path::new("/usr/bin/zstd");
+        assert!(own.exists(), "tests/lab/packages.sh installs zstd on this machine");
+        self.install(name, own);
+        self.sh(&format!("/m/bin/{name} -qc </dev/null >/dev/null"));
+    }
+}
+
+impl Drop for Far {
+    fn drop(&mut self) {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/lab/host.sh");
+        let _gone = Command::new(script).args(["down", &self.name]).stdin(Stdio::null()).status();
+    }
+}
 
 /// The broker's way to that builder: through the wire.
 fn pool(host_key: &str) -> String {
@@ -68,27 +113,19 @@ const SLOW: Wire = Wire { delay: 20, rate: 4000 };
 /// One that only counts.
 const FAST: Wire = Wire { delay: 0, rate: 1_000_000 };
 
-/// A lab whose only builder is at the other end of this wire.
-fn prepare(lab: &mut Lab, wire: Wire, substituters: &str) {
-    lab.sh(&BUILDER.replace("@SUBSTITUTERS@", substituters));
+/// Makes the only builder of a lab one at the other end of this wire.
+fn prepare(lab: &mut Lab, wire: Wire) -> Far {
+    let far = Far::beside(lab);
     lab.write("/m/wire.pl", include_str!("lab/wire.pl"));
     lab.write("/t/blob.nix", include_str!("nix/blob.nix"));
     lab.sh(&format!(
         "setsid perl /m/wire.pl 127.0.0.5:2201 127.0.0.5:2200 {} {} /m/counts </dev/null >/m/wire.log 2>&1 &",
         wire.delay, wire.rate
     ));
-    let key = lab.sh("cut -d' ' -f1,2 /m/host_key.pub");
     assert!(lab.stop_broker().success());
-    lab.write("/etc/nix-broker/config.toml", &pool(&key));
+    lab.write("/etc/nix-broker/config.toml", &pool(&far.sh("cut -d' ' -f1,2 /m/host_key.pub")));
     lab.start_broker();
-}
-
-/// This machine's own `zstd`, for the builder; its libraries are in every Debian root.
-fn give_zstd(lab: &Lab) {
-    let own = std::path::Path::new("/usr/bin/zstd");
-    assert!(own.exists(), "tests/lab/packages.sh installs zstd on this machine");
-    lab.put(own, "/m/bin/zstd");
-    lab.sh("/m/bin/zstd -qc </dev/null >/dev/null");
+    far
 }
 
 /// Bytes to the builder and from it, up to now.
@@ -115,13 +152,13 @@ const NOISE_LEN: u64 = 24 * MIB;
 #[test]
 fn what_is_large_is_packed_on_a_slow_link_and_only_where_both_sides_can() {
     on_every_release(LOCAL_POOL, |lab| {
-        prepare(lab, SLOW, "");
+        let far = prepare(lab, SLOW);
         lab.sh(LINES);
         // The builder of every release as it comes has no `zstd`.
         let (to, from) = build(lab, "copy", "plain");
         assert!(to > LINES_LEN && from > LINES_LEN, "{to} bytes to the builder, {from} from it");
         // Whether a builder has it is looked at once.
-        give_zstd(lab);
+        far.give_zstd("zstd");
         assert!(lab.stop_broker().success());
         lab.start_broker();
         let (to, from) = build(lab, "copy", "packed");
@@ -145,15 +182,14 @@ fn what_is_large_is_packed_on_a_slow_link_and_only_where_both_sides_can() {
 #[test]
 fn a_packed_stream_that_is_damaged_is_sent_again_as_it_is() {
     on_every_release(LOCAL_POOL, |lab| {
-        prepare(lab, SLOW, "");
+        let far = prepare(lab, SLOW);
         lab.sh(LINES);
-        give_zstd(lab);
-        lab.sh("mv /m/bin/zstd /m/bin/real");
+        far.give_zstd("real");
         for (direction, option) in [("up", "-dqc"), ("down", "-1qc")] {
-            lab.install(
-                "/m/bin/zstd",
-                &format!("#!/bin/sh\n[ \"$1\" = {option} ] || exec real \"$@\"\nreal \"$@\" | tr 1e 2f\n"),
-            );
+            let broken = tempfile::NamedTempFile::new().unwrap();
+            let script = format!("[ \"$1\" = {option} ] || exec real \"$@\"\nreal \"$@\" | tr 1e 2f\n");
+            std::fs::write(broken.path(), format!("#!/bin/sh\n{script}")).unwrap();
+            far.install("zstd", broken.path());
             assert!(lab.stop_broker().success());
             lab.sh(": > /var/lib/nix-broker/broker.log");
             lab.start_broker();
@@ -173,14 +209,19 @@ fn a_packed_stream_that_is_damaged_is_sent_again_as_it_is() {
 #[test]
 fn a_builder_fetches_what_it_can_by_itself_when_the_client_allows_it() {
     on_every_release(LOCAL_POOL, |lab| {
-        prepare(lab, FAST, "file:///m/cache");
+        let far = prepare(lab, FAST);
         lab.sh(&format!("head -c {NOISE_LEN} /dev/urandom >/t/blob; chmod 644 /t/blob"));
         for (nonce, allowed) in [("no", false), ("yes", true)] {
             lab.configure_nix(&format!("builders-use-substitutes = {allowed}"));
             let evaluate = ["nix-instantiate", "--eval", "--read-write-mode", "/t/blob.nix", "-A", "input"];
             let input = lab.run("alice", &[&evaluate[..], &["--argstr", "nonce", nonce]].concat());
             let input = input.trim_matches('"');
-            lab.run("root", &["nix", "copy", "--to", "file:///m/cache?compression=none", input]);
+            lab.run("root", &["nix", "copy", "--to", "file:///tmp/cache?compression=none", input]);
+            // The builder is another machine, with the cache at hand.
+            let from = format!("{}/tmp/cache", far.host(&["root", lab.name()]));
+            let to = format!("{}/m/cache", far.host(&["root", &far.name]));
+            let copied = Command::new("cp").args(["-rT", &from, &to]).status().unwrap();
+            assert!(copied.success());
             let (to, _) = build(lab, "measure", nonce);
             if allowed {
                 assert!(to < 4 * MIB, "{to} bytes to a builder that could fetch them\n{}", lab.diagnosis());
@@ -194,7 +235,7 @@ fn a_builder_fetches_what_it_can_by_itself_when_the_client_allows_it() {
 #[test]
 fn a_huge_upload_is_overtaken_by_small_builds_that_share_an_input_with_it() {
     on_release("forky", LOCAL_POOL, |lab| {
-        prepare(lab, Wire { rate: 2000, ..SLOW }, "");
+        let _far = prepare(lab, Wire { rate: 2000, ..SLOW });
         // More than a minute's worth.
         lab.sh(&format!("head -c {} /dev/urandom >/t/blob; chmod 644 /t/blob", 8 * NOISE_LEN));
         let words =

@@ -21,7 +21,8 @@ use super::roots::Roots;
 use super::stall::unless_stalled;
 use super::wide::{self, Width};
 use crate::model::{BuilderId, StorePath};
-use crate::protocol::worker::Substitute;
+use crate::protocol::worker::operation::{QueryValidPaths, SetOptions};
+use crate::protocol::worker::{ClientOptions, Substitute};
 use crate::ssh::{self, Sessions};
 use crate::transfer::download::Arriving;
 use crate::transfer::{Beat, Cargo, Claim, InFlight, LocalStore, Presence, download, upload};
@@ -338,7 +339,17 @@ impl Remote {
         missing: &BTreeSet<StorePath>,
     ) -> anyhow::Result<BTreeSet<StorePath>> {
         let mut daemon = self.daemon().await?;
-        let asked = daemon.connection.query_valid_paths(missing, Substitute::Yes);
+        // A daemon that did a build whose client did not allow it would still obey that one.
+        let options = ClientOptions { use_substitutes: true, ..ClientOptions::default() };
+        let (set_options, question) =
+            (SetOptions(&options), QueryValidPaths { paths: missing, substitute: Substitute::Yes });
+        let asked = async {
+            let connection = &mut daemon.connection;
+            connection.send(&set_options)?;
+            connection.send(&question)?;
+            connection.receive(&set_options, &mut ()).await?;
+            connection.receive(&question, &mut ()).await
+        };
         match timeout(SUBSTITUTE_LIMIT, asked).await {
             Ok(Ok(valid)) => {
                 self.give_back(daemon);

@@ -17,7 +17,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use super::remote::Remote;
 
 /// Of a round trip, what the queue may add to it.
-const QUEUE: f64 = 0.5;
+const QUEUE: f64 = 0.25;
 /// On a short way it may add this: a busy machine answers no sooner.
 const MIN_QUEUE: Duration = Duration::from_millis(10);
 /// Between two questions, at least.

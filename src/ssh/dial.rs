@@ -34,6 +34,8 @@ const WINDOW: u32 = 8 << 20;
 /// Bytes that wait in this machine for their turn on a connection for what is small: enough to keep a fast link busy while
 /// we are not looking, and no more, because whatever is sent next waits behind them.
 const UNSENT_LIMIT: u32 = 128 << 10;
+/// The same on a connection for what is large: what is braked stops soon, and a fast link is kept busy for milliseconds.
+const UNSENT_BULK_LIMIT: u32 = 512 << 10;
 /// Sent bytes that nobody acknowledges for this long mean a dead peer. Keepalives cannot tell while a write is stuck.
 const UNACKNOWLEDGED_LIMIT: Duration = Duration::from_secs(60);
 
@@ -151,7 +153,7 @@ impl DialError {
 }
 
 /// Any stream that SSH can be spoken over.
-trait Carrier: AsyncRead + AsyncWrite + Unpin + Send {}
+pub(super) trait Carrier: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Carrier for T {}
 
 /// An authenticated connection, as the session takes it over.
@@ -208,7 +210,7 @@ pub(super) async fn dial(load: Load, target: &Target, deadline: Instant) -> Resu
 }
 
 /// The stream to speak SSH over.
-async fn connect(target: &Target, load: Load) -> io::Result<Box<dyn Carrier>> {
+pub(super) async fn connect(target: &Target, load: Load) -> io::Result<Box<dyn Carrier>> {
     if let Some(command) = &target.proxy_command {
         return Ok(Box::new(Proxy::start(command)?));
     }
@@ -216,9 +218,11 @@ async fn connect(target: &Target, load: Load) -> io::Result<Box<dyn Carrier>> {
     // Without it, Nagle's algorithm holds small requests back for 40 ms.
     stream.set_nodelay(true)?;
     rustix::net::sockopt::set_tcp_user_timeout(&stream, UNACKNOWLEDGED_LIMIT.as_millis() as u32)?;
-    if load == Load::Small {
-        socket2::SockRef::from(&stream).set_tcp_notsent_lowat(UNSENT_LIMIT)?;
-    }
+    let unsent = match load {
+        Load::Small => UNSENT_LIMIT,
+        Load::Bulk => UNSENT_BULK_LIMIT,
+    };
+    socket2::SockRef::from(&stream).set_tcp_notsent_lowat(unsent)?;
     Ok(Box::new(stream))
 }
 

@@ -639,3 +639,33 @@ async fn what_is_small_does_not_share_a_connection_with_what_is_large() {
     echo_all(&mut channels).await;
     echo_all(&mut large).await;
 }
+
+/// A server that never reads: how many bytes of ours wait in this machine for a place on the wire, at most.
+#[tokio::test]
+async fn what_waits_unsent_on_a_connection_is_bounded() {
+    let listener = TcpListener::bind("127.0.0.7:0").await.unwrap();
+    let target = Target {
+        address: "127.0.0.7".into(),
+        port: listener.local_addr().unwrap().port(),
+        user: "nobody".into(),
+        host_keys: vec![],
+        key: ClientKey::generate(),
+        proxy_command: None,
+    };
+    // What both sides' kernels take of a connection without a bound, which is what a small request would wait behind.
+    let fill = async |mut stream: Box<dyn tokio::io::AsyncWrite + Send + Unpin>| {
+        let _never_reads = listener.accept().await.unwrap();
+        let (block, mut filled) = (vec![0; 64 << 10], 0);
+        let idle = Duration::from_millis(300);
+        while let Ok(written) = tokio::time::timeout(idle, stream.write(&block)).await {
+            filled += written.unwrap();
+        }
+        filled
+    };
+    let plain = tokio::net::TcpStream::connect(("127.0.0.7", target.port)).await.unwrap();
+    let unbounded = fill(Box::new(plain)).await;
+    let small = fill(Box::new(dial::connect(&target, Load::Small).await.unwrap())).await;
+    let bulk = fill(Box::new(dial::connect(&target, Load::Bulk).await.unwrap())).await;
+    assert!(small < bulk && bulk < unbounded, "{small}, {bulk}, {unbounded}");
+    assert!(unbounded - small > 1 << 20, "{small}, {unbounded}");
+}

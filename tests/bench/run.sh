@@ -18,6 +18,7 @@
 #                                    only measured on the link of 40 ms and 1 Gbit/s
 #   SIDES="stock ours"               who takes part
 #   ROUNDS=1                         how often; the table shows medians
+#   ZSTD=1                           builders have this machine's zstd, if it has one; empty: they have none
 #   TRACE=1                          keep the broker's debug log of every measurement, and say where the time goes (costs some itself)
 #   PROFILE=release                  which build of ours
 #   RELEASE=forky                    the Debian release whose Nix is used on all hosts
@@ -32,7 +33,7 @@ cd "$(dirname "$0")/../.."
 BENCH=${BENCH:-wide chain bulk shared many idle}
 if [ -n "${DELAYS:-}" ]; then LINKS=$(for delay in $DELAYS; do printf '%s:%s ' "$delay" "${RATE:-1000}"; done); fi
 LINKS=${LINKS:-0:${RATE:-1000} 40:${RATE:-1000} 100:${RATE:-1000} 40:100}
-SIDES=${SIDES:-stock ours} ROUNDS=${ROUNDS:-1} TRACE=${TRACE:-} RELEASE=${RELEASE:-forky} PROFILE=${PROFILE:-release}
+SIDES=${SIDES:-stock ours} ROUNDS=${ROUNDS:-1} ZSTD=${ZSTD-1} TRACE=${TRACE:-} RELEASE=${RELEASE:-forky} PROFILE=${PROFILE:-release}
 WIDE=${WIDE:-100} CHAIN=${CHAIN:-10} MIB=${MIB:-256} SHARED=${SHARED:-32} MANY=${MANY:-1000}
 
 HOST=tests/lab/host.sh
@@ -99,6 +100,7 @@ start_hosts() {
       for n in $(seq 11 32); do useradd --system --no-create-home --home-dir /var/empty --gid nixbld --groups nixbld --no-user-group nixbld$n; done
       install -d -m 700 /root/.ssh; printf "%s\n" "$1" >/root/.ssh/authorized_keys; ssh-keygen -q -A
       setsid /usr/sbin/sshd -D -e -o MaxStartups=1000 </dev/null >/var/log/sshd.log 2>&1 &' - "$keys"
+    if [ -n "$ZSTD" ] && command -v zstd >/dev/null; then "$HOST" put "$name" "$(command -v zstd)" /usr/bin/zstd; fi
     "$HOST" daemon "$name"
     HOST_KEYS[$number]=$("$HOST" in "$name" cut -d' ' -f1,2 /etc/ssh/ssh_host_ed25519_key.pub)
     printf '%s %s\n' "$NET.$number" "${HOST_KEYS[$number]}"
@@ -334,8 +336,9 @@ start_hosts
     "$(git rev-parse --short HEAD 2>/dev/null || echo unknown)" "$(in_client nix --version)"
   printf '  "ssh": "%s",\n  "tcp": "%s",\n  "kernel": "%s",\n  "processors": %s,\n  "load": "%s",\n' "$(in_client ssh -V 2>&1)" \
     "$(in_client cat /proc/sys/net/ipv4/tcp_congestion_control)" "$(uname -r)" "$(nproc)" "$(cut -d' ' -f1-3 /proc/loadavg)"
-  printf '  "parameters": {"wide": %s, "chain": %s, "mib": %s, "shared": %s, "many": %s, "rounds": %s, "trace": %s},\n  "measurements": [' \
-    "$WIDE" "$CHAIN" "$MIB" "$SHARED" "$MANY" "$ROUNDS" "$([ -n "$TRACE" ] && echo true || echo false)"
+  printf '  "parameters": {"wide": %s, "chain": %s, "mib": %s, "shared": %s, "many": %s, "rounds": %s, "trace": %s, "zstd": %s},\n  "measurements": [' \
+    "$WIDE" "$CHAIN" "$MIB" "$SHARED" "$MANY" "$ROUNDS" "$([ -n "$TRACE" ] && echo true || echo false)" \
+    "$([ -n "$ZSTD" ] && command -v zstd >/dev/null && echo true || echo false)"
 } >"$OUT.json"
 say "$(in_client nix --version), $(in_client broker --version), $(nproc) processors, load $(cut -d' ' -f1-3 /proc/loadavg)"
 

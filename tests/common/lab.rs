@@ -356,8 +356,7 @@ impl Lab {
         assert!(pack.wait().unwrap().success(), "pack {}", directory.display());
     }
 
-    /// Copies a file of this machine.
-    pub(crate) fn put(&self, file: &Path, path: &str) {
+    fn put(&self, file: &Path, path: &str) {
         let put = self.host(&["put", &self.name, file.to_str().unwrap(), path]);
         assert!(put.status.success(), "put {path}: {}", text(&put));
     }

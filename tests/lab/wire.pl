@@ -9,6 +9,7 @@ use strict;
 use warnings;
 use IO::Select;
 use IO::Socket::INET;
+use Socket qw(SOL_SOCKET SO_RCVBUF);
 use Time::HiRes qw(time);
 
 die "usage: wire.pl LISTEN:PORT SERVER:PORT DELAY_MS KBYTE_PER_S COUNTS\n" unless @ARGV == 5;
@@ -19,6 +20,8 @@ $rate *= 1000;
 my $queue = 0.1;
 $SIG{PIPE} = 'IGNORE';
 my $listener = IO::Socket::INET->new(LocalAddr => $listen, Listen => 128, ReuseAddr => 1) or die "listen on $listen: $!\n";
+# What the kernel would take on this machine is not what a sender has in flight on such a wire.
+setsockopt($listener, SOL_SOCKET, SO_RCVBUF, 65536);
 
 # For each socket: where its bytes go, in which direction, and what is on its way: [due, bytes].
 my (%peer, %way, %queued, %ends);
@@ -65,7 +68,7 @@ while (1) {
         if ($socket == $listener) {
             my $client = $listener->accept or next;
             my $far = IO::Socket::INET->new(PeerAddr => $server) or do { close $client; next };
-            for ($client, $far) { setsockopt($_, 6, 1, 1); $_->autoflush(1); $open{$_} = $_; $queued{$_} = [] }
+            for ($client, $far) { setsockopt($_, SOL_SOCKET, SO_RCVBUF, 65536); setsockopt($_, 6, 1, 1); $_->autoflush(1); $open{$_} = $_; $queued{$_} = [] }
             @peer{$client, $far} = ($far, $client);
             @way{$client, $far} = (0, 1);
             next;
@@ -84,7 +87,9 @@ while (1) {
         push @{ $queued{$socket} }, [$free_at[$way] + $delay, $bytes];
     }
     $now = time;
-    for my $socket (values %open) {
+    # A list of its own: the hash changes meanwhile.
+    my @all = values %open;
+    for my $socket (@all) {
         my $waiting = $queued{$socket} or next;
         while (@$waiting && $waiting->[0][0] <= $now) {
             my $bytes = (shift @$waiting)->[1];

@@ -137,10 +137,11 @@ impl<C: AsyncWrite + Unpin, W: AsyncWrite + Unpin> AsyncWrite for StripedWriter<
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         while self.outgoing.is_some() || self.block.len() >= BLOCK {
             // While one block is packed or waits for a lane, the next is filled.
-            match self.poll_dispatch(cx) {
-                Poll::Pending if self.block.len() < BLOCK => break,
-                dispatched => ready!(dispatched)?,
+            let dispatched = self.poll_dispatch(cx);
+            if dispatched.is_pending() && self.block.len() < BLOCK {
+                break;
             }
+            ready!(dispatched)?;
         }
         let taken = bytes.len().min(BLOCK - self.block.len());
         self.block.extend_from_slice(&bytes[..taken]);
