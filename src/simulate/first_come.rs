@@ -255,6 +255,7 @@ impl Decider for FirstCome {
             Event::Interrupted { .. }
             | Event::Endangered { .. }
             | Event::ClientGone(_)
+            | Event::InputsMadeOn { .. }
             | Event::Progressed { .. }
             | Event::Carried { .. }
             | Event::Adopted(_)

@@ -96,6 +96,7 @@ impl Decider for Stock {
                 vec![Action::Finish { build, outcome }]
             }
             Event::ClientGone(_)
+            | Event::InputsMadeOn { .. }
             | Event::Progressed { .. }
             | Event::Carried { .. }
             | Event::Adopted(_)

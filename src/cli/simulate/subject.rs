@@ -96,7 +96,7 @@ fn read_history(args: &Args, dir: &Path) -> Result<Vec<BuildRow>, Complaint> {
     };
     let hint = "the state directory is the broker's own: run this as the user that it runs as, or as root";
     Store::open_to_read(&dir)
-        .and_then(|store| store.builds(MOST_ROWS))
+        .and_then(|store| store.builds(MOST_ROWS, None))
         .map_err(|error| Complaint::of(&error, Some(hint.to_owned())))
 }
 
