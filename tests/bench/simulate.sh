@@ -44,25 +44,22 @@ row() { # LABEL ARGUMENT...
   "$broker" simulate --config "$config" --fcfs --json "$@" "${options[@]}" | python3 -c '
 import json, sys
 document = json.load(sys.stdin)
-def span(seconds):
-    minutes = round(seconds / 60)
-    return f"{minutes // 60} h {minutes % 60:02} min" if minutes >= 60 else f"{minutes} min"
+def cell(run):
+    minutes, cost, after, unbuilt = round(run["finish"] / 60), run["cost"], run["cost_after"], run["unbuilt"]
+    time = f"{minutes // 60} h {minutes % 60:02}" if minutes >= 60 else f"{minutes} min"
+    idle = f" + {after:.2f}" if run["kind"] != "fixed" else ""
+    return f"{time}, ${cost - after:.2f}{idle}" + (f", {unbuilt} unbuilt" if unbuilt else "")
 builds = document["builds"]
-for number, run in enumerate(document["runs"]):
-    label = f"{sys.argv[1]}, {builds} builds" if number == 0 else ""
-    name = {"broker": "**broker**", "first-come": "first come, first served"}.get(run["kind"], "`" + run["name"] + "`")
-    unbuilt = " (" + str(run["unbuilt"]) + " unbuilt)" if run["unbuilt"] else ""
-    used = "-" if run["used"] is None else "%.0f %%" % (100 * run["used"])
-    finish, cost, after, launches = span(run["finish"]), run["cost"], run["cost_after"], run["launches"]
-    print(f"| {label} | {name} | {finish}{unbuilt} | ${cost:.2f} | ${after:.2f} | {used} | {launches} |")
+print(f"| {sys.argv[1]}, {builds} builds |", " | ".join(map(cell, document["runs"])), "|")
 ' "$label"
 }
 
 options=("$@")
 x86=(--fixed 1xc7a.8xlarge --fixed 4xc6a.4xlarge --fixed 1xc7a.16xlarge)
-both=(--fixed 1xc7a.8xlarge+1xc7g.8xlarge --fixed 4xc6a.4xlarge+4xc7g.4xlarge)
-echo "| graph | who decides | finished after | cost | of it after the last build | used | machines |"
-echo "|---|---|---|---|---|---|---|"
+both=(--fixed 1xc7a.8xlarge+1xc7g.8xlarge --fixed 4xc6a.4xlarge+4xc7g.4xlarge --fixed 1xc7a.16xlarge+1xc7g.16xlarge)
+# Of the two systems' graph each fixed fleet has as many machines for Arm (c7g).
+echo "| graph | broker | first come, first served | 1 c7a.8xlarge | 4 c6a.4xlarge | 1 c7a.16xlarge |"
+echo "|---|---|---|---|---|---|"
 for shape in wide deep diamond long-tail; do row "$shape" --shape "$shape" "${x86[@]}"; done
-row two-systems --shape two-systems "${both[@]}"
+row "two systems" --shape two-systems "${both[@]}"
 row Debian --graph "$graphs/debian.json" --durations "$graphs/debian.times" "${x86[@]}"
