@@ -65,7 +65,7 @@ fn the_help_says_what_is_what() {
     --- stdout
     Try configurations on a graph of builds, without building or buying anything
 
-    Usage: broker simulate [OPTIONS]
+    Usage: broker simulate [OPTIONS] <--graph <FILE>|--history [<DIR>]|--shape <NAME>>
 
     Options:
           --graph <FILE>              What to build: the JSON of `nix derivation show -r`, or the lines
@@ -110,19 +110,15 @@ fn the_help_says_what_is_what() {
       broker simulate --history --since 7d --config other.toml
       broker simulate --shape long-tail --seed 7
 
-    The scheduler is the real one, and so are the choice of machines and the prices. Times are models: a
-    machine is ready 40
-    to 70 seconds after its launch; builds that share a machine share its processors; a name that is in
-    no file of durations
-    gets a guess (5 s for a download, around 30 s for a build, 60 s where it builds in parallel, 30 min
-    for `big-parallel`).
-    A fixed fleet is ready when the work begins, is used by stock Nix, and is paid for until the work is
-    done.
+    The scheduler is the real one, and so are the choice of machines and the prices. Times are models:
+    a machine is ready 40 to 70 seconds after its launch; builds that share a machine share its
+    processors; a name that no file of durations has gets a guess (5 s for a download, around 30 s for a
+    build, 60 s where it builds in parallel, 30 min for `big-parallel`). A fixed fleet is ready when the
+    work begins, is used by stock Nix, and is paid for until the work is done.
 
-    Output: FINISHED, when the last build ended; COST, until the last machine had ended; USED, how much
-    of the processor time
-    that was paid for built something; IDLE, time of machines that were ready with nothing to do;
-    WAITED, how long a build
+    FINISHED is when the last build ended; COST until the last machine had ended, and AFTER what of it
+    came when nothing was left to build; USED how much of the processor time that was paid for built
+    something; IDLE the time of machines that were ready with nothing to do; WAITED how long a build
     waited for its slot on average.
     ");
 }
@@ -323,9 +319,9 @@ fn wrong_input_is_told_what_to_do() {
     exit 2
     --- stderr
     error: the following required arguments were not provided:
-      --graph <FILE>
+      <--graph <FILE>|--history [<DIR>]|--shape <NAME>>
 
-    Usage: broker simulate --graph <FILE>
+    Usage: broker simulate <--graph <FILE>|--history [<DIR>]|--shape <NAME>>
 
     For more information, try '--help'.
     ");
