@@ -4,12 +4,13 @@
 #   make test    everything CI runs: format, lints, licences, unit tests, and the real thing on three versions of Nix
 #   make bench   the same work with stock Nix and with us over links of chosen delay; tests/bench/run.sh has the knobs
 #   make micro   what scheduler, codecs and archives cost by themselves (Criterion)
+#   make simulate  what the broker decides, against fixed fleets and first come, first served, on simulated time
 #   make clean   ends every test host; `make distclean` also deletes the Debian roots and the build
 
 RELEASES := bookworm trixie forky
 LAB      := tests/lab
 
-.PHONY: demo test format lint licences unit real bench micro clean distclean
+.PHONY: demo test format lint licences unit real bench micro simulate clean distclean
 
 demo:
 	$(LAB)/demo.sh
@@ -34,7 +35,7 @@ unit:
 	$(LAB)/moto.sh >/dev/null
 	cargo test --locked --lib --bins --test layers --test cli --test hook_conversation --test scheduler_scripts \
 		--test worker_golden --test scheduler_scale --test provider_local --test user_data --test builder_setup \
-		--test ec2_api --test ec2_cli --test iam_policy
+		--test ec2_api --test ec2_cli --test iam_policy --test simulate
 	cargo test --locked --test ec2_schedules
 
 real:
@@ -55,6 +56,10 @@ bench:
 
 micro:
 	cd tests/bench/micro && CARGO_TARGET_DIR=$(CURDIR)/target/micro cargo bench
+
+simulate:
+	cargo build --locked --bin broker
+	tests/bench/simulate.sh
 
 clean:
 	$(LAB)/host.sh down --all

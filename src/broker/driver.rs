@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 #[derive(Debug)]
 pub(crate) enum Message {
     /// A fact.
-    Event(Event),
+    Event(Box<Event>),
     /// A request was accepted: remember the build, then apply `Event::Accepted`.
     NewBuild(Arc<Build>),
     /// Instances of an earlier broker were found alive.
@@ -44,7 +44,7 @@ pub(crate) struct DriverHandle {
 impl DriverHandle {
     /// A fact arrived. After the loop has ended there is nobody left to care.
     pub(crate) fn event(&self, event: Event) {
-        self.send(Message::Event(event));
+        self.send(Message::Event(Box::new(event)));
     }
 
     /// Some inputs of a build were made on these builders, if any were.
@@ -135,7 +135,7 @@ impl Driver {
     /// Runs until the scheduler says that the shutdown is complete.
     pub(crate) async fn run(mut self) {
         // The first tick lets pools with `min-builders` start theirs.
-        let mut message = Message::Event(Event::Tick);
+        let mut message = Message::Event(Box::new(Event::Tick));
         loop {
             match self.take(message) {
                 Flow::Continue => message = self.select().await,
@@ -155,13 +155,13 @@ impl Driver {
         tokio::select! {
             // The loop holds a sender itself, so the channel is never closed.
             Some(message) = self.messages.recv() => message,
-            () = tick => Message::Event(Event::Tick),
+            () = tick => Message::Event(Box::new(Event::Tick)),
         }
     }
 
     fn take(&mut self, message: Message) -> Flow {
         match message {
-            Message::Event(event) => self.apply(event),
+            Message::Event(event) => self.apply(*event),
             Message::NewBuild(build) => {
                 let event = Event::Accepted { build: build.id, request: build.request.clone() };
                 self.builds.insert(build.id, build);

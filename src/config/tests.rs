@@ -150,10 +150,7 @@ fn what_is_left_to_this_machine_is_everything_or_what_is_named() {
         [DeclineRule::Tiny, DeclineRule::PrefersLocal].into()
     );
     let problems = lines(&parse(&local("decline = [\"small\"]")).unwrap_err());
-    assert!(
-        problems.contains("is not one of \"prefer-local\", \"fixed-output\", \"tiny\", \"short\""),
-        "{problems}"
-    );
+    assert!(problems.contains("is not one of `prefer-local`, `fixed-output`, `tiny`, `short`"), "{problems}");
 }
 
 #[test]

@@ -142,6 +142,8 @@ pub struct BuildStatus {
     pub builder: Option<BuilderId>,
     /// Attempts so far.
     pub attempts: u32,
+    /// How long it is expected to be built yet, once it runs; nothing where nothing is known of its like.
+    pub remaining: Option<Duration>,
     /// Its share of what its builders cost.
     pub cost: Usd,
     /// Why it is where it is: decisions in order, oldest first.

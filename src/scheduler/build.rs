@@ -9,6 +9,7 @@ use super::pool::PoolIx;
 use super::queue::{LaneIx, Place};
 use super::retry::Attempt;
 use super::trail::{Trail, Why};
+use super::worth::End;
 use crate::model::{Basis, BuildId, BuildPhase, BuildRequest, BuilderId, LeaseId, Phases, Traffic, Usd};
 
 /// An accepted build that has not ended.
@@ -67,6 +68,8 @@ pub(super) struct Run {
     /// Where it waited.
     pub(super) lane: LaneIx,
     pub(super) lease: LeaseId,
+    /// When it will probably end.
+    pub(super) end: Option<End>,
     pub(super) phase: RunPhase,
     /// Why it was asked to stop, if it was.
     pub(super) stop: Option<StopCause>,
@@ -141,6 +144,21 @@ impl Build {
             },
         } += spent;
         self.since = now;
+    }
+
+    /// How long it is expected to be built yet, where something is known of its like.
+    pub(super) fn remaining(&self, now: Instant) -> Option<Duration> {
+        let expected = self.request.prediction;
+        let (before, spent) = (self.took.unwrap_or_default(), now.saturating_duration_since(self.since));
+        let built = match &self.stage {
+            Stage::Accepted | Stage::Queued { .. } => Duration::ZERO,
+            Stage::Running(run) => match run.phase {
+                RunPhase::Uploading => before,
+                RunPhase::Building => before + spent,
+                RunPhase::Downloading => return Some(Duration::ZERO).filter(|_| expected.is_of_its_like()),
+            },
+        };
+        expected.is_of_its_like().then(|| expected.duration.saturating_sub(built))
     }
 
     /// Whether an attempt on this builder has failed.

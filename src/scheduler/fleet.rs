@@ -21,6 +21,7 @@ use super::roster::Roster;
 use super::scaling::{self, Plan, Supply, Want};
 use super::trail::Why;
 use super::verdict::{Offers, PoolOffer};
+use super::worth::{End, Ends};
 use crate::model::{BuildId, BuilderId, Demand, LeaseId, PoolSpec};
 
 /// No configured duration counts for more: an `Instant` far enough in the future cannot be represented.
@@ -39,6 +40,7 @@ pub struct Fleet {
     pub(super) builds: BTreeMap<BuildId, Build>,
     pub(super) queue: Queue,
     pub(super) poison: Poison,
+    pub(super) ends: Ends,
     pub(super) history: History,
     pub(super) ledger: Ledger,
     /// What is wanted since the event came in.
@@ -76,7 +78,7 @@ impl Fleet {
     /// [`next_deadline`](Self::next_deadline) asks at once.
     pub fn new(pools: Vec<PoolSpec>, now: Instant) -> Self {
         let pools: Vec<Pool> = pools.into_iter().map(|spec| Pool::new(within_bounds(spec))).collect();
-        let roster = Roster::new(pools.len());
+        let (roster, ends) = (Roster::new(pools.len()), Ends::new(pools.len()));
         let offers = Offers::of(true, pools.iter().map(|pool| PoolOffer::of(pool, false)));
         Self {
             began: now,
@@ -87,6 +89,7 @@ impl Fleet {
             builds: BTreeMap::new(),
             queue: Queue::default(),
             poison: Poison::default(),
+            ends,
             history: History::default(),
             ledger: Ledger::default(),
             actions: Vec::new(),
@@ -145,7 +148,7 @@ impl Fleet {
             return None;
         }
         let pools = self.pools.iter().filter_map(Pool::next_deadline).min();
-        [self.roster.next_deadline(), pools].into_iter().flatten().min()
+        [self.roster.next_deadline(), pools, self.impatient_at()].into_iter().flatten().min()
     }
 
     /// What the pools offer, for verdicts that need no loop. Cheap; a new one is made only when something changed.
@@ -183,6 +186,7 @@ impl Fleet {
         self.scale();
         self.tell_of_start_under_way(&newly_queued);
         self.tell_of_holds(&newly_queued);
+        self.note_thrift(&newly_queued);
         self.make_room_under_cap();
         self.end_unneeded_for_shutdown();
         self.exit_if_nothing_is_left();
@@ -211,10 +215,15 @@ impl Fleet {
             let beside = builder.company();
             let room = builder.room_for(is_big);
             builder.grant(now, lease, id, room);
-            (builder.pool, beside, room)
+            (builder.pool, beside, room, builder.is_loose)
         });
-        let Some((pool, beside, room)) = granted else { return };
-        let run = Run { builder, pool, lane, lease, phase: RunPhase::Uploading, stop: None };
+        let Some((pool, beside, room, is_loose)) = granted else { return };
+        let is_known = build.request.prediction.is_of_its_like();
+        let end = is_known.then(|| End { at: now + place.lasts, lease, is_loose });
+        if let Some(end) = end {
+            self.ends.insert(pool, end);
+        }
+        let run = Run { builder, pool, lane, lease, end, phase: RunPhase::Uploading, stop: None };
         build.enter(self.now, Stage::Running(run));
         build.starts = build.starts.saturating_add(1);
         let name = self.pools[pool.0].spec.name.clone();
@@ -247,7 +256,8 @@ impl Fleet {
             self.queue.lanes().map(move |(_, lane)| {
                 let shunning = lane.picky().filter(|(_, id)| shuns(id)).count();
                 let waiting = if steady { shunning } else { lane.len() - shunning };
-                Want { pools: &lane.fit.pools, waiting, steady, is_big: lane.fit.is_big }
+                let (pools, is_big, mean) = (&lane.fit.pools, lane.fit.is_big, self.mean_of(lane));
+                Want { pools, waiting, is_big, mean, steady }
             })
         };
         want(true).chain(want(false)).filter(|want| want.waiting > 0)
@@ -283,7 +293,7 @@ impl Fleet {
         let census = self.roster.census(ix);
         let per_builder = pool.expected_slots();
         let short = pool.spec.min_builders.saturating_sub(census.staffed());
-        let mut slots = census.free;
+        let mut slots = census.free + self.ends.soon(ix, self.now, pool.launch_takes());
         if pool.is_paid_for() {
             for builder in census.starting.iter().filter_map(|id| self.roster.get(*id)) {
                 *slots.of(builder.is_loose) += u64::from(pool.expected_slots_for(builder.demand));
@@ -297,6 +307,7 @@ impl Fleet {
             per_builder,
             room: self.room(ix),
             short_of_minimum: if minimums_count { short } else { 0 },
+            launch: pool.launch_takes(),
             comes_in_sizes: pool.comes_in_sizes(),
             is_loose: pool.is_loose(self.now),
         }
@@ -368,7 +379,7 @@ impl Fleet {
         }
     }
 
-    fn awaits_a_start(&self, build: BuildId) -> bool {
+    pub(super) fn awaits_a_start(&self, build: BuildId) -> bool {
         let herald = self.builds.get(&build).and_then(|build| build.herald);
         herald.and_then(|builder| self.roster.get(builder)).is_some_and(Builder::is_starting)
     }

@@ -106,6 +106,7 @@ impl History {
             pool,
             builder,
             attempts: ended.attempts,
+            remaining: None,
             cost: ended.cost,
             why: ended.trail.lines(),
         })

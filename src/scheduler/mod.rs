@@ -65,6 +65,7 @@ mod scaling;
 mod status;
 mod trail;
 mod verdict;
+mod worth;
 
 #[cfg(test)]
 mod tests;

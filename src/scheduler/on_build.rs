@@ -1,6 +1,6 @@
 //! What the events of a build do.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::action::{Action, Note};
 use super::build::{Build, Run, Stage, StopCause};
@@ -17,6 +17,8 @@ use crate::model::{
     BuildId, BuildRequest, BuilderId, Failure, FailureKind, LeaseId, Outcome, Requirement, Traffic,
 };
 
+/// A build counts for no more work than this, and for as much when nothing is known of its like.
+const LONGEST: Duration = Duration::from_secs(3600);
 /// Builders that made inputs of a build, at most, which are looked at when it is placed.
 const MOST_NEAR: usize = 4;
 
@@ -27,7 +29,9 @@ impl Fleet {
         }
         self.last_ticket += 1;
         let rank = Rank::new(self.began, self.now, &request.prediction, Ticket(self.last_ticket));
-        let place = Place { client: request.client, rank };
+        let expected = &request.prediction;
+        let lasts = if expected.is_of_its_like() { expected.most.min(LONGEST) } else { LONGEST };
+        let place = Place { client: request.client, rank, since: self.now, lasts };
         self.builds.insert(id, Build::accepted(id, request, place, self.now));
         self.awaiting_inputs += 1;
         // A verdict given just before a shutdown was asked for still binds us; one that arrives when all is being
@@ -132,6 +136,9 @@ impl Fleet {
         if let Some(build) = self.builds.get_mut(&id) {
             build.cost += cost;
             self.queue.stopped(run.lane, build.place.client);
+            if let Some(end) = run.end {
+                self.ends.remove(run.pool, end);
+            }
         }
         self.drain_if_unhealthy(run.builder, streak);
         if let AttemptEnd::Failed(Failure { kind: FailureKind::NoSpace, .. }) = end {
@@ -214,6 +221,7 @@ impl Fleet {
             self.awaiting_inputs -= 1;
         }
         build.enter(self.now, Stage::Queued { lane, waits_since });
+        build.place.since = self.now;
         for ix in &self.queue.lane(lane).fit.pools {
             self.pools[ix.0].gather(self.now);
         }

@@ -6,6 +6,7 @@
 //! [`super::rank`]'s question, and which build goes where [`super::placement`]'s.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
 
 use super::pool::PoolIx;
 use super::rank::Rank;
@@ -29,6 +30,10 @@ pub(super) struct Fit {
 pub(super) struct Place {
     pub(super) client: ClientId,
     pub(super) rank: Rank,
+    /// Since when it waits.
+    pub(super) since: Instant,
+    /// How long it will run, at most in all likelihood; long when nothing is known of its like.
+    pub(super) lasts: Duration,
 }
 
 /// A build that could be next: whose client has the fewest running, then whose rank is lowest.
@@ -49,6 +54,10 @@ pub(super) struct Lane {
     picky: BTreeMap<Rank, (BuildId, ClientId)>,
     /// Builds that run from here, by client; none is left out.
     running: BTreeMap<ClientId, u32>,
+    /// Since when its builds wait.
+    waits: BTreeSet<(Instant, Rank)>,
+    /// How long they will run, all together.
+    work: Duration,
     len: usize,
 }
 
@@ -60,6 +69,8 @@ impl Lane {
             turns: BTreeSet::new(),
             picky: BTreeMap::new(),
             running: BTreeMap::new(),
+            waits: BTreeSet::new(),
+            work: Duration::ZERO,
             len: 0,
         }
     }
@@ -70,6 +81,28 @@ impl Lane {
 
     pub(super) fn is_empty(&self) -> bool {
         self.len == 0
+    }
+
+    /// How long one of its builds will run, on average.
+    pub(super) fn mean(&self) -> Duration {
+        u32::try_from(self.len).ok().and_then(|len| self.work.checked_div(len)).unwrap_or_default()
+    }
+
+    /// Since when the one waits that has waited longest.
+    pub(super) fn oldest(&self) -> Option<Instant> {
+        self.waits.first().map(|(since, _)| *since)
+    }
+
+    fn count_in(&mut self, place: Place) {
+        self.len += 1;
+        self.work += place.lasts;
+        self.waits.insert((place.since, place.rank));
+    }
+
+    fn count_out(&mut self, place: Place) {
+        self.len -= 1;
+        self.work -= place.lasts;
+        self.waits.remove(&(place.since, place.rank));
     }
 
     /// The build whose turn it is among those that any builder of the lane's pools will do for.
@@ -183,16 +216,20 @@ impl Queue {
         let client = place.client;
         let is_new = lane
             .change(client, |lane| lane.plain.entry(client).or_default().insert(place.rank, build).is_none());
-        self.len += usize::from(is_new);
-        lane.len += usize::from(is_new);
+        if is_new {
+            self.len += 1;
+            lane.count_in(place);
+        }
     }
 
     /// A build that has failed on a builder that is still ready.
     pub(super) fn push_picky(&mut self, lane: LaneIx, place: Place, build: BuildId) {
         let lane = &mut self.lanes[lane.0];
         let is_new = lane.picky.insert(place.rank, (build, place.client)).is_none();
-        self.len += usize::from(is_new);
-        lane.len += usize::from(is_new);
+        if is_new {
+            self.len += 1;
+            lane.count_in(place);
+        }
     }
 
     /// Takes a build out, if it is there.
@@ -203,7 +240,7 @@ impl Queue {
         });
         if was_plain || lane.picky.remove(&place.rank).is_some() {
             self.len -= 1;
-            lane.len -= 1;
+            lane.count_out(place);
         }
     }
 
@@ -231,6 +268,8 @@ impl Queue {
             lane.plain.clear();
             lane.turns.clear();
             lane.picky.clear();
+            lane.waits.clear();
+            lane.work = Duration::ZERO;
             lane.len = 0;
         }
         self.len = 0;
@@ -297,6 +336,8 @@ impl Queue {
             assert_eq!(turns, lane.turns, "a client's turn is stale");
             assert_eq!(lane.plain.len(), turns.len(), "a client without builds is kept");
             assert_eq!(lane.iter().count(), lane.len, "a lane has miscounted");
+            assert_eq!(lane.waits.len(), lane.len, "a lane does not know since when its builds wait");
+            assert!(lane.len > 0 || lane.work.is_zero(), "an empty lane has work");
         }
         let all: Vec<_> = self.lanes.iter().flat_map(Lane::iter).collect();
         assert_eq!(all.len(), self.len, "the queue has miscounted");
@@ -319,8 +360,11 @@ mod tests {
     }
 
     fn place(client: u64, ticket: u64) -> Place {
-        Place { client: ClientId(client), rank: Rank::plain(ticket) }
+        let (since, lasts) = (*BEGAN, Duration::from_secs(ticket));
+        Place { client: ClientId(client), rank: Rank::plain(ticket), since, lasts }
     }
+
+    static BEGAN: std::sync::LazyLock<Instant> = std::sync::LazyLock::new(Instant::now);
 
     #[test]
     fn a_position_counts_only_builds_that_compete() {
@@ -337,6 +381,7 @@ mod tests {
         assert_eq!(queue.competition(first), 3);
         assert_eq!(queue.heads(PoolIx(0), 2), [BuildId(1), BuildId(2)]);
         assert_eq!(queue.builds().len(), 4);
+        assert_eq!(queue.lane(both).mean(), Duration::from_millis(2_500));
         assert_eq!(queue.drain().len(), 4);
         assert!(queue.is_empty() && queue.builds().is_empty());
     }
@@ -365,7 +410,8 @@ mod tests {
         let mut order = Vec::new();
         while let Some((turn, build)) = queue.lane(lane).first_plain() {
             let client = ClientId(if build == BuildId(5) { 8 } else { 7 });
-            queue.remove(lane, Place { client, rank: turn.rank });
+            queue.remove(lane, Place { client, ..place(0, build.0) });
+            assert_eq!(turn.rank, Rank::plain(build.0));
             queue.started(lane, client);
             order.push(build.0);
             queue.builds();

@@ -2,12 +2,21 @@
 //!
 //! Arithmetic only; a pool that rests or is full has no room here.
 //!
+//! A slot does as many builds one after the other as end in the time that a launch takes: a builder for these alone would
+//! come when they are done, or have nothing to do a minute later. A build that takes longer, or of whose like nothing is
+//! known, counts for a slot of its own.
+//!
 //! The queue is first spread over builders of the size that each pool is planned with, pool by pool in the order of the
 //! configuration. What then finds no room any more makes the machines larger that are launched anyway, where a pool's
 //! machines come in sizes: with `max-builders = 1` and 200 builds waiting, one machine for 200 builds.
 
+use std::time::Duration;
+
 use super::builder::room_of_big;
 use super::pool::PoolIx;
+
+/// Builds in a row on one slot at most, for which no builder is launched: predictions may be wrong.
+const MOST_IN_A_ROW: u64 = 32;
 
 /// Slots, told apart by what may become of them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -21,7 +30,7 @@ pub(super) struct Stock {
 /// What one pool has and could have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Supply {
-    /// Slots that are free, or will be when the builders on their way are ready.
+    /// Slots that are free, or will be when the builders on their way are ready or before one could be launched.
     pub(super) slots: Stock,
     /// Slots a further builder is planned to bring. Invariant: at least 1.
     pub(super) per_builder: u32,
@@ -29,6 +38,8 @@ pub(super) struct Supply {
     pub(super) room: u32,
     /// Builders to launch whatever waits, to reach the pool's minimum.
     pub(super) short_of_minimum: u32,
+    /// How long a further builder takes to be up.
+    pub(super) launch: Duration,
     /// Whether a launch may ask for a larger machine.
     pub(super) comes_in_sizes: bool,
     /// Whether its machines may be taken away, unless a launch asks for one that may not.
@@ -44,6 +55,8 @@ pub(super) struct Want<'a> {
     pub(super) waiting: usize,
     /// Whether each of them gets half a machine.
     pub(super) is_big: bool,
+    /// How long one of them will run, on average.
+    pub(super) mean: Duration,
     /// Only slots that cannot be taken away will do: they have lost such a one.
     pub(super) steady: bool,
 }
@@ -96,7 +109,8 @@ pub(super) fn plan<'a>(wants: impl Iterator<Item = Want<'a>>, supply: Vec<Supply
                 break;
             }
             let pool = &mut pools[ix.0];
-            let wanted = waiting.saturating_mul(pool.each(want)).div_ceil(u64::from(pool.supply.per_builder));
+            let slots = waiting.div_ceil(pool.serves(want)).saturating_mul(pool.each(want));
+            let wanted = slots.div_ceil(u64::from(pool.supply.per_builder));
             pool.launch(u32::try_from(wanted).unwrap_or(u32::MAX), want.steady);
             waiting -= pool.take(waiting, want);
         }
@@ -121,7 +135,7 @@ fn enlarge(pools: &mut [Pool], want: Want<'_>, waiting: u64) {
         let share = if launches(pool) == over && over > 0 { waiting } else { share };
         over -= launches(pool);
         waiting -= share;
-        let slots = share.saturating_mul(pool.each(want));
+        let slots = share.div_ceil(pool.serves(want)).saturating_mul(pool.each(want));
         pool.plan.slots = pool.plan.slots.saturating_add(slots);
     }
 }
@@ -143,13 +157,28 @@ impl Pool {
         if want.is_big { u64::from(room_of_big(self.supply.per_builder)) } else { 1 }
     }
 
+    /// Builds that a slot here does one after the other, before a builder that is launched for them could be up.
+    fn serves(&self, want: Want<'_>) -> u64 {
+        let serves = self.supply.launch.as_millis() / want.mean.as_millis().max(1);
+        u64::try_from(serves).unwrap_or(u64::MAX).clamp(1, MOST_IN_A_ROW)
+    }
+
     /// Gives slots to so many builds, or to as many as there are slots for. Answers to how many.
     fn take(&mut self, wanted: u64, want: Want<'_>) -> u64 {
-        let each = self.each(want);
-        let from_there = self.supply.slots.take(wanted, each, want.steady);
-        let from_fresh = self.fresh.take(wanted - from_there, each, want.steady);
+        let (each, serves) = (self.each(want), self.serves(want));
+        let needed = wanted.div_ceil(serves);
+        let from_there = self.supply.slots.take(needed, each, want.steady);
+        let from_fresh = self.fresh.take(needed - from_there, each, want.steady);
         self.plan.slots += from_fresh * each;
-        from_there + from_fresh
+        wanted.min((from_there + from_fresh).saturating_mul(serves))
+    }
+}
+
+impl std::ops::Add for Stock {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self { loose: self.loose + other.loose, steady: self.steady + other.steady }
     }
 }
 
@@ -174,6 +203,7 @@ impl Stock {
 mod tests {
     use super::*;
 
+    const HOUR: Duration = Duration::from_secs(3600);
     const A: PoolIx = PoolIx(0);
     const B: PoolIx = PoolIx(1);
 
@@ -183,6 +213,7 @@ mod tests {
             per_builder: 4,
             room,
             short_of_minimum: 0,
+            launch: Duration::from_secs(60),
             comes_in_sizes: false,
             is_loose: false,
         }
@@ -193,8 +224,13 @@ mod tests {
     }
 
     fn plans(wants: &[(&[PoolIx], usize)], supply: &[Supply]) -> Vec<Plan> {
-        let wants =
-            wants.iter().map(|&(pools, waiting)| Want { pools, waiting, is_big: false, steady: false });
+        let wants = wants.iter().map(|&(pools, waiting)| Want {
+            pools,
+            waiting,
+            is_big: false,
+            mean: HOUR,
+            steady: false,
+        });
         plan(wants, supply.to_vec())
     }
 
@@ -254,7 +290,7 @@ mod tests {
     #[test]
     fn a_build_that_lost_a_machine_is_planned_for_on_one_that_stays() {
         let spot = Supply { is_loose: true, slots: Stock { loose: 8, steady: 0 }, ..sized(3) };
-        let want = |waiting, steady| Want { pools: &[A], waiting, is_big: false, steady };
+        let want = |waiting, steady| Want { pools: &[A], waiting, is_big: false, mean: HOUR, steady };
         let decided = plan([want(2, true), want(9, false)].into_iter(), vec![spot]);
         assert_eq!(decided, [Plan { launches: 1, steady: 1, slots: 3 }]);
         let steady = Supply { slots: Stock { loose: 8, steady: 2 }, ..spot };
@@ -264,13 +300,34 @@ mod tests {
 
     #[test]
     fn a_build_that_uses_all_processors_gets_half_a_machine() {
-        let big = |waiting| Want { pools: &[A], waiting, is_big: true, steady: false };
+        let big = |waiting| Want { pools: &[A], waiting, is_big: true, mean: HOUR, steady: false };
         let launches = |want, supply| plan([want].into_iter(), vec![supply])[0];
         assert_eq!(launches(big(3), supply(4, 9)), Plan { launches: 1, steady: 0, slots: 2 });
         assert_eq!(launches(big(1), sized(9)).shares().collect::<Vec<_>>(), [2]);
         assert_eq!(launches(big(10), sized(1)).shares().collect::<Vec<_>>(), [20]);
         let narrow = Supply { per_builder: 1, ..supply(0, 9) };
         assert_eq!(launches(big(3), narrow).launches, 3);
+    }
+
+    #[test]
+    fn a_slot_does_what_ends_before_another_could_be_launched() {
+        let launches = |waiting, millis, supply| {
+            let mean = Duration::from_millis(millis);
+            plan(
+                [Want { pools: &[A], waiting, is_big: false, mean, steady: false }].into_iter(),
+                vec![supply],
+            )[0]
+        };
+        // Four slots, a minute to launch: four times three builds of twenty seconds.
+        assert_eq!(launches(12, 20_000, supply(4, 9)).launches, 0);
+        assert_eq!(launches(13, 20_000, supply(4, 9)).launches, 1);
+        // What nothing runs for yet is launched for all the same, and no larger than it has to be.
+        assert_eq!(launches(12, 20_000, supply(0, 9)), Plan { launches: 1, steady: 0, slots: 4 });
+        assert_eq!(launches(1, 1, supply(0, 9)).launches, 1);
+        assert_eq!(launches(200, 20_000, sized(1)).shares().collect::<Vec<_>>(), [67]);
+        // However short, they are not all left to one slot.
+        assert_eq!(launches(1_000, 1, supply(4, 9)).launches, 7);
+        assert_eq!(launches(8, 61_000, supply(4, 9)).launches, 1);
     }
 
     #[test]

@@ -138,6 +138,7 @@ impl Fleet {
             pool,
             builder,
             attempts: build.starts,
+            remaining: build.remaining(now),
             cost: build.cost + self.cost_under_way(now, build),
             why: build.trail.lines(),
         }

@@ -1,8 +1,9 @@
 //! Why a build is where it is: the decisions about it, in order, bounded, turned into text only when somebody asks.
 
 use std::collections::VecDeque;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use crate::model::prediction::Rough;
 use crate::model::{BuilderId, Inherited, PoolName, Prediction};
 
 /// The first decisions, which are always kept.
@@ -24,6 +25,12 @@ pub(super) enum Why {
         ahead: u32,
     },
     Held(String),
+    /// No builder is launched for it alone.
+    NotWorthALaunch {
+        /// How long what waits like it takes, on average.
+        mean: Duration,
+        launch: Duration,
+    },
     Launching {
         builder: BuilderId,
         pool: PoolName,
@@ -68,6 +75,11 @@ impl Why {
                 let pools = pools.iter().map(|pool| format!("`{pool}`")).collect::<Vec<_>>().join(", then ");
                 format!("waits for a slot in {pools}, {ahead} ahead of it")
             }
+            Self::NotWorthALaunch { mean, launch } => format!(
+                "no builder is launched for it alone: what waits like it takes {}, a launch {}",
+                Rough(*mean),
+                Rough(*launch)
+            ),
             Self::Held(reason) => format!("nothing is launched: {reason}"),
             Self::Launching { builder, pool } => format!("{builder} is launched in pool `{pool}`"),
             Self::BuilderFailed { builder, reason } => format!("{builder} did not become ready: {reason}"),
@@ -130,7 +142,6 @@ impl Trail {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
     #[test]
     fn a_long_trail_keeps_its_beginning_and_its_end() {

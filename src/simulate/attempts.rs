@@ -94,7 +94,9 @@ impl World<'_> {
         }
         let Some(attempt) = self.sites.over(self.now, lease, is_good) else { return };
         self.moved = self.now;
-        if !is_good {
+        if is_good {
+            self.made_on.insert(attempt.node, attempt.builder);
+        } else {
             // From now on it waits for another slot.
             self.asked.insert(attempt.node, self.now);
         }

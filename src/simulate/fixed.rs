@@ -87,7 +87,7 @@ mod tests {
     #[test]
     fn what_is_no_list_is_told_what_one_looks_like() {
         for (text, complaint) in [
-            ("4xlarge", "`4xlarge` is no instance type with a known price; write `4xc6a.4xlarge`"),
+            ("4xlarge", "`large` is no instance type with a known price; write `4xc6a.4xlarge`"),
             ("0xc6a.large", "from 1 to 1000 machines, as in `4xc6a.4xlarge`"),
             ("99999999999999999999xc6a.large", "from 1 to 1000 machines, as in `4xc6a.4xlarge`"),
             ("c6a.large+", "`` is no instance type with a known price; write `4xc6a.4xlarge`"),

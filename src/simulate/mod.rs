@@ -26,7 +26,8 @@
 //! - **A machine on EC2** runs 8 to 20 s after its launch and is ready 32 to 50 s later (evenly distributed: an
 //!   expectation, not a measurement). It is billed from the moment it runs until it is ended, by the second, a minute at
 //!   least, with its volume and address. Stopped machines (`idle-action`) are taken as terminated.
-//! - **Transfers** take half a second before and after each build, unless a history says otherwise.
+//! - **Transfers** take half a second before and after each build, unless a history says otherwise; the former less, down
+//!   to a fifth, the more of its inputs were made on the same machine.
 //! - **Spot** costs a fixed part of the on-demand price; interruptions come at a rate that is asked for.
 
 mod attempts;

@@ -90,8 +90,9 @@ fn legend(body: &mut String) {
 /// Draws one run below `y`, and answers where it ends.
 fn draw_run(body: &mut String, y: f64, name: &str, run: &Timeline, scale: Scale) -> f64 {
     let report = Report::of(run);
+    let machines = if report.launches == 1 { "machine" } else { "machines" };
     let heading = format!(
-        "{name}: finished after {}, {}, {} machines",
+        "{name}: finished after {}, {}, {} {machines}",
         clock(run.finished),
         report.cost,
         report.launches

@@ -76,6 +76,8 @@ pub(super) struct World<'a> {
     pub(super) is_asking: bool,
     /// Since when Nix asks about each derivation, until it runs.
     pub(super) asked: BTreeMap<usize, Duration>,
+    /// Who made what is built.
+    pub(super) made_on: BTreeMap<usize, BuilderId>,
     /// When something last began or ended.
     pub(super) moved: Duration,
     pub(super) clock_runs: bool,
@@ -107,6 +109,7 @@ impl<'a> World<'a> {
             sites: Sites::default(),
             is_asking: false,
             asked: BTreeMap::new(),
+            made_on: BTreeMap::new(),
             moved: Duration::ZERO,
             clock_runs: false,
             last_local: u64::MAX / 2,
@@ -297,6 +300,10 @@ impl<'a> World<'a> {
                     self.client.taken(ix);
                     let build = BuildId(ix as u64 + 1);
                     self.tell(Event::Accepted { build, request });
+                    let builders = self.makers(ix);
+                    if !builders.is_empty() {
+                        self.tell(Event::InputsMadeOn { build, builders });
+                    }
                     self.tell(Event::InputsKnown(build));
                 }
                 Answer::Postpone { .. } => {
@@ -309,6 +316,27 @@ impl<'a> World<'a> {
             }
         }
         self.let_ask();
+    }
+
+    /// The builders that made what this one needs and still run, those that made most of it first.
+    fn makers(&self, ix: usize) -> Vec<BuilderId> {
+        let mut counts: BTreeMap<BuilderId, usize> = BTreeMap::new();
+        for builder in self.scenario.graph.nodes()[ix].needs.iter().filter_map(|ix| self.made_on.get(ix)) {
+            if *builder != HERE && self.sites.all.contains_key(builder) {
+                *counts.entry(*builder).or_default() += 1;
+            }
+        }
+        let mut makers: Vec<_> = counts.into_iter().collect();
+        makers.sort_by_key(|(builder, count)| (std::cmp::Reverse(*count), *builder));
+        makers.into_iter().map(|(builder, _)| builder).collect()
+    }
+
+    /// How long the inputs of this one take to a builder: a fifth for asking, the rest for those that it did not make.
+    pub(super) fn upload_time(&self, ix: usize, builder: BuilderId) -> Duration {
+        let node = &self.scenario.graph.nodes()[ix];
+        let there = node.needs.iter().filter(|needed| self.made_on.get(needed) == Some(&builder)).count();
+        let missing = if node.needs.is_empty() { 1.0 } else { 1.0 - there as f64 / node.needs.len() as f64 };
+        node.work.uploading.mul_f64(0.2 + 0.8 * missing)
     }
 
     pub(super) fn can_be_built_here(&self, node: &Node) -> bool {
@@ -343,7 +371,7 @@ impl<'a> World<'a> {
             Action::Start { build, builder, lease } => {
                 let Ok(ix) = usize::try_from(build.0 - 1) else { return };
                 self.start(ix, builder, lease);
-                let uploading = self.scenario.graph.nodes()[ix].work.uploading;
+                let uploading = self.upload_time(ix, builder);
                 self.after(uploading, Due::Uploaded(lease));
             }
             Action::Abort { lease, .. } => {

@@ -50,7 +50,16 @@ fn shown(nodes: &[Node]) -> String {
 #[test]
 fn nix_2_8_and_2_26_and_2_34_say_the_same_of_the_same_graph() {
     let oldest = nodes(&golden("2.8.0"), None);
-    insta::assert_snapshot!(shown(&oldest), @"");
+    insta::assert_snapshot!(shown(&oldest), @r"
+    arm-1: aarch64-linux, 1 threads <- source.tar.gz
+    compiler-13: x86_64-linux with `big-parallel`, `gccarch-znver3`, 16 threads <- library-1.2
+    floating-3: x86_64-linux with `ca-derivations`, 1 threads <- library-1.2
+    library-1.2: x86_64-linux, 4 threads <- source.tar.gz
+    source.tar.gz: x86_64-linux, fetched, 1 threads <- 
+    structured-2: x86_64-linux with `kvm`, 1 threads <- library-1.2
+    text: x86_64-linux, local, 1 threads <- 
+    top-1.0: x86_64-linux, 1 threads <- arm-1 compiler-13 floating-3 structured-2 text
+    ");
     assert_eq!(nodes(&golden("2.26.3"), None), oldest);
     assert_eq!(nodes(&golden("2.34.8"), None), oldest);
 }
@@ -62,7 +71,10 @@ fn what_a_dry_run_does_not_name_counts_as_built() {
         /nix/store/grqia4k7li6l063z9rfyvhy5ll81wxf7-text.drv\nthese 3 paths will be fetched:\n  /nix/store/x\n";
     let only = drv_paths(dry_run);
     assert_eq!(only.len(), 2);
-    insta::assert_snapshot!(shown(&nodes(&golden("2.34.8"), Some(&only))), @"");
+    insta::assert_snapshot!(shown(&nodes(&golden("2.34.8"), Some(&only))), @r"
+    text: x86_64-linux, local, 1 threads <- 
+    top-1.0: x86_64-linux, 1 threads <- text
+    ");
     let none = golden("2.34.8").graph(&Durations::default(), Some(&BTreeSet::new())).unwrap_err();
     assert_eq!(none.to_string(), "there is nothing to build");
 }
@@ -85,7 +97,10 @@ fn jobs_of_nix_eval_jobs_are_the_graph_as_far_as_they_go() {
     );
     let derivations = read(&lines).unwrap();
     assert_eq!((derivations.len(), derivations.broken, derivations.cached), (2, 1, 1));
-    insta::assert_snapshot!(shown(&nodes(&derivations, None)), @"");
+    insta::assert_snapshot!(shown(&nodes(&derivations, None)), @r"
+    text: aarch64-linux, 1 threads <- 
+    top-1.0: x86_64-linux with `kvm`, 1 threads <- text
+    ");
 }
 
 #[test]

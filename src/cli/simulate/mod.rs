@@ -18,6 +18,7 @@ use crate::simulate::{self, Contender, Faults, FixedFleet, Foresight, Scenario, 
 
 /// Try configurations on a graph of builds, without building or buying anything
 #[derive(Debug, clap::Args)]
+#[command(group(clap::ArgGroup::new("what").required(true).multiple(true).args(["graph", "history", "shape"])))]
 #[command(after_help = "\
 Examples:
   nix derivation show -r .#tiger > tiger.json
@@ -29,17 +30,19 @@ Examples:
   broker simulate --history --since 7d --config other.toml
   broker simulate --shape long-tail --seed 7
 
-The scheduler is the real one, and so are the choice of machines and the prices. Times are models: a machine is ready 40
-to 70 seconds after its launch; builds that share a machine share its processors; a name that is in no file of durations
-gets a guess (5 s for a download, around 30 s for a build, 60 s where it builds in parallel, 30 min for `big-parallel`).
-A fixed fleet is ready when the work begins, is used by stock Nix, and is paid for until the work is done.
+The scheduler is the real one, and so are the choice of machines and the prices. Times are models:
+a machine is ready 40 to 70 seconds after its launch; builds that share a machine share its
+processors; a name that no file of durations has gets a guess (5 s for a download, around 30 s for a
+build, 60 s where it builds in parallel, 30 min for `big-parallel`). A fixed fleet is ready when the
+work begins, is used by stock Nix, and is paid for until the work is done.
 
-Output: FINISHED, when the last build ended; COST, until the last machine had ended; USED, how much of the processor time
-that was paid for built something; IDLE, time of machines that were ready with nothing to do; WAITED, how long a build
+FINISHED is when the last build ended; COST until the last machine had ended, and AFTER what of it
+came when nothing was left to build; USED how much of the processor time that was paid for built
+something; IDLE the time of machines that were ready with nothing to do; WAITED how long a build
 waited for its slot on average.")]
 pub(super) struct Args {
     /// What to build: the JSON of `nix derivation show -r`, or the lines of `nix-eval-jobs` [`-`: standard input]
-    #[arg(long, value_name = "FILE", required_unless_present_any = ["shape", "history"], conflicts_with = "shape")]
+    #[arg(long, value_name = "FILE", conflicts_with = "shape")]
     graph: Option<PathBuf>,
     /// Build only the derivations that this text names, as `nix build --dry-run` does; the others count as built
     #[arg(long, value_name = "FILE", requires = "graph")]

@@ -324,6 +324,7 @@ impl Fleet {
         }
         let waiting = self.queue.builds();
         let running = self.builds.values().filter(|build| matches!(build.stage, Stage::Running(_))).count();
+        assert!(self.ends.len() <= running, "the end of an attempt that has ended is awaited");
         assert_eq!(self.queue.running(), running, "a client's share is miscounted");
         let mut awaiting_inputs = 0;
         for build in self.builds.values() {
