@@ -237,3 +237,29 @@ fn a_program_reads_metrics_and_the_brokers_own_log() {
         );
     });
 }
+
+#[cfg(feature = "ec2")]
+#[test]
+fn a_real_nix_says_which_machines_a_flake_has() {
+    const FLAKE: &str = r#"{ outputs = { self }: { nixosConfigurations = {
+      tiger.config.nixpkgs.hostPlatform = { system = "x86_64-linux"; gcc.arch = "znver3"; };
+      ant.config.nixpkgs.hostPlatform = { system = "aarch64-linux"; gcc = { }; };
+      broken.config.nixpkgs.hostPlatform = throw "no";
+    }; }; }"#;
+    on_each_of(&lab::RELEASES, |release| {
+        let lab = Lab::bare(release, LOCAL_POOL);
+        lab.start_daemon(&[]);
+        lab.write("/t/machines/flake.nix", FLAKE);
+        let init = ["broker", "init", "--config", "/tmp/none/config.toml", "--flake", "/t/machines"];
+        let quiet = ["env", "AWS_EC2_METADATA_DISABLED=true"];
+        let shown = lab.output("alice", &[&quiet[..], &init, &["--dry-run"]].concat());
+        let said = text(&shown);
+        assert!(shown.status.success(), "{said}");
+        assert!(said.contains("ant (aarch64-linux), tiger (x86_64-linux, znver3)"), "{said}");
+        assert!(said.contains("nix (Nix) 2.") && said.contains("EC2 cannot be used"), "{said}");
+        // Without credentials it is this machine, and what is written serves at once.
+        let written = lab.output("alice", &[&quiet[..], &init, &["--yes"]].concat());
+        assert!(written.status.success(), "{}", text(&written));
+        lab.run("alice", &["broker", "check", "/tmp/none/config.toml"]);
+    });
+}
