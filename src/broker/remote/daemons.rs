@@ -109,8 +109,8 @@ impl Remote {
     pub(crate) fn warm(self: &Arc<Self>, count: usize) {
         let this = Arc::clone(self);
         self.tasks.spawn(async move {
-            this.measure_round_trip().await;
-            this.roots.warm(&this).await;
+            // The build that a builder was launched for comes at once, and its first question is for its inputs.
+            tokio::join!(this.roots.warm(&this), this.measure_round_trip());
             // For the first large transfer. One that cannot be had is tried again when it is needed.
             let _none = this.sessions.warm_bulk(Instant::now() + OPEN_LIMIT).await;
         });

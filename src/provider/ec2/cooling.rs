@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
+use super::api::QuotaFamily;
 use crate::model::ec2::Market;
 
 const fn minutes(minutes: u64) -> Duration {
@@ -46,50 +47,6 @@ impl Offering {
 
 fn family_of(instance_type: &str) -> &str {
     instance_type.split_once('.').map_or(instance_type, |(family, _)| family)
-}
-
-/// Types that share one quota of vCPUs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum QuotaFamily {
-    /// A, C, D, H, I, M, R, T and Z: every builder that is chosen without being listed.
-    Standard,
-    /// X: much memory.
-    X,
-    /// HPC.
-    Hpc,
-    /// Any other.
-    Other,
-}
-
-impl QuotaFamily {
-    /// That of this type.
-    pub fn of(instance_type: &str) -> Self {
-        let family = family_of(instance_type);
-        let letters = family.find(|c: char| !c.is_ascii_lowercase()).map_or(family, |end| &family[..end]);
-        match letters {
-            "a" | "c" | "d" | "h" | "i" | "im" | "is" | "m" | "r" | "t" | "z" => Self::Standard,
-            "x" => Self::X,
-            "hpc" => Self::Hpc,
-            _ => Self::Other,
-        }
-    }
-
-    /// What a person has to ask AWS to raise, in the words of Service Quotas.
-    pub const fn quota(self, market: Market) -> &'static str {
-        match (self, market) {
-            (Self::Standard, Market::OnDemand) => {
-                "Running On-Demand Standard (A, C, D, H, I, M, R, T, Z) instances (L-1216C47A)"
-            }
-            (Self::Standard, Market::Spot) => {
-                "All Standard (A, C, D, H, I, M, R, T, Z) Spot Instance Requests (L-34B43A08)"
-            }
-            (Self::X, Market::OnDemand) => "Running On-Demand X instances",
-            (Self::X, Market::Spot) => "All X Spot Instance Requests",
-            (Self::Hpc, Market::OnDemand | Market::Spot) => "Running On-Demand HPC instances",
-            (Self::Other, Market::OnDemand) => "Running On-Demand instances of that family",
-            (Self::Other, Market::Spot) => "Spot Instance Requests of that family",
-        }
-    }
 }
 
 /// What cools.
@@ -149,13 +106,11 @@ impl Cooling {
         }
     }
 
-    /// The account may not have more vCPUs of this kind. Says which quota that is.
-    pub fn no_quota(&mut self, offering: &Offering, now: Instant) -> &'static str {
+    /// The account may not have more vCPUs of this kind.
+    pub fn no_quota(&mut self, offering: &Offering, now: Instant) {
         let family = QuotaFamily::of(&offering.instance_type);
-        let market = offering.market;
-        let thing = Thing::Quota { region: offering.region.clone(), family, market };
+        let thing = Thing::Quota { region: offering.region.clone(), family, market: offering.market };
         self.chill(thing, now);
-        family.quota(market)
     }
 
     /// The subnet has no address left.
@@ -300,33 +255,16 @@ mod tests {
     }
 
     #[test]
-    fn a_quota_cools_all_that_share_it_and_is_named() {
+    fn a_quota_cools_all_that_share_it() {
         let (mut cooling, now) = (Cooling::new(), Instant::now());
-        let quota = cooling.no_quota(&offering("c6a.4xlarge"), now);
-        assert!(quota.ends_with("(L-1216C47A)"), "{quota}");
+        cooling.no_quota(&offering("c6a.4xlarge"), now);
         assert_eq!(left(&cooling, &offering("m7i-flex.large"), now), Some(3));
         let elsewhere = Offering { region: "us-east-1".to_owned(), ..offering("c6a.4xlarge") };
         for free in [spot("c6a.4xlarge"), offering("x8g.large"), elsewhere] {
             assert_eq!(left(&cooling, &free, now), None, "{free:?}");
         }
-        assert!(cooling.no_quota(&spot("c6a.4xlarge"), now).ends_with("(L-34B43A08)"));
+        cooling.no_quota(&spot("c6a.4xlarge"), now);
         assert_eq!(left(&cooling, &spot("r7g.large"), now), Some(3));
-    }
-
-    #[test]
-    fn quotas_are_told_by_the_letters_of_the_family() {
-        for (instance_type, expected) in [
-            ("c7i-flex.large", QuotaFamily::Standard),
-            ("m8azn.large", QuotaFamily::Standard),
-            ("t4g.medium", QuotaFamily::Standard),
-            ("i7ie.large", QuotaFamily::Standard),
-            ("x8i.large", QuotaFamily::X),
-            ("hpc7a.96xlarge", QuotaFamily::Hpc),
-            ("g6.xlarge", QuotaFamily::Other),
-            ("", QuotaFamily::Other),
-        ] {
-            assert_eq!(QuotaFamily::of(instance_type), expected, "{instance_type}");
-        }
     }
 
     #[test]

@@ -241,9 +241,7 @@ impl Ec2 {
         let mut cooling = self.cooling();
         match error.class {
             ErrorClass::Capacity => cooling.no_capacity(&rung.offering(), now()),
-            ErrorClass::Quota(_) => {
-                let _named_by_the_error = cooling.no_quota(&rung.offering(), now());
-            }
+            ErrorClass::Quota(_) => cooling.no_quota(&rung.offering(), now()),
             ErrorClass::Subnet => cooling.no_addresses(&rung.subnet, now()),
             ErrorClass::SpotRole => cooling.no_spot(now()),
             ErrorClass::Throttle | ErrorClass::Transient | ErrorClass::Busy => {

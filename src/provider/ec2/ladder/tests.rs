@@ -307,7 +307,7 @@ proptest! {
                 case.now += Duration::from_secs(seconds);
                 match answer {
                     Answer::NoCapacity => case.cooling.no_capacity(&rung.offering(), case.now),
-                    Answer::NoQuota => drop(case.cooling.no_quota(&rung.offering(), case.now)),
+                    Answer::NoQuota => case.cooling.no_quota(&rung.offering(), case.now),
                     Answer::NoAddresses => case.cooling.no_addresses(&rung.subnet, case.now),
                     Answer::Interrupted => drop(case.cooling.interrupted(case.now)),
                     Answer::Launched => case.cooling.launched(&rung.offering()),
