@@ -278,6 +278,21 @@ in
             default = "10m";
             description = "How long running builds may go on when the service is told to stop.";
           };
+          metrics = mkOption {
+            type = types.nullOr (
+              types.submodule {
+                freeformType = toml.type;
+                options.listen = maybe types.str "127.0.0.1:9119" ''
+                  Where Prometheus reads metrics: an address of this machine alone, or the path of a Unix socket.
+                '';
+              }
+            );
+            default = null;
+            example = {
+              listen = "127.0.0.1:9119";
+            };
+            description = "What programs read; nothing unless set.";
+          };
           pool = mkOption {
             type = types.listOf pool;
             default = [ ];

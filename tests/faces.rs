@@ -237,3 +237,65 @@ fn a_program_reads_metrics_and_the_brokers_own_log() {
         );
     });
 }
+
+#[cfg(feature = "ec2")]
+#[test]
+fn a_real_nix_says_which_machines_a_flake_has() {
+    const FLAKE: &str = r#"{ outputs = { self }: { nixosConfigurations = {
+      tiger.config.nixpkgs.hostPlatform = { system = "x86_64-linux"; gcc.arch = "znver3"; };
+      ant.config.nixpkgs.hostPlatform = { system = "aarch64-linux"; gcc = { }; };
+      broken.config.nixpkgs.hostPlatform = throw "no";
+    }; }; }"#;
+    on_each_of(&lab::RELEASES, |release| {
+        let lab = Lab::bare(release, LOCAL_POOL);
+        lab.start_daemon(&[]);
+        lab.write("/t/machines/flake.nix", FLAKE);
+        let init = ["broker", "init", "--config", "/tmp/none/config.toml", "--flake", "/t/machines"];
+        let quiet = ["env", "AWS_EC2_METADATA_DISABLED=true"];
+        let shown = lab.output("alice", &[&quiet[..], &init, &["--dry-run"]].concat());
+        let said = text(&shown);
+        assert!(shown.status.success(), "{said}");
+        assert!(said.contains("ant (aarch64-linux), tiger (x86_64-linux, znver3)"), "{said}");
+        assert!(said.contains("nix (Nix) 2.") && said.contains("EC2 cannot be used"), "{said}");
+        // Without credentials it is this machine, and what is written serves at once.
+        let written = lab.output("alice", &[&quiet[..], &init, &["--yes"]].concat());
+        assert!(written.status.success(), "{}", text(&written));
+        lab.run("alice", &["broker", "check", "/tmp/none/config.toml"]);
+    });
+}
+
+#[test]
+fn the_journal_gets_what_happens_with_its_fields() {
+    on_each_of(&only("forky"), |release| {
+        let mut lab = Lab::bare(release, LOCAL_POOL);
+        // The place of journald, seen from this machine.
+        let host = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/lab/host.sh");
+        let root = std::process::Command::new(host).args(["root", lab.name()]).output().unwrap();
+        lab.sh("mkdir -p /run/systemd/journal");
+        let path = format!("{}/run/systemd/journal/socket", String::from_utf8_lossy(&root.stdout).trim());
+        let journal = std::os::unix::net::UnixDatagram::bind(path).unwrap();
+        journal.set_read_timeout(Some(lab::DEADLINE)).unwrap();
+        lab.sh("chmod 666 /run/systemd/journal/socket");
+        lab.set_environment(vec!["NIX_BROKER_LOG_FORMAT=journald".to_owned()]);
+        lab.start_broker();
+        let mut entry = vec![0; 64 << 10];
+        let entry = loop {
+            let n = journal.recv(&mut entry).unwrap();
+            let text = String::from_utf8_lossy(&entry[..n]).into_owned();
+            if text.contains("accepting builds") {
+                break text;
+            }
+        };
+        for field in [
+            "MESSAGE",
+            "PRIORITY",
+            "SYSLOG_IDENTIFIER",
+            "nix-broker",
+            "NIX_BROKER_POOLS",
+            "NIX_BROKER_SOCKET",
+        ] {
+            assert!(entry.contains(field), "{field}: {entry:?}");
+        }
+        assert!(lab.stop_broker().success());
+    });
+}

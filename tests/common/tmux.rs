@@ -26,7 +26,7 @@ impl Tmux {
     fn output(&self, words: &[&str]) -> Output {
         let mut command = Command::new("tmux");
         command.env_remove("TMUX").arg("-S").arg(self.dir.path().join("s")).args(words);
-        command.output().expect("tmux; tests/lab/packages.sh installs it")
+        command.output().unwrap_or_else(|error| panic!("tmux: {error}; tests/lab/packages.sh installs it"))
     }
 
     fn run(&self, words: &[&str]) -> String {

@@ -210,7 +210,7 @@ fn a_configuration_without_pools_on_ec2_has_nothing_to_make() {
     let words = desk.run(&["init"]).ended(1);
     assert!(words.contains("no pool of `DIR/config.toml` is on EC2"), "{words}");
     std::fs::remove_file(desk.dir.path().join("config.toml")).unwrap();
-    let words = desk.run(&["init"]).ended(1);
+    let words = desk.run(&["init", "--remove"]).ended(1);
     assert!(words.contains("there is no configuration"), "{words}");
 }
 
@@ -226,4 +226,69 @@ fn a_group_that_a_person_opened_wide_is_pointed_out_and_left_alone() {
     let words = desk.run(&["init", "--yes"]).ended(0);
     assert!(words.contains("also lets in tcp 22 from 0.0.0.0/0"), "{words}");
     assert_eq!(desk.fake.network(REGION), made);
+}
+
+/// A desk without a configuration.
+fn fresh() -> Desk {
+    let desk = Desk::new("").with("AWS_REGION", REGION);
+    std::fs::remove_file(desk.dir.path().join("config.toml")).unwrap();
+    desk
+}
+
+#[test]
+fn a_first_configuration_is_proposed_with_its_price_and_only_shown() {
+    let desk = fresh();
+    insta::assert_snapshot!(desk.run(&["init", "--dry-run", "--pool", "x86_64-linux:gccarch-znver3"]).text());
+    assert!(!desk.dir.path().join("config.toml").exists());
+    assert_eq!(desk.deeds(), [""; 0]);
+    let words = desk.run(&["init"]).ended(1);
+    assert!(words.contains("--yes"), "nobody can be asked: {words}");
+    assert!(!desk.dir.path().join("config.toml").exists());
+}
+
+#[test]
+fn a_first_configuration_is_written_with_its_network_and_never_over_another() {
+    let desk = fresh();
+    let words = desk.run(&["init", "--yes", "--pool", "aarch64-linux"]).ended(0);
+    assert!(words.contains("Wrote `DIR/config.toml`") && words.contains("create security group"), "{words}");
+    let written = std::fs::read_to_string(desk.dir.path().join("config.toml")).unwrap();
+    assert!(written.contains("systems = [\"aarch64-linux\"]"), "{written}");
+    desk.run(&["check"]).ended(0);
+    let words = desk.run(&["init", "--yes"]).ended(0);
+    assert!(words.contains("Nothing to do"), "{words}");
+    let words = desk.run(&["init", "--yes", "--pool", "local"]).ended(1);
+    assert!(words.contains("already"), "{words}");
+    assert_eq!(std::fs::read_to_string(desk.dir.path().join("config.toml")).unwrap(), written);
+}
+
+#[test]
+fn without_credentials_the_first_pool_is_this_machine() {
+    let desk = fresh().with("AWS_ACCESS_KEY_ID", "").with("AWS_SECRET_ACCESS_KEY", "");
+    let words = desk.run(&["init", "--yes"]).ended(0);
+    assert!(words.contains("EC2 cannot be used") && words.contains("Wrote"), "{words}");
+    let written = std::fs::read_to_string(desk.dir.path().join("config.toml")).unwrap();
+    assert!(written.contains("[pool.local]") && !written.contains("ec2"), "{written}");
+    let desk = fresh().with("AWS_ACCESS_KEY_ID", "").with("AWS_SECRET_ACCESS_KEY", "");
+    desk.run(&["init", "--yes", "--pool", "x86_64-linux"]).ended(1);
+    assert!(!desk.dir.path().join("config.toml").exists(), "what was asked for cannot be had");
+}
+
+#[test]
+fn a_flakes_machines_say_which_pools_are_needed() {
+    // A Nix that answers as one does for such a flake; the real one is asked in tests/faces.rs.
+    let desk = fresh();
+    let bin = desk.dir.path().join("bin");
+    std::fs::create_dir(&bin).unwrap();
+    let nix = "#!/bin/sh\ncase \"$*\" in --version) echo 'nix (Nix) 2.34.8';; *eval*/flake#nixosConfigurations*) \
+               echo '{\"tiger\":{\"system\":\"x86_64-linux\",\"gccarch\":\"znver3\"},\"broken\":null}';; *) exit 1;; esac\n";
+    std::fs::write(bin.join("nix"), nix).unwrap();
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(bin.join("nix"), mode).unwrap();
+    let path = bin.to_str().unwrap().to_owned();
+    let flake = desk.dir.path().join("flake");
+    let desk = desk.with("PATH", &path);
+    let words = desk.run(&["init", "--dry-run", "--flake", flake.to_str().unwrap()]).ended(0);
+    assert!(words.contains("ok    nix (Nix) 2.34.8"), "{words}");
+    assert!(words.contains("tiger (x86_64-linux, znver3)"), "{words}");
+    assert!(words.contains("features = [\"gccarch-znver3\"]"), "{words}");
 }

@@ -6,7 +6,7 @@ use std::fmt::{Display, Write as _};
 use std::time::Duration;
 
 use super::{BOUNDS, Counts};
-use crate::model::{BuildPhase, BuilderState, HourlyRate, Status, Usd};
+use crate::model::{BuildPhase, BuilderState, HourlyRate, PoolStatus, Status, Usd};
 use crate::scheduler::BuilderFaultKind;
 
 /// The page.
@@ -64,6 +64,9 @@ fn phase_name(phase: &BuildPhase) -> Option<&'static str> {
     }
 }
 
+/// A number of every pool: its name, what it says, where it is.
+type Gauge = (&'static str, &'static str, fn(&PoolStatus) -> u32);
+
 fn pools(page: &mut Page, status: &Status) {
     page.family("builders", "gauge", "Builders by pool and state.");
     const STATES: [(BuilderState, &str); 5] = [
@@ -80,17 +83,17 @@ fn pools(page: &mut Page, status: &Status) {
             page.sample("builders", &[("pool", pool.name.as_str()), ("state", name)], n);
         }
     }
-    let gauges: [(&str, &str, &dyn Fn(&crate::model::PoolStatus) -> u32); 6] = [
-        ("builders_max", "Builders that a pool may have.", &|pool| pool.max_builders),
-        ("slots", "Slots of a pool's ready builders.", &|pool| pool.slots),
-        ("slots_used", "Slots of a pool's ready builders that are in use.", &|pool| pool.slots_used),
-        ("queued_builds", "Builds that wait for a slot, by the pool they would get it from.", &|pool| {
+    let gauges: [Gauge; 6] = [
+        ("builders_max", "Builders that a pool may have.", |pool| pool.max_builders),
+        ("slots", "Slots of a pool's ready builders.", |pool| pool.slots),
+        ("slots_used", "Slots of a pool's ready builders that are in use.", |pool| pool.slots_used),
+        ("queued_builds", "Builds that wait for a slot, by the pool they would get it from.", |pool| {
             pool.queued
         }),
-        ("launches_paused", "1 while a pool launches nothing because its last launch failed.", &|pool| {
+        ("launches_paused", "1 while a pool launches nothing because its last launch failed.", |pool| {
             u32::from(pool.cooling.is_some())
         }),
-        ("launches_capped", "1 while a pool launches nothing because of a cap on costs.", &|pool| {
+        ("launches_capped", "1 while a pool launches nothing because of a cap on costs.", |pool| {
             u32::from(pool.capped.is_some())
         }),
     ];
@@ -210,7 +213,7 @@ mod tests {
     use std::collections::{BTreeMap, BTreeSet};
 
     use super::*;
-    use crate::model::{EndedCounts, MoneyStatus, PoolName, PoolStatus};
+    use crate::model::{EndedCounts, MoneyStatus, PoolName};
 
     fn pool(name: &str) -> PoolStatus {
         PoolStatus {

@@ -231,7 +231,7 @@ const POOL: [Column; 8] = [
 ];
 
 fn pool_row(pool: &PoolView, view: &StatusView) -> Row {
-    let used = if pool.slots == 0 { 0 } else { pool.slots_used * BAR / pool.slots };
+    let used = pool.slots_used.min(pool.slots).saturating_mul(BAR).checked_div(pool.slots).unwrap_or(0);
     let bar = format!("{}{}", "#".repeat(used as usize), "-".repeat((BAR.saturating_sub(used)) as usize));
     let tone = match (pool.ready, pool.starting) {
         (1.., _) => Tone::Good,

@@ -63,6 +63,9 @@ impl View<'_> {
     fn run(mut self, inputs: &Receiver<Input>) -> std::io::Result<ExitCode> {
         let mut tick = Instant::now() + TICK;
         loop {
+            if !self.terminal.is_taken() {
+                return Err(std::io::Error::other("a part of the view has ended with a panic"));
+            }
             let (width, height) = self.terminal.size();
             self.terminal.show(draw::draw(&self.model, width, height))?;
             let first = match inputs.recv_timeout(tick.saturating_duration_since(Instant::now())) {

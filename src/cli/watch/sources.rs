@@ -6,7 +6,9 @@ use std::io::{self, Read as _};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::SyncSender;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -138,34 +140,52 @@ pub(super) fn order(socket: &Path, request: OperatorRequest, sender: Sender) -> 
 /// The log that is followed; one at a time.
 #[derive(Debug, Default)]
 pub(super) struct Follower {
-    /// Ends the conversation of the thread that follows.
-    connection: Option<UnixStream>,
+    current: Option<Arc<Leash>>,
+}
+
+/// By which a thread that follows is called back, wherever it waits.
+#[derive(Debug, Default)]
+struct Leash {
+    connection: Mutex<Option<UnixStream>>,
+    is_unwanted: AtomicBool,
+}
+
+impl Leash {
+    fn hold(&self, connection: Option<UnixStream>) {
+        *self.connection.lock().unwrap_or_else(PoisonError::into_inner) = connection;
+    }
+
+    fn call_back(&self) {
+        self.is_unwanted.store(true, Ordering::SeqCst);
+        if let Some(connection) = &*self.connection.lock().unwrap_or_else(PoisonError::into_inner) {
+            // It may have ended by itself.
+            let _ended = connection.shutdown(Shutdown::Both);
+        }
+    }
 }
 
 impl Follower {
     /// Follows this build from now on.
     pub(super) fn follow(&mut self, socket: &Path, build: Option<u64>, sender: &Sender) -> io::Result<()> {
-        if let Some(connection) = self.connection.take() {
-            // It may have ended by itself.
-            let _ended = connection.shutdown(Shutdown::Both);
+        if let Some(before) = self.current.take() {
+            before.call_back();
         }
         let Some(build) = build else { return Ok(()) };
-        let failed = |error: &ClientError| {
-            // The pictures say better that the broker is gone; the channel may be full of them.
-            let _unwanted =
-                sender.try_send(Input::Event(Event::LogEnded { build, how: format!("no log: {error}") }));
-        };
-        let mut client = match Client::connect(socket) {
-            Ok(client) => client,
-            Err(error) => {
-                failed(&error);
-                return Ok(());
-            }
-        };
-        self.connection = client.handle();
-        let sender = sender.clone();
+        let leash = Arc::new(Leash::default());
+        self.current = Some(Arc::clone(&leash));
+        let (socket, sender) = (socket.to_owned(), sender.clone());
         spawn("log", move || {
-            if let Some(how) = follow(&mut client, build, &sender) {
+            let how = match Client::connect(&socket) {
+                Ok(mut client) => {
+                    leash.hold(client.handle());
+                    if leash.is_unwanted.load(Ordering::SeqCst) {
+                        return;
+                    }
+                    follow(&mut client, build, &sender)
+                }
+                Err(error) => Some(format!("no log: {error}")),
+            };
+            if let Some(how) = how {
                 let _unwanted = sender.send(Input::Event(Event::LogEnded { build, how }));
             }
         })

@@ -4,6 +4,8 @@
 
 use std::fmt::Write as _;
 use std::io::{self, Stdout, Write as _};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 
@@ -18,7 +20,7 @@ const LEAVE: &str = "\x1b[0m\x1b[?7h\x1b[?25h\x1b[?1049l";
 #[derive(Debug)]
 pub(super) struct Terminal {
     out: Stdout,
-    before: Termios,
+    before: Before,
     colour: bool,
     drawn: Vec<Line>,
 }
@@ -28,7 +30,7 @@ impl Terminal {
     pub(super) fn take() -> io::Result<Self> {
         let terminal = Self {
             out: io::stdout(),
-            before: tcgetattr(io::stdin())?,
+            before: Before { modes: tcgetattr(io::stdin())?, is_ours: Arc::default() },
             colour: colour_wanted(true),
             drawn: Vec::new(),
         };
@@ -36,7 +38,7 @@ impl Terminal {
         let before = terminal.before.clone();
         let print = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |panic| {
-            give_back(&before);
+            before.give_back();
             print(panic);
         }));
         terminal.enter()?;
@@ -44,7 +46,8 @@ impl Terminal {
     }
 
     fn enter(&self) -> io::Result<()> {
-        let mut raw = self.before.clone();
+        self.before.is_ours.store(true, Ordering::SeqCst);
+        let mut raw = self.before.modes.clone();
         raw.make_raw();
         tcsetattr(io::stdin(), OptionalActions::Now, &raw)?;
         let mut out = self.out.lock();
@@ -54,7 +57,7 @@ impl Terminal {
 
     /// Gives the terminal back for as long as this takes, which may change everything on it.
     pub(super) fn lend(&mut self, meanwhile: impl FnOnce()) -> io::Result<()> {
-        give_back(&self.before);
+        self.before.give_back();
         meanwhile();
         self.reclaim()
     }
@@ -68,6 +71,11 @@ impl Terminal {
     /// What is on the screen is not known any more.
     pub(super) fn forget(&mut self) {
         self.drawn.clear();
+    }
+
+    /// Whether it is still ours: a panic anywhere has given it back.
+    pub(super) fn is_taken(&self) -> bool {
+        self.before.is_ours.load(Ordering::SeqCst)
     }
 
     /// Columns and rows.
@@ -90,15 +98,26 @@ impl Terminal {
 
 impl Drop for Terminal {
     fn drop(&mut self) {
-        give_back(&self.before);
+        self.before.give_back();
     }
 }
 
-/// Nobody is left to tell when this cannot be done.
-fn give_back(before: &Termios) {
-    let mut out = io::stdout().lock();
-    let _written = out.write_all(LEAVE.as_bytes()).and_then(|()| out.flush());
-    let _restored = tcsetattr(io::stdin(), OptionalActions::Now, before);
+/// How the terminal was, and whether it has to be made so again: once, or what is said after it would be drawn over.
+#[derive(Clone, Debug)]
+struct Before {
+    modes: Termios,
+    is_ours: Arc<AtomicBool>,
+}
+
+impl Before {
+    /// Nobody is left to tell when this cannot be done.
+    fn give_back(&self) {
+        if self.is_ours.swap(false, Ordering::SeqCst) {
+            let mut out = io::stdout().lock();
+            let _written = out.write_all(LEAVE.as_bytes()).and_then(|()| out.flush());
+            let _restored = tcsetattr(io::stdin(), OptionalActions::Now, &self.modes);
+        }
+    }
 }
 
 /// What turns the one picture into the other. Without one before, the whole screen is written.

@@ -1,20 +1,25 @@
-//! `broker init`: what the pools on EC2 need of a network, found or made, and undone again.
+//! `broker init`: a configuration where there is none (`first`, `propose`), and what the pools on EC2 need of a network,
+//! found or made, and undone again.
+
+mod first;
+mod propose;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use super::aws::{self, Site};
-use super::confirm::confirm;
-use super::output::{Document, Mark, Screen};
-use super::report::Complaint;
-use super::text::count;
-use crate::config::{self, Config, Defaults};
+use self::propose::Wanted;
+use crate::cli::aws::{self, Site};
+use crate::cli::confirm::confirm;
+use crate::cli::output::{Document, Mark, Screen};
+use crate::cli::report::Complaint;
+use crate::cli::text::count;
+use crate::config::{self, Config, Defaults, LoadError};
 use crate::model::ec2::Reach;
 use crate::provider::ec2::api::Api;
 use crate::provider::ec2::network::{self, Cidr, Entrant, Given, Plan, Wish};
 
-/// Find or make the network that pools on EC2 need
+/// Write a first configuration, and find or make the network that pools on EC2 need
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -22,6 +27,11 @@ Examples:
   broker init               The same, then asks, then makes it
   broker init --address 198.51.100.0/28
   broker init --remove      Deletes what it made, and nothing else
+  broker init --yes --pool x86_64-linux:gccarch-znver3 --pool aarch64-linux
+
+Where there is no configuration yet, it looks for Nix, for credentials of AWS and their region, and in a flake's directory
+for what the flake's machines are; proposes pools with their prices and caps on the cost; asks, and writes the file. One
+that is there is never written over. `--pool` says which pools instead; without credentials there is one on this machine.
 
 For every region of the configuration's `ec2` pools: a VPC (the pool's, else the one of an earlier `broker init`, else the
 default one, else a new default one), a subnet in every zone that offers the pool's instance types, and a security group
@@ -46,6 +56,12 @@ pub(super) struct Args {
     /// From where builders are reached [default: this machine's public address]
     #[arg(long, value_name = "CIDR", value_parser = parse_address)]
     address: Option<Cidr>,
+    /// For a first configuration: a pool, such as `local`, `aarch64-linux` or `x86_64-linux:gccarch-znver3`
+    #[arg(long = "pool", value_name = "POOL", conflicts_with = "remove")]
+    pools: Vec<Wanted>,
+    /// For a first configuration: whose machines are to be built [default: the flake here, if there is one]
+    #[arg(long, value_name = "DIR", conflicts_with = "remove")]
+    flake: Option<PathBuf>,
     /// The configuration file
     #[arg(long, value_name = "FILE", env = config::PATH_VARIABLE, hide_env_values = true, default_value = config::DEFAULT_PATH)]
     config: PathBuf,
@@ -72,8 +88,31 @@ fn parse_address(text: &str) -> Result<Cidr, String> {
 }
 
 pub(super) fn run(args: &Args) -> Result<ExitCode, Complaint> {
-    let config = config::load(&args.config, &Defaults::here())?;
-    aws::block_on(go(args, &config))
+    match config::load(&args.config, &Defaults::here()) {
+        Ok(_) if !args.pools.is_empty() || args.flake.is_some() => {
+            let message = format!("there is a configuration at `{}` already", args.config.display());
+            let hint = "`--pool` and `--flake` are for a first one; add a pool to the file yourself, or move it away";
+            Err(Complaint::new(message, Some(hint.to_owned())))
+        }
+        Ok(config) => aws::block_on(go(args, &config)),
+        Err(LoadError::Missing(_)) if !args.remove => aws::block_on(begin(args)),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// A configuration first, then the network of its pools.
+async fn begin(args: &Args) -> Result<ExitCode, Complaint> {
+    let wish = first::Wish {
+        path: &args.config,
+        pools: &args.pools,
+        flake: args.flake.as_deref(),
+        yes: args.yes,
+        dry_run: args.dry_run,
+    };
+    match first::configure(&wish).await? {
+        Some(config) if !aws::sites(&config).is_empty() => go(args, &config).await,
+        Some(_) | None => Ok(ExitCode::SUCCESS),
+    }
 }
 
 async fn go(args: &Args, config: &Config) -> Result<ExitCode, Complaint> {
