@@ -132,6 +132,7 @@ fn what_a_machine_built_outlives_it_in_the_cache() {
              cache-secret-key-file = \"/var/lib/nix-broker/cache-key\""
         );
         configure(lab, cloud, "idle-timeout = \"15s\"", &keys);
+        lab.configure_nix("builders-use-substitutes = true");
         lab.stop_broker();
         lab.start_broker();
 

@@ -415,7 +415,15 @@ fn a_broker_that_fails_before_the_verdict_costs_one_warning_and_a_decline() {
             },
             "talk to the broker",
         ),
-        ("hangs up inside a frame", |peer| peer.raw(b"m\x09\0\0\0{\"re"), "talk to the broker"),
+        (
+            "hangs up inside a frame",
+            |peer| {
+                peer.hello();
+                peer.ask();
+                peer.raw(b"m\x09\0\0\0{\"re");
+            },
+            "talk to the broker",
+        ),
         (
             "talks another language",
             |peer| peer.raw(b"HTTP/1.1 400 Bad Request\r\n\r\n"),

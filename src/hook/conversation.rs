@@ -247,7 +247,12 @@ impl Conversation {
             | BrokerError::Broken { .. }
             | BrokerError::OutOfTurn { .. } => "is it running? `systemctl status nix-broker`",
         };
-        self.warn(&format!("cannot {}; {instead} ({hint})", sentence(error)));
+        // The others are sentences of their own.
+        let cannot = match error {
+            BrokerError::Connect { .. } | BrokerError::Broken { .. } => "cannot ",
+            BrokerError::Silent { .. } | BrokerError::Refused { .. } | BrokerError::OutOfTurn { .. } => "",
+        };
+        self.warn(&format!("{cannot}{}; {instead} ({hint})", sentence(error)));
         self.ask_stock(request)
     }
 

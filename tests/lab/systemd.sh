@@ -61,7 +61,7 @@ inside)
 down)
   systemctl --user exit
   tries=0
-  while systemctl --user is-active --quiet basic.target 2>/dev/null; do
+  while pgrep -f 'systemd.sh inside' >/dev/null; do
     [ $((tries += 1)) -lt 600 ] || exit 1
     sleep 0.1
   done
