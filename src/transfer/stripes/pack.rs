@@ -99,6 +99,15 @@ impl Choice {
         self.has_waited = true;
     }
 
+    /// So many bytes have come. Those that were here before we looked tell nothing of the wire.
+    pub(super) fn has_come(&mut self, bytes: usize, now: Instant) {
+        if self.has_waited {
+            self.has_moved(bytes, now);
+        } else {
+            self.last = now;
+        }
+    }
+
     /// So many bytes have gone over the wire.
     pub(super) fn has_moved(&mut self, bytes: usize, now: Instant) {
         let took = now.saturating_duration_since(self.last).as_secs_f64() / bytes.max(1) as f64;
