@@ -189,7 +189,7 @@ impl<C: AsyncWrite + Unpin, R: AsyncRead + Unpin> StripedReader<C, R> {
     /// The next block is here; what is asked for now is here when its turn comes.
     fn next_block(&mut self, cx: &mut Context<'_>) {
         if let Some(block) = self.blocks.pop_front() {
-            self.choice.has_come(block.came, Instant::now());
+            self.choice.has_moved(block.came, Instant::now());
         }
         // An error is met again by whoever reads on; what has come goes first.
         let _met_again = self.ask(cx);
