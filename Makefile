@@ -39,12 +39,14 @@ unit:
 	cargo test --locked --test ec2_schedules
 
 real:
+	$(LAB)/packages.sh
 	$(LAB)/roots.sh $(RELEASES)
 	$(LAB)/check.sh $(RELEASES)
 	$(LAB)/nix-files.sh
 	$(LAB)/moto.sh
 	cargo test --locked --test worker_live --test user_data_live --test end_to_end --test operations --test faults \
-		--test nixos --test run --test install --test activation --test readme --test faces -- --test-threads=2
+		--test transfers --test nixos --test run --test install --test activation --test readme --test faces \
+		-- --test-threads=2
 	# Its tests mostly wait.
 	cargo test --locked --test ec2_end_to_end -- --test-threads=4
 

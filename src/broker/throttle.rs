@@ -1,9 +1,10 @@
-//! What is large yields to what is small: a huge upload leaves the link's own queue short while builds run beside it.
+//! What is large yields to what is small: a huge transfer leaves the link's own queue short while builds run beside it.
 //!
 //! Owns the measure and the brake. A connection apart keeps what is large out of the buffers of what is small, but they
-//! still meet in the queue before the narrowest link, which an upload keeps full. How full is seen by what a question on
-//! a small connection takes longer than on an empty link. As long as daemons are at work there, the upload is given
-//! less when that is too long and more when it is not; when none is, it is given all there is.
+//! still meet in the queue before the narrowest link, which a huge transfer keeps full. How full is seen by what a question
+//! on a small connection takes longer than on an empty link. As long as daemons are at work there, the transfer is given
+//! less when that is too long and more when it is not; when none is, it is given all there is. What comes down is braked
+//! where it is read, because no more is asked for than was read.
 
 use std::io;
 use std::pin::Pin;
@@ -11,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use tokio::io::AsyncWrite;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::remote::Remote;
@@ -26,10 +27,10 @@ const PAUSE: Duration = Duration::from_millis(20);
 const LEAST: f64 = 0.3;
 /// What is given back after each answer that came soon enough, until the brake is off.
 const RELEASE: f64 = 1.08;
-/// Sent at once however hard the brake: a few packets.
+/// Moved at once however hard the brake: a few packets.
 const PIECE: f64 = (32 << 10) as f64;
 
-/// The brake of one upload, for all of its lanes.
+/// The brake of one transfer, for all of its lanes.
 #[derive(Debug)]
 pub(super) struct Throttle(Mutex<State>);
 
@@ -37,7 +38,7 @@ pub(super) struct Throttle(Mutex<State>);
 struct State {
     /// Bytes per second, when it brakes.
     limit: Option<f64>,
-    /// Bytes that may be sent, as of then.
+    /// Bytes that may move, as of then.
     allowance: f64,
     as_of: Instant,
     sent: u64,
@@ -48,7 +49,7 @@ impl Throttle {
         Arc::new(Self(Mutex::new(State { limit: None, allowance: 0.0, as_of: Instant::now(), sent: 0 })))
     }
 
-    /// How much may be sent now, or when to ask again.
+    /// How much may move now, or when to ask again.
     fn allowed(&self, now: Instant) -> Result<usize, Instant> {
         let mut state = self.lock();
         let Some(limit) = state.limit else { return Ok(usize::MAX) };
@@ -89,7 +90,7 @@ impl Throttle {
         Throttled { stream, throttle: Arc::clone(self), until: Box::pin(sleep_until(Instant::now())) }
     }
 
-    /// Brakes as it must; never ends. To be dropped with the upload.
+    /// Brakes as it must; never ends. To be dropped with the transfer.
     pub(super) async fn watch(&self, remote: &Remote, round_trip: Duration) {
         let pause = PAUSE.max(round_trip);
         let mut brake = Brake::new(round_trip);
@@ -150,17 +151,40 @@ pub(super) struct Throttled<W> {
     until: Pin<Box<Sleep>>,
 }
 
-impl<W: AsyncWrite + Unpin> AsyncWrite for Throttled<W> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let allowed = loop {
+impl<S> Throttled<S> {
+    fn poll_allowed(&mut self, cx: &mut Context<'_>) -> Poll<usize> {
+        loop {
             match self.throttle.allowed(Instant::now()) {
-                Ok(allowed) => break allowed,
+                Ok(allowed) => return Poll::Ready(allowed),
                 Err(until) => {
                     self.until.as_mut().reset(until);
                     ready!(self.until.as_mut().poll(cx));
                 }
             }
-        };
+        }
+    }
+}
+
+impl<R: AsyncRead + Unpin> AsyncRead for Throttled<R> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let allowed = ready!(self.poll_allowed(cx));
+        let limit = buffer.remaining().min(allowed);
+        let mut part = ReadBuf::new(buffer.initialize_unfilled_to(limit));
+        ready!(Pin::new(&mut self.stream).poll_read(cx, &mut part))?;
+        let got = part.filled().len();
+        buffer.advance(got);
+        self.throttle.has_sent(got);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<W: AsyncWrite + Unpin> AsyncWrite for Throttled<W> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let allowed = ready!(self.poll_allowed(cx));
         let some = &bytes[..bytes.len().min(allowed)];
         let written = ready!(Pin::new(&mut self.stream).poll_write(cx, some))?;
         self.throttle.has_sent(written);
@@ -252,5 +276,13 @@ mod tests {
         assert!(began.elapsed() < Duration::from_millis(100));
         drop(lane);
         assert_eq!(reader.await.unwrap().unwrap(), 4_000_000);
+
+        // The same on the way down.
+        throttle.set(Some(1e6));
+        let mut lane = throttle.lane(tokio::io::AsyncReadExt::take(tokio::io::repeat(7), 2_000_000));
+        let began = Instant::now();
+        assert_eq!(tokio::io::copy(&mut lane, &mut tokio::io::sink()).await.unwrap(), 2_000_000);
+        let took = began.elapsed().as_secs_f64();
+        assert!((1.8..2.2).contains(&took), "{took}");
     }
 }

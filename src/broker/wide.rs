@@ -122,7 +122,9 @@ pub(super) async fn fetch(
 ) -> anyhow::Result<()> {
     let place = Place::new(super::fresh_token()?);
     let (joining, lanes) = unbounded_channel();
-    let opener = open_lanes::<Stdout, Stdout>(remote, width, beat, joining, &place, &|lane| lane);
+    let throttle = Throttle::new();
+    let brakes = |lane| throttle.lane(lane);
+    let opener = open_lanes::<Stdout, Throttled<Stdout>>(remote, width, beat, joining, &place, &brakes);
     let fetched = async {
         let mut main = start(remote, Load::Small, &place.split(&arriving.info.path)).await?;
         let packs = expect_main(&mut main, remote).await?;
@@ -130,7 +132,10 @@ pub(super) async fn fetch(
         let mut reader = BufReader::with_capacity(READ_BUFFER, reader);
         Ok(arriving.receive(&mut reader, beat).await?)
     };
-    while_opening(opener, fetched).await
+    tokio::select! {
+        fetched = while_opening(opener, fetched) => fetched,
+        () = throttle.watch(remote, width.round_trip) => Err(anyhow!("the brake of a download has ended")),
+    }
 }
 
 /// What a lane's channel is kept as: the half that carries data. The other one would only be in the way.

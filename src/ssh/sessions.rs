@@ -287,11 +287,11 @@ impl Sessions {
         self.dial(right, deadline).await
     }
 
-    /// The time that a question takes on the least busy connection.
+    /// The time that a question takes on the least busy connection for what is small.
     pub async fn round_trip(&self) -> Result<Duration, ExecError> {
         let session = {
             let state = self.set.lock();
-            let least = state.entries.iter().min_by_key(|entry| entry.used);
+            let least = state.entries.iter().min_by_key(|entry| (entry.load != Load::Small, entry.used));
             least.map(|entry| Arc::clone(&entry.session))
         };
         match session {

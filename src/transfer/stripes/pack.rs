@@ -29,6 +29,8 @@ const MARGIN: f64 = 3.0;
 const WEIGHT: f64 = 0.3;
 /// Most blocks that go by before content that does not get smaller is tried again.
 const MAX_SKIPPED: u32 = 31;
+/// So many blocks that did not wait for the wire are more than what buffers on the way can take.
+const FREE_IN_A_ROW: u32 = 16;
 /// After so many packed blocks one is sent as it is: the wire may have become faster than a packer can tell.
 const PACKED_IN_A_ROW: u32 = 32;
 /// The window that a frame may ask for, as a power of two: eight times a block, and no more memory than that.
@@ -50,6 +52,8 @@ pub(super) struct Choice {
     skipped: u32,
     to_skip: u32,
     in_a_row: u32,
+    /// Blocks in a row that did not wait for the wire.
+    free: u32,
 }
 
 impl Choice {
@@ -64,6 +68,7 @@ impl Choice {
             skipped: 0,
             to_skip: 0,
             in_a_row: 0,
+            free: 0,
         }
     }
 
@@ -103,12 +108,16 @@ impl Choice {
     pub(super) fn has_moved(&mut self, bytes: usize, now: Instant) {
         let took = now.saturating_duration_since(self.last).as_secs_f64() / bytes.max(1) as f64;
         self.last = now;
-        self.wire = match self.wire {
-            Some(wire) if self.has_waited => Some(mix(wire, took)),
-            // Whatever it was that took the time, the wire takes no more.
-            Some(wire) => Some(wire.min(took)),
-            None => self.has_waited.then_some(took),
-        };
+        if self.has_waited {
+            self.wire = Some(self.wire.map_or(took, |wire| mix(wire, took)));
+            self.free = 0;
+        } else {
+            // Buffers on the way take a few at once, and that tells nothing; many at once are no slow wire any more.
+            self.free += 1;
+            if self.free >= FREE_IN_A_ROW {
+                self.wire = None;
+            }
+        }
         self.has_waited = false;
     }
 }
