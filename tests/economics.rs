@@ -29,7 +29,10 @@ fn what_is_fetched_or_tiny_is_left_to_this_machine_only_while_it_can() {
         build(lab, "fixed", "1");
         assert_eq!(lab.ended("succeeded"), 0, "{}", lab.diagnosis());
         let said = why(lab, "fixed");
-        assert!(said.contains("declined, it is fetched, not made") && said.contains("(rule `fixed-output`)"), "{said}");
+        assert!(
+            said.contains("declined, it is fetched, not made") && said.contains("(rule `fixed-output`)"),
+            "{said}"
+        );
 
         // Nothing is known of how long this one takes, so a builder is launched for it.
         build(lab, "input-addressed", "1");
