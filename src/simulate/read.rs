@@ -115,10 +115,10 @@ pub fn read(text: &str) -> Result<Derivations, ReadError> {
             Document::Derivations(raw) => raw,
             Document::Job(job) => {
                 is_closed = false;
-                match job.0 {
-                    JobState::Broken => derivations.broken += 1,
-                    JobState::Cached => derivations.cached += 1,
-                    JobState::NotBuilt(path, raw) => {
+                match job {
+                    Job::Broken => derivations.broken += 1,
+                    Job::Cached => derivations.cached += 1,
+                    Job::NotBuilt(path, raw) => {
                         // Several attributes may be one derivation.
                         let found = raw.found(&path)?;
                         if seen.insert(found.drv.clone()) {
@@ -174,15 +174,14 @@ fn drv_path(text: &str) -> Result<DrvPath, ReadError> {
 /// One JSON document of a file.
 enum Document {
     Derivations(Vec<(String, RawDerivation)>),
-    Job(Box<Job>),
+    Job(Job),
 }
 
-struct Job(JobState);
-
-enum JobState {
+/// What became of a job's evaluation.
+enum Job {
     Broken,
     Cached,
-    NotBuilt(String, RawDerivation),
+    NotBuilt(String, Box<RawDerivation>),
 }
 
 #[derive(Deserialize, Default)]
@@ -334,12 +333,12 @@ impl<'de> Visitor<'de> for DocumentVisitor {
         }
         let is_cached = job.is_cached.0 || matches!(job.cache_status.as_deref(), Some("cached" | "local"));
         let state = match job.drv_path {
-            _ if job.is_broken => JobState::Broken,
-            None => JobState::Broken,
-            Some(_) if is_cached => JobState::Cached,
-            Some(path) => JobState::NotBuilt(path, job.raw),
+            _ if job.is_broken => Job::Broken,
+            None => Job::Broken,
+            Some(_) if is_cached => Job::Cached,
+            Some(path) => Job::NotBuilt(path, Box::new(job.raw)),
         };
-        Ok(Document::Job(Box::new(Job(state))))
+        Ok(Document::Job(state))
     }
 }
 

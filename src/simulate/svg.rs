@@ -78,10 +78,10 @@ fn legend(body: &mut String) {
     ];
     for (ix, (class, words)) in (0_u8..).zip(entries) {
         let x = GUTTER + f64::from(ix) * 165.0;
-        let _written = write!(
+        let _written = writeln!(
             body,
             "<rect class=\"{class}\" x=\"{x:.0}\" y=\"10\" width=\"24\" height=\"10\"/>\
-             <text x=\"{:.0}\" y=\"19\">{words}</text>\n",
+             <text x=\"{:.0}\" y=\"19\">{words}</text>",
             x + 30.0
         );
     }
@@ -98,7 +98,7 @@ fn draw_run(body: &mut String, y: f64, name: &str, run: &Timeline, scale: Scale)
         report.launches
     );
     let _written =
-        write!(body, "<text x=\"8\" y=\"{y:.1}\" font-weight=\"bold\">{}</text>\n", escape(&heading));
+        writeln!(body, "<text x=\"8\" y=\"{y:.1}\" font-weight=\"bold\">{}</text>", escape(&heading));
     let top = y + 18.0;
     let mut at = top;
     let mut lanes = String::new();
@@ -109,20 +109,20 @@ fn draw_run(body: &mut String, y: f64, name: &str, run: &Timeline, scale: Scale)
     let step = step(end);
     for tick in (0..=end / step).map(|n| Duration::from_secs(n * step)) {
         let x = scale.x(tick);
-        let _written = write!(
+        let _written = writeln!(
             body,
             "<line class=\"tick\" x1=\"{x:.1}\" x2=\"{x:.1}\" y1=\"{top:.1}\" y2=\"{at:.1}\"/>\
-             <text x=\"{x:.1}\" y=\"{:.1}\" font-size=\"9\">{}</text>\n",
+             <text x=\"{x:.1}\" y=\"{:.1}\" font-size=\"9\">{}</text>",
             top - 4.0,
             clock(tick)
         );
     }
     body.push_str(&lanes);
     let x = scale.x(run.finished);
-    let _written = write!(
+    let _written = writeln!(
         body,
         "<line class=\"end\" x1=\"{x:.1}\" x2=\"{x:.1}\" y1=\"{top:.1}\" y2=\"{at:.1}\"><title>the last build \
-         ends</title></line>\n"
+         ends</title></line>"
     );
     at
 }
@@ -134,19 +134,19 @@ fn draw_lane(body: &mut String, y: f64, lane: &Lane, closed: Duration, scale: Sc
     let end = lane.end(closed);
     let builder = lane.builder.map_or_else(String::new, |builder| format!("{builder} "));
     let label = [lane.pool.as_str(), lane.label.as_str()].join(" ");
-    let _written = write!(
+    let _written = writeln!(
         body,
-        "<text x=\"8\" y=\"{:.1}\">{}</text>\n",
+        "<text x=\"8\" y=\"{:.1}\">{}</text>",
         y + 11.0,
         escape(&shorten(&format!("{builder}{}", label.trim())))
     );
     let booted = lane.ready.unwrap_or(end);
     let mut area = |class: &str, from: Duration, to: Duration, words: &str| {
         if to > from {
-            let _written = write!(
+            let _written = writeln!(
                 body,
                 "<rect class=\"{class}\" x=\"{:.1}\" y=\"{y:.1}\" width=\"{:.1}\" height=\"{height:.1}\">\
-                 <title>{}</title></rect>\n",
+                 <title>{}</title></rect>",
                 scale.x(from),
                 scale.width(from, to),
                 escape(words)
@@ -199,10 +199,10 @@ fn draw_slot<'a>(
 
 fn draw_heap(body: &mut String, y: f64, heap: Option<(Duration, Duration, usize)>, scale: Scale) {
     let Some((from, to, count)) = heap else { return };
-    let _written = write!(
+    let _written = writeln!(
         body,
         "<rect class=\"many\" x=\"{:.1}\" y=\"{y:.1}\" width=\"{:.1}\" height=\"{:.1}\"><title>{count} short builds\
-         </title></rect>\n",
+         </title></rect>",
         scale.x(from),
         scale.width(from, to).max(0.3),
         ROW - 1.0
@@ -213,9 +213,9 @@ fn draw_bar(body: &mut String, y: f64, bar: &Bar, to: Duration, scale: Scale) {
     let (class, words) = if bar.is_good { ("bar", "") } else { ("lost", ", lost") };
     let width = scale.width(bar.from, to);
     let title = format!("{}, {}{words}", bar.name, clock(to.saturating_sub(bar.from)));
-    let _written = write!(
+    let _written = writeln!(
         body,
-        "<rect class=\"{class}\" x=\"{:.1}\" y=\"{y:.1}\" width=\"{:.1}\" height=\"{:.1}\"><title>{}</title></rect>\n",
+        "<rect class=\"{class}\" x=\"{:.1}\" y=\"{y:.1}\" width=\"{:.1}\" height=\"{:.1}\"><title>{}</title></rect>",
         scale.x(bar.from),
         width.max(0.5),
         ROW - 1.0,
@@ -224,9 +224,9 @@ fn draw_bar(body: &mut String, y: f64, bar: &Bar, to: Duration, scale: Scale) {
     if width > NAMED && bar.is_good {
         // As many characters as surely fit.
         let name: String = bar.name.chars().take((width / 4.5) as usize).collect();
-        let _written = write!(
+        let _written = writeln!(
             body,
-            "<text class=\"name\" x=\"{:.1}\" y=\"{:.1}\">{}</text>\n",
+            "<text class=\"name\" x=\"{:.1}\" y=\"{:.1}\">{}</text>",
             scale.x(bar.from) + 2.0,
             y + ROW - 2.0,
             escape(&name)
