@@ -44,10 +44,18 @@ fn is_command(text: &str) -> Option<String> {
 }
 
 /// Commands that are run elsewhere: by which file, and the words there.
-const ELSEWHERE: [(&str, &str, &str); 18] = [
+const ELSEWHERE: [(&str, &str, &str); 22] = [
     ("broker run -- COMMAND", "tests/run.rs", "[\"broker\", \"run\", \"--\"]"),
     ("broker run -- nix build .#tests", "tests/run.rs", "[\"broker\", \"run\", \"--\"]"),
     ("broker init", "tests/ec2_cli/init.rs", "init"),
+    ("broker logs [-f] hello", "tests/faces.rs", "\"broker\", \"logs\""),
+    ("broker image upload", "tests/ec2_cli/image.rs", "\"image\", \"upload\""),
+    (
+        "broker simulate --graph FILE [--config FILE]... [--fixed 4xc6a.4xlarge]...",
+        "tests/simulate/command.rs",
+        "\"simulate\"",
+    ),
+    ("make simulate", "tests/bench/simulate.sh", "simulate"),
     ("broker sweep", "tests/ec2_cli/sweep.rs", "\"sweep\""),
     ("broker doctor --aws", "tests/ec2_cli/doctor.rs", "\"doctor\", \"--aws\""),
     ("broker serve", "contrib/systemd/nix-broker.service", "broker serve"),
@@ -81,6 +89,23 @@ fn no_command_is_shown_that_no_test_runs() {
     }
 }
 
+#[test]
+fn every_test_is_run_by_make_test() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let makefile = std::fs::read_to_string(root.join("Makefile")).unwrap();
+    let named: Vec<&str> = makefile.split_whitespace().skip_while(|word| *word != "--test").collect();
+    let mut problems = Vec::new();
+    for entry in std::fs::read_dir(root.join("tests")).unwrap() {
+        let path = entry.unwrap().path();
+        let is_test = path.extension().is_some_and(|end| end == "rs") || path.join("main.rs").exists();
+        let name = path.file_stem().unwrap().to_str().unwrap().to_owned();
+        if is_test && !named.windows(2).any(|words| words == ["--test", &name]) {
+            problems.push(format!("the Makefile runs no `--test {name}`"));
+        }
+    }
+    assert!(problems.is_empty(), "{problems:#?}");
+}
+
 /// The ways to run a command of the README on the machine of the test below; none if it is not run there.
 fn here(command: &str) -> Vec<String> {
     let endpoint =
@@ -93,6 +118,11 @@ fn here(command: &str) -> Vec<String> {
         "broker cost [--by build|pool|day|builder]" => {
             ["build", "pool", "day", "builder"].map(|by| format!("broker cost --by {by}")).into()
         }
+        "broker history [export --format jsonl|csv]" => ["jsonl", "csv"]
+            .map(|format| format!("broker history export --format {format}"))
+            .into_iter()
+            .chain(["broker history".to_owned()])
+            .collect(),
         "broker why" | "broker why hello" => vec!["broker why graph".to_owned()],
         "broker why gcc" => vec!["broker why fit-for-nothing".to_owned()],
         "broker start POOL" => vec!["broker start local".to_owned()],
