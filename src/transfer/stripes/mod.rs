@@ -10,7 +10,7 @@
 //!   control: `3 open`, `3 1048576`, `4 open`, `4 300000 z`, ...      lane 3: a block, then the line `.`
 //! ```
 //!
-//! With ` z`, a block is a Zstandard frame on its way (see [`pack`]); that many bytes long as it is sent up, or packed from
+//! With ` z`, a block is a Zstandard frame on its way (see `pack`); that many bytes long as it is sent up, or packed from
 //! that many on the way down. A script whose machine has no `zstd` says so, and is never asked.
 //!
 //! A lane that is lost ends the script: its FIFO ends early, so the line after the block is missing. A block can go into
