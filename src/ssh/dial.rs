@@ -34,8 +34,6 @@ const WINDOW: u32 = 8 << 20;
 /// Bytes that wait in this machine for their turn on a connection for what is small: enough to keep a fast link busy while
 /// we are not looking, and no more, because whatever is sent next waits behind them.
 const UNSENT_LIMIT: u32 = 128 << 10;
-/// The same on a connection for what is large: what is braked stops soon, and a fast link is kept busy for milliseconds.
-const UNSENT_BULK_LIMIT: u32 = 512 << 10;
 /// Sent bytes that nobody acknowledges for this long mean a dead peer. Keepalives cannot tell while a write is stuck.
 const UNACKNOWLEDGED_LIMIT: Duration = Duration::from_secs(60);
 
@@ -218,11 +216,10 @@ pub(super) async fn connect(target: &Target, load: Load) -> io::Result<Box<dyn C
     // Without it, Nagle's algorithm holds small requests back for 40 ms.
     stream.set_nodelay(true)?;
     rustix::net::sockopt::set_tcp_user_timeout(&stream, UNACKNOWLEDGED_LIMIT.as_millis() as u32)?;
-    let unsent = match load {
-        Load::Small => UNSENT_LIMIT,
-        Load::Bulk => UNSENT_BULK_LIMIT,
-    };
-    socket2::SockRef::from(&stream).set_tcp_notsent_lowat(unsent)?;
+    // Nobody waits behind what is large, and a busy machine may not look again for a while.
+    if load == Load::Small {
+        socket2::SockRef::from(&stream).set_tcp_notsent_lowat(UNSENT_LIMIT)?;
+    }
     Ok(Box::new(stream))
 }
 
