@@ -3,7 +3,7 @@
 //! Owns the imitation of everything around the scheduler: Nix, which offers a build when its inputs are there; EC2, which
 //! takes its time and sends a bill; machines, whose builds share their processors. What is decided is decided by
 //! [`scheduler::Fleet`](crate::scheduler::Fleet) unchanged, what is bought by the provider's own choice of a machine at
-//! the prices of the catalog. Two other deciders exist to be compared with: [`first_come`] and [`stock`].
+//! the prices of the catalog. Two other deciders exist to be compared with: `first_come` and `stock`.
 //!
 //! No clock, no I/O, and no randomness but a seed: the same question has the same answer.
 //!
