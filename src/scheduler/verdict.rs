@@ -65,7 +65,7 @@ impl Offers {
     /// A pool whose launches fail is still accepted for: the build waits a bounded time, and then fails with the
     /// provider's own words, which help more than the "a machine with these features is required" of a Nix that was
     /// declined. `am_willing` says nothing about whether this machine *can* build it, so it is no reason to decline by
-    /// itself; what is left to this machine is [`super::economics`]' decision.
+    /// itself; what is left to this machine is decided last.
     pub fn answer(&self, request: &BuildRequest) -> Answer {
         let mut misfits = Vec::with_capacity(self.pools.len());
         let mut capped = Vec::new();
