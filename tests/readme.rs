@@ -44,7 +44,7 @@ fn is_command(text: &str) -> Option<String> {
 }
 
 /// Commands that are run elsewhere: by which file, and the words there.
-const ELSEWHERE: [(&str, &str, &str); 22] = [
+const ELSEWHERE: [(&str, &str, &str); 26] = [
     ("broker run -- COMMAND", "tests/run.rs", "[\"broker\", \"run\", \"--\"]"),
     ("broker run -- nix build .#tests", "tests/run.rs", "[\"broker\", \"run\", \"--\"]"),
     ("broker init", "tests/ec2_cli/init.rs", "init"),
@@ -56,6 +56,18 @@ const ELSEWHERE: [(&str, &str, &str); 22] = [
         "\"simulate\"",
     ),
     ("make simulate", "tests/bench/simulate.sh", "simulate"),
+    ("nix derivation show -r", "tests/golden/record_graphs.sh", "derivation show"),
+    ("nix derivation show -r .#tiger > tiger.json", "tests/golden/record_graphs.sh", "derivation show"),
+    (
+        "nix build --dry-run .#tiger 2> wanted.txt",
+        "tests/simulate/command.rs",
+        "only_what_a_dry_run_names_is_built",
+    ),
+    (
+        "broker simulate --graph tiger.json --only wanted.txt --config now.toml --config other.toml --fixed 4xc6a.4xlarge",
+        "tests/simulate/command.rs",
+        "only_what_a_dry_run_names_is_built",
+    ),
     ("broker sweep", "tests/ec2_cli/sweep.rs", "\"sweep\""),
     ("broker doctor --aws", "tests/ec2_cli/doctor.rs", "\"doctor\", \"--aws\""),
     ("broker serve", "contrib/systemd/nix-broker.service", "broker serve"),
