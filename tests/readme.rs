@@ -44,7 +44,7 @@ fn is_command(text: &str) -> Option<String> {
 }
 
 /// Commands that are run elsewhere: by which file, and the words there.
-const ELSEWHERE: [(&str, &str, &str); 26] = [
+const ELSEWHERE: [(&str, &str, &str); 27] = [
     ("broker run -- COMMAND", "tests/run.rs", "[\"broker\", \"run\", \"--\"]"),
     ("broker run -- nix build .#tests", "tests/run.rs", "[\"broker\", \"run\", \"--\"]"),
     ("broker init", "tests/ec2_cli/init.rs", "init"),
@@ -56,6 +56,7 @@ const ELSEWHERE: [(&str, &str, &str); 26] = [
         "\"simulate\"",
     ),
     ("make simulate", "tests/bench/simulate.sh", "simulate"),
+    ("broker simulate", "tests/simulate/command.rs", "\"simulate\""),
     ("nix derivation show -r", "tests/golden/record_graphs.sh", "derivation show"),
     ("nix derivation show -r .#tiger > tiger.json", "tests/golden/record_graphs.sh", "derivation show"),
     (

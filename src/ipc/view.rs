@@ -302,7 +302,7 @@ impl From<&BuildStatus> for BuildView {
             pool: build.pool.as_ref().map(ToString::to_string),
             builder: build.builder.as_ref().map(ToString::to_string),
             attempts: build.attempts,
-            remaining: None,
+            remaining: build.remaining.map(seconds),
             cost: (build.cost != Usd::ZERO).then(|| dollars(build.cost)),
         }
     }
