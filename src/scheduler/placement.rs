@@ -81,19 +81,23 @@ fn choose_for_picky(
     build: &Build,
     may_grow: impl Fn(PoolIx) -> bool,
 ) -> Option<BuilderId> {
-    let suits = |id: &BuilderId| {
-        let is_loose = || roster.get(*id).is_some_and(|builder| builder.is_loose);
-        !(build.has_failed_on(*id) || build.shuns_loose && is_loose())
-    };
-    let mut open = fit.pools.iter().flat_map(|pool| &roster.census(*pool).open).map(|(_, builder)| *builder);
-    let best = open.find(&suits);
-    let another_will_be_free = || {
-        fit.pools.iter().any(|pool| {
-            let census = roster.census(*pool);
-            // One that is only launched because this one waits counts as well.
-            let is_launched = build.shuns_loose && may_grow(*pool);
-            is_launched || census.starting.iter().chain(&census.ready).any(&suits)
-        })
-    };
-    if best.is_some() || another_will_be_free() { best } else { first_open(fit, roster) }
+    let is_shunned =
+        |id: &BuilderId| build.shuns_loose && roster.get(*id).is_some_and(|builder| builder.is_loose);
+    let suits = |id: &BuilderId| !(build.has_failed_on(*id) || is_shunned(id));
+    let open = || fit.pools.iter().flat_map(|pool| &roster.census(*pool).open).map(|(_, builder)| *builder);
+    if let Some(best) = open().find(&suits) {
+        return Some(best);
+    }
+    let another_will_be_free = fit.pools.iter().any(|pool| {
+        let census = roster.census(*pool);
+        census.starting.iter().chain(&census.ready).any(&suits)
+    });
+    if another_will_be_free {
+        return None;
+    }
+    // Where it has failed, but not shunned: as long as such a slot is free, nothing is launched for builds like this.
+    open().find(|id| !is_shunned(id)).or_else(|| {
+        let one_is_launched = build.shuns_loose && fit.pools.iter().any(|pool| may_grow(*pool));
+        if one_is_launched { None } else { first_open(fit, roster) }
+    })
 }

@@ -136,6 +136,24 @@ fn a_build_that_lost_a_spot_machine_takes_another_when_no_other_can_be_had() {
 }
 
 #[test]
+fn a_build_that_shuns_spot_goes_back_to_where_it_failed_when_nothing_is_launched_for_it() {
+    let kept = |name, market| PoolSpec { min_builders: 1, ..ec2_pool(name, market) };
+    let mut world = World::new(vec![kept("spot", Market::Spot), kept("steady", Market::OnDemand)]);
+    for (builder, market) in [(1, Market::Spot), (2, Market::OnDemand)] {
+        world.launched_as(builder, class(market));
+        world.ready_with(builder, 4);
+    }
+    world.accept(1, X86, &[]);
+    assert_eq!(world.builder_of(1), Some(1));
+    world.end(1, failed(FailureKind::BuilderLost));
+    assert_eq!(world.builder_of(1), Some(2));
+    world.end(1, failed(FailureKind::BuilderLost));
+    // Both connections turn out to be in order. There is room for a third machine, but a free slot is there already.
+    world.wait(60);
+    assert_eq!((world.builder_of(1), world.launches()), (Some(2), 2));
+}
+
+#[test]
 fn an_adopted_builder_is_used_and_nothing_is_launched_beside_it() {
     let mut world = World::new(vec![pool("x86", X86, &[])]);
     assert_eq!(world.adopt(&[("x86", 600)]), [1]);
