@@ -3,6 +3,7 @@
 #   make demo    the whole product on this machine, narrated: a flake, an ordinary user, builders on demand
 #   make test    everything CI runs: format, lints, licences, unit tests, and the real thing on three versions of Nix
 #   make bench   the same work with stock Nix and with us over links of chosen delay; tests/bench/run.sh has the knobs
+#   make explore   the properties of scheduler and simulator, on CASES=20000 cases that nobody has seen yet
 #   make micro   what scheduler, codecs and archives cost by themselves (Criterion)
 #   make simulate  what the broker decides, against fixed fleets and first come, first served, on simulated time
 #   make clean   ends every test host; `make distclean` also deletes the Debian roots and the build
@@ -10,7 +11,7 @@
 RELEASES := bookworm trixie forky
 LAB      := tests/lab
 
-.PHONY: demo test format lint licences unit real bench micro simulate clean distclean
+.PHONY: demo test format lint licences unit real explore bench micro simulate clean distclean
 
 demo:
 	$(LAB)/demo.sh
@@ -30,6 +31,9 @@ lint:
 licences:
 	$(LAB)/cargo-deny.sh
 
+# Each run tries the same random cases, so that what fails is the change at hand; `make explore` looks for new ones, and
+# those that ever failed are kept in the *.seeds files.
+unit: export PROPTEST_RNG_SEED = 1
 unit:
 	$(LAB)/packages.sh
 	$(LAB)/moto.sh >/dev/null
@@ -49,6 +53,10 @@ real:
 		-- --test-threads=2
 	# Its tests mostly wait.
 	cargo test --locked --test ec2_end_to_end -- --test-threads=4
+
+explore:
+	PROPTEST_CASES=$${CASES:-20000} cargo test --locked --config 'profile.test.package.nix-broker.opt-level=2' \
+		--lib --test simulate properties
 
 bench:
 	$(LAB)/packages.sh
