@@ -2,7 +2,6 @@
 //! things that are nobody's alone.
 
 use std::collections::VecDeque;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -24,7 +23,7 @@ use crate::history::{History, Store};
 use crate::ipc::Frame;
 use crate::model::{BuildId, ClientId, DrvPath, PoolName, PoolSpec};
 use crate::predict::Predictor;
-use crate::provider::{Address, HostKeyPair, Provider, ProviderContext};
+use crate::provider::{Address, HostKeyPair, Provider, ProviderContext, random};
 use crate::ssh::{ClientKey, HostKey, Target};
 use crate::transfer::LocalStore;
 
@@ -216,11 +215,7 @@ fn fresh_host_key() -> std::io::Result<HostKeyPair> {
 
 /// A token that nobody can guess: 128 bits from the kernel.
 pub(crate) fn fresh_token() -> anyhow::Result<String> {
-    let mut bytes = [0; 16];
-    std::fs::File::open(Path::new("/dev/urandom"))
-        .and_then(|mut source| source.read_exact(&mut bytes))
-        .context("read random bytes")?;
-    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+    random::token().context("read random bytes")
 }
 
 #[cfg(test)]

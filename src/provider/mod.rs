@@ -10,6 +10,7 @@ pub mod ec2;
 pub mod hosts;
 pub mod local;
 pub mod probe;
+pub mod random;
 
 use std::fmt;
 use std::io;

@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use super::api::RunOrder;
 use crate::model::ec2::Market;
 use crate::model::{HourlyRate, InstanceClass, Usd};
+use crate::provider::random;
 
 /// A record is some 20 KiB, for the user-data that it may carry; more than this is not one of ours.
 const MAX_RECORD: u64 = 256 << 10;
@@ -35,7 +36,7 @@ pub(super) struct IntentId(String);
 impl IntentId {
     /// A fresh one: 128 bits from the kernel.
     pub(super) fn fresh() -> io::Result<Self> {
-        random_hex().map(Self)
+        random::token().map(Self)
     }
 
     /// One that was written down, for tests.
@@ -284,7 +285,7 @@ fn broker_id(directory: &Path) -> io::Result<String> {
             }
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let id = random_hex()?;
+            let id = random::token()?;
             write_whole(directory, "broker-id", id.as_bytes())?;
             Ok(id)
         }
@@ -294,12 +295,6 @@ fn broker_id(directory: &Path) -> io::Result<String> {
 
 fn is_hex(text: &str) -> bool {
     text.len() == 32 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
-}
-
-fn random_hex() -> io::Result<String> {
-    let mut bytes = [0; 16];
-    fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
-    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {

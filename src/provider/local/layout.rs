@@ -21,7 +21,7 @@ use super::processes::{self, MARKER};
 use super::programs::Programs;
 use crate::model::requirement::CA_DERIVATIONS;
 use crate::model::{LocalSpec, PoolSpec};
-use crate::provider::{ProviderError, ProviderErrorKind};
+use crate::provider::{ProviderError, ProviderErrorKind, random};
 
 /// Every id starts with it, so that a process of ours is known by its marker at first sight.
 const ID_PREFIX: &str = "local-";
@@ -63,7 +63,7 @@ pub(super) fn ids(root: &Path) -> io::Result<Vec<String>> {
 
 /// An id that no machine had or will have.
 pub(super) fn fresh_id() -> io::Result<String> {
-    Ok(format!("{ID_PREFIX}{:08x}", u32::from_ne_bytes(random()?)))
+    Ok(format!("{ID_PREFIX}{:08x}", u32::from_ne_bytes(random::bytes()?)))
 }
 
 /// The state directory ends up in configuration files and URLs that have no, or different, ways to quote.
@@ -285,15 +285,9 @@ fn login_name() -> io::Result<String> {
 
 /// A port that is free on an address of 127.0.0.0/8 that nobody else is likely to use.
 fn free_address() -> io::Result<SocketAddr> {
-    let [a, b, c, _] = random()?;
+    let [a, b, c, _] = random::bytes()?;
     let ip = Ipv4Addr::new(127, 64 | a, b, c.clamp(1, 254));
     TcpListener::bind((ip, 0))?.local_addr()
-}
-
-fn random() -> io::Result<[u8; 4]> {
-    let mut bytes = [0; 4];
-    fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
-    Ok(bytes)
 }
 
 /// What tells a process from all others, before and after it, across reboots.

@@ -3,8 +3,9 @@
 //! Owns that a copy carries the tags by which it is found and ended again, and that there is but one of a content.
 
 use super::upload::{available, find_content};
-use super::{CONTENT_TAG, ImageError, ours, token};
+use super::{CONTENT_TAG, ImageError, ours};
 use crate::provider::ec2::api::{Api, ErrorClass};
+use crate::provider::random;
 
 /// Copies an image of ours from one region to another, until it can be launched there; its id, and whether it was there
 /// before.
@@ -15,7 +16,7 @@ pub async fn copy(from: &Api, to: &Api, id: &str) -> Result<(String, bool), Imag
     {
         return Ok((there.id, true));
     }
-    let token = token().map_err(|source| ImageError::Read { path: "/dev/urandom".into(), source })?;
+    let token = random::token().map_err(|source| ImageError::Read { path: "/dev/urandom".into(), source })?;
     // EC2's own tags cannot be set by anybody else.
     let tags = image.tags.iter().filter(|(key, _)| !key.starts_with("aws:"));
     let tags = tags.map(|(key, value)| (key.clone(), value.clone())).collect();

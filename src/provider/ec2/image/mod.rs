@@ -157,14 +157,6 @@ async fn ours(api: &Api, id: &str) -> Result<OwnImage, ImageError> {
         .ok_or_else(|| ImageError::NotOurs { id: id.to_owned(), region: api.region().to_owned() })
 }
 
-/// 128 random bits, for a token that nobody else has.
-fn token() -> io::Result<String> {
-    use std::io::Read as _;
-    let mut bytes = [0; 16];
-    std::fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
-    Ok(hex(&bytes))
-}
-
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

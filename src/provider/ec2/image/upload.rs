@@ -12,8 +12,9 @@ use tokio::time::{Instant, sleep};
 
 use super::blocks::{self, Block, BlockPlan};
 use super::disk::DiskFile;
-use super::{BYTES_TAG, CONTENT_TAG, ImageError, LABEL_TAG, OURS, UPLOAD_TAG, VERSION_TAG, hex, token};
+use super::{BYTES_TAG, CONTENT_TAG, ImageError, LABEL_TAG, OURS, UPLOAD_TAG, VERSION_TAG, hex};
 use crate::provider::ec2::api::{Api, ApiError, BootMode, ErrorClass, ImageOrder, OwnImage, SnapshotOrder};
+use crate::provider::random;
 
 /// Blocks on their way at a time: what a slow line still takes within the time that a request has, and a fast one does
 /// not wait for.
@@ -103,7 +104,7 @@ pub async fn upload(
     if let Some(uploaded) = preflight(api, plan, order).await? {
         return Ok(uploaded);
     }
-    let token = token().map_err(|source| ImageError::Read { path: "/dev/urandom".into(), source })?;
+    let token = random::token().map_err(|source| ImageError::Read { path: "/dev/urandom".into(), source })?;
     let mut image = image_order(plan, order, &token);
     let begun = SnapshotOrder {
         client_token: token.clone(),
