@@ -12,7 +12,7 @@ use aws_sdk_ebs::types::{ChecksumAggregationMethod, ChecksumAlgorithm, Tag};
 use super::action::Action;
 use super::client::{Api, Call};
 use super::encode::base64;
-use super::error::{ApiError, ErrorClass};
+use super::error::ApiError;
 
 /// EBS has blocks of this size and of no other.
 pub const BLOCK_SIZE: usize = 512 * 1024;
@@ -55,11 +55,10 @@ impl Api {
         };
         let output = self.call(&call, send).await?;
         // The size of its blocks is in there too, and is what it always is: EBS refuses a block of any other.
-        output.snapshot_id().map(str::to_owned).ok_or_else(|| ApiError {
-            class: ErrorClass::Unknown,
-            may_have_acted: true,
-            ..ApiError::config(call.action.name(), self.region(), "the answer has no snapshot")
-        })
+        output
+            .snapshot_id()
+            .map(str::to_owned)
+            .ok_or_else(|| self.incomplete(&call, "the answer has no snapshot"))
     }
 
     /// Writes a block, whole; EBS checks that it arrived as it was sent. Doing it twice is doing it once.

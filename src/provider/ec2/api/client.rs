@@ -211,6 +211,15 @@ impl Api {
         &self.shared.ebs
     }
 
+    /// An answer without what was asked for: EC2 may have acted all the same.
+    pub(super) fn incomplete(&self, call: &Call<'_>, message: &str) -> ApiError {
+        ApiError {
+            class: ErrorClass::Unknown,
+            may_have_acted: true,
+            ..ApiError::config(call.action.name(), self.region(), message).of(&call.subject)
+        }
+    }
+
     /// Sends a request, and again where its class and the call allow it.
     pub(super) async fn call<T, E, F, R>(&self, call: &Call<'_>, send: F) -> Result<T, ApiError>
     where

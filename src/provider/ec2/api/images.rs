@@ -12,7 +12,7 @@ use aws_sdk_ec2::types::{
 
 use super::action::Action;
 use super::client::{Api, Call, Repeat};
-use super::error::{ApiError, ErrorClass};
+use super::error::ApiError;
 use super::instances::tags_on;
 use super::read;
 use super::snapshots::operation;
@@ -109,11 +109,7 @@ impl Api {
     pub async fn register_image(&self, order: &ImageOrder) -> Result<String, ApiError> {
         let call = Call::new(Action::RegisterImage).of(&order.name).repeat(Repeat::Undone);
         let output = self.call(&call, || self.register_request(order).send()).await?;
-        output.image_id().map(str::to_owned).ok_or_else(|| ApiError {
-            class: ErrorClass::Unknown,
-            may_have_acted: true,
-            ..ApiError::config(call.action.name(), self.region(), "the answer has no image")
-        })
+        output.image_id().map(str::to_owned).ok_or_else(|| self.incomplete(&call, "the answer has no image"))
     }
 
     /// Whether such an image could be registered by us. Only a clear no is an error.
@@ -195,11 +191,7 @@ impl Api {
             request.tag_specifications(tags_on(ResourceType::Snapshot, tags)).send()
         };
         let output = self.call(&call, send).await?;
-        output.image_id().map(str::to_owned).ok_or_else(|| ApiError {
-            class: ErrorClass::Unknown,
-            may_have_acted: true,
-            ..ApiError::config(call.action.name(), self.region(), "the answer has no image")
-        })
+        output.image_id().map(str::to_owned).ok_or_else(|| self.incomplete(&call, "the answer has no image"))
     }
 }
 

@@ -9,7 +9,7 @@ use aws_sdk_ec2::types::{IpPermission, IpRange, ResourceType};
 
 use super::action::Action;
 use super::client::{Api, Call, Repeat};
-use super::error::{ApiError, ErrorClass};
+use super::error::ApiError;
 use super::instances::tags_on;
 use super::read;
 
@@ -216,7 +216,7 @@ impl Api {
             request.tag_specifications(tags_on(ResourceType::SecurityGroup, tags)).send()
         };
         let id = self.call(&call, send).await?.group_id().map(str::to_owned);
-        id.ok_or_else(|| self.without_id(&call))
+        id.ok_or_else(|| self.incomplete(&call, "the answer names nothing"))
     }
 
     /// Lets SSH in from these IPv4 addresses; what is let in already stays.
@@ -270,22 +270,13 @@ impl Api {
         };
         let output = self.call(&call, send).await?;
         let id = output.subnet().and_then(|subnet| subnet.subnet_id()).map(str::to_owned);
-        id.ok_or_else(|| self.without_id(&call))
+        id.ok_or_else(|| self.incomplete(&call, "the answer names nothing"))
     }
 
     /// Deletes a subnet; one that is gone already is deleted. Class `Busy` while something is in it.
     pub async fn delete_subnet(&self, id: &str) -> Result<(), ApiError> {
         let call = Call::new(Action::DeleteSubnet).of(id);
         gone_is_fine(self.call(&call, || self.client().delete_subnet().subnet_id(id).send()).await)
-    }
-
-    fn without_id(&self, call: &Call<'_>) -> ApiError {
-        ApiError {
-            class: ErrorClass::Unknown,
-            may_have_acted: true,
-            ..ApiError::config(call.action.name(), self.region(), "the answer names nothing")
-                .of(&call.subject)
-        }
     }
 }
 
