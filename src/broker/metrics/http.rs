@@ -2,13 +2,16 @@
 //!
 //! Whoever asks is not trusted: what he sends has a greatest length and a deadline, and few are served at once.
 
+use std::io;
+use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::{TcpListener, UnixListener};
-use tokio::sync::Semaphore;
+use tokio::net::TcpListener;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::render::render;
 use crate::broker::Shared;
@@ -35,42 +38,43 @@ pub(crate) async fn listen(address: MetricsAddress, shared: Arc<Shared>, driver:
     }
 }
 
-async fn tcp(address: std::net::SocketAddr, shared: Arc<Shared>, driver: DriverHandle) -> anyhow::Result<()> {
+async fn tcp(address: SocketAddr, shared: Arc<Shared>, driver: DriverHandle) -> anyhow::Result<()> {
     let listener =
         TcpListener::bind(address).await.with_context(|| format!("listen at `{address}` for metrics"))?;
     tracing::info!(%address, "serving metrics");
-    let clients = Arc::new(Semaphore::new(MAX_CLIENTS));
-    loop {
-        let seat = Arc::clone(&clients).acquire_owned().await?;
-        match listener.accept().await {
-            Ok((stream, _)) => spawn(stream, seat, &shared, &driver),
-            Err(error) => pause(&error).await,
-        }
-    }
+    accept(|| async { Ok(listener.accept().await?.0) }, &shared, &driver).await
 }
 
-async fn unix(path: &std::path::Path, shared: Arc<Shared>, driver: DriverHandle) -> anyhow::Result<()> {
+async fn unix(path: &Path, shared: Arc<Shared>, driver: DriverHandle) -> anyhow::Result<()> {
     // The same care as for the broker's own socket: only what a dead broker left is replaced. And it is open to all users:
     // metrics say no more than the status.
     let listener = crate::broker::listener::bind(path).await?;
     let _removed_at_the_end = Removed(path);
     tracing::info!(path = %path.display(), "serving metrics");
-    accept(&listener, &shared, &driver).await
+    accept(|| async { Ok(listener.accept().await?.0) }, &shared, &driver).await
 }
 
-async fn accept(listener: &UnixListener, shared: &Arc<Shared>, driver: &DriverHandle) -> anyhow::Result<()> {
+/// Serves whoever comes, for ever.
+async fn accept<S, F>(next: impl Fn() -> F, shared: &Arc<Shared>, driver: &DriverHandle) -> anyhow::Result<()>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    F: Future<Output = io::Result<S>>,
+{
     let clients = Arc::new(Semaphore::new(MAX_CLIENTS));
     loop {
         let seat = Arc::clone(&clients).acquire_owned().await?;
-        match listener.accept().await {
-            Ok((stream, _)) => spawn(stream, seat, shared, driver),
-            Err(error) => pause(&error).await,
+        match next().await {
+            Ok(stream) => spawn(stream, seat, shared, driver),
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a connection for metrics");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
         }
     }
 }
 
 /// A socket's file, gone with its listener.
-struct Removed<'a>(&'a std::path::Path);
+struct Removed<'a>(&'a Path);
 
 impl Drop for Removed<'_> {
     fn drop(&mut self) {
@@ -78,14 +82,9 @@ impl Drop for Removed<'_> {
     }
 }
 
-async fn pause(error: &std::io::Error) {
-    tracing::warn!(%error, "cannot accept a connection for metrics");
-    tokio::time::sleep(ACCEPT_PAUSE).await;
-}
-
 fn spawn<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     stream: S,
-    seat: tokio::sync::OwnedSemaphorePermit,
+    seat: OwnedSemaphorePermit,
     shared: &Arc<Shared>,
     driver: &DriverHandle,
 ) {
