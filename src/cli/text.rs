@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use unicode_width::{UnicodeWidthChar as _, UnicodeWidthStr as _};
+
 use crate::model::{HourlyRate, Usd};
 
 /// Two units at most: `38s`, `4m 10s`, `4h 12m`, `3d 2h`.
@@ -50,13 +52,28 @@ pub(super) fn clean(text: &str) -> String {
     text.chars().map(|c| if c == '\n' || c == '\t' { ' ' } else { c }).filter(|c| !c.is_control()).collect()
 }
 
-/// The text, or its beginning and `...`, in this many characters.
+/// The text, or its beginning and `...`, in this many columns.
 pub(super) fn shorten(text: &str, width: usize) -> String {
-    if text.chars().count() <= width {
+    cut(text, width, "...")
+}
+
+/// The text, or its beginning and this mark, in this many columns.
+pub(super) fn cut(text: &str, width: usize, mark: &str) -> String {
+    if text.width() <= width {
         return text.to_owned();
     }
-    let kept: String = text.chars().take(width.saturating_sub(3)).collect();
-    format!("{kept}...").chars().take(width).collect()
+    let room = width.saturating_sub(mark.len());
+    let (mut kept, mut used) = (String::new(), 0);
+    for c in text.chars() {
+        let wide = c.width().unwrap_or(0);
+        if used + wide > room {
+            break;
+        }
+        used += wide;
+        kept.push(c);
+    }
+    kept.extend(mark.chars().take(width.saturating_sub(used)));
+    kept
 }
 
 #[cfg(test)]

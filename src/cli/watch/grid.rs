@@ -2,9 +2,12 @@
 //!
 //! A tone says what a word means; which colour that is, and whether there are colours at all, is the terminal's business.
 
-use unicode_width::{UnicodeWidthChar as _, UnicodeWidthStr as _};
+use unicode_width::UnicodeWidthStr as _;
 
-use crate::cli::text::clean;
+use crate::cli::text::{clean, cut};
+
+/// What stands for the rest of a text that was cut: there is little room.
+const CUT: &str = "..";
 
 /// What a word means. Never the only thing that says so.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -72,7 +75,7 @@ impl Line {
         for span in self.spans {
             let taken = span.text.width();
             if taken > left {
-                let text = shorten(&span.text, left);
+                let text = cut(&span.text, left, CUT);
                 spans.push(Span { text, ..span });
                 break;
             }
@@ -82,26 +85,6 @@ impl Line {
         self.spans = spans;
         self
     }
-}
-
-/// The text, or its beginning and `..`, in this many columns.
-pub(super) fn shorten(text: &str, width: usize) -> String {
-    if text.width() <= width {
-        return text.to_owned();
-    }
-    let room = width.saturating_sub(2);
-    let mut kept = String::new();
-    let mut used = 0;
-    for c in text.chars() {
-        let wide = c.width().unwrap_or(0);
-        if used + wide > room {
-            break;
-        }
-        used += wide;
-        kept.push(c);
-    }
-    kept.push_str(&"..."[..width.saturating_sub(used).min(2)]);
-    kept
 }
 
 /// A column of a table.
@@ -162,7 +145,7 @@ fn join(cells: impl Iterator<Item = (String, Tone)>, widths: &[usize], margin: &
     let mut line = Line::new(margin, Tone::Plain);
     let mut due = 0;
     for ((text, tone), width) in cells.zip(widths).filter(|(_, width)| **width > 0) {
-        let text = shorten(&text, *width);
+        let text = cut(&text, *width, CUT);
         line = line.then(" ".repeat(due), Tone::Plain);
         due = width - text.width() + GAP;
         line = line.then(text, tone);
