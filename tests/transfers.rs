@@ -9,20 +9,14 @@
 mod lab;
 
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 use lab::{LOCAL_POOL, Lab, on_every_release, on_release, text};
 
-/// A builder: a machine of its own with root's stock sshd, on the lab's network. Dropped, it is gone.
-struct Far {
-    name: String,
-}
-
-/// What makes one of it. A cache that it may fetch from is for a test to fill.
+/// What makes a machine a builder: root's stock sshd. A cache that it may fetch from is for a test to fill.
 const SETUP: &str = r#"
 mkdir -p /m/bin /m/cache; cd /m
 ssh-keygen -q -t ed25519 -N '' -f host_key
-printf '%s\n' "$1" > keys
 cat > sshd_config <<'C'
 ListenAddress 127.0.0.5
 Port 2200
@@ -41,46 +35,12 @@ C
 setsid /usr/sbin/sshd -D -e -f sshd_config </dev/null >/m/log 2>&1 &
 "#;
 
-impl Far {
-    fn beside(lab: &Lab) -> Self {
-        let far = Self { name: format!("{}-far", lab.name()) };
-        far.host(&["up", &far.name, lab.release(), lab.name()]);
-        let key = lab.sh("cat /var/lib/nix-broker/id_ed25519.pub");
-        far.host(&["in", &far.name, "sh", "-euc", SETUP, "-", &key]);
-        far.host(&["daemon", &far.name]);
-        far
-    }
-
-    fn host(&self, words: &[&str]) -> String {
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/lab/host.sh");
-        let output = Command::new(script).args(words).stdin(Stdio::null()).output().unwrap();
-        assert!(output.status.success(), "{words:?}: {}", text(&output));
-        String::from_utf8(output.stdout).unwrap().trim().to_owned()
-    }
-
-    fn sh(&self, script: &str) -> String {
-        self.host(&["in", &self.name, "sh", "-ec", script])
-    }
-
-    /// Puts a program before all others of that name.
-    fn install(&self, name: &str, file: &Path) {
-        self.host(&["put", &self.name, file.to_str().unwrap(), &format!("/m/bin/{name}"), "755"]);
-    }
-
-    /// This machine's own `zstd`; its libraries are in every Debian root.
-    fn give_zstd(&self, name: &str) {
-        let own = Path::new("/usr/bin/zstd");
-        assert!(own.exists(), "tests/lab/packages.sh installs zstd on this machine");
-        self.install(name, own);
-        self.sh(&format!("/m/bin/{name} -qc </dev/null >/dev/null"));
-    }
-}
-
-impl Drop for Far {
-    fn drop(&mut self) {
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/lab/host.sh");
-        let _gone = Command::new(script).args(["down", &self.name]).stdin(Stdio::null()).status();
-    }
+/// Gives a builder this machine's own `zstd`, by that name; its libraries are in every Debian root.
+fn give_zstd(far: &Lab, name: &str) {
+    let own = Path::new("/usr/bin/zstd");
+    assert!(own.exists(), "tests/lab/packages.sh installs zstd on this machine");
+    far.put(own, &format!("/m/bin/{name}"));
+    far.sh(&format!("/m/bin/{name} -qc </dev/null >/dev/null"));
 }
 
 /// The broker's way to that builder: through the wire.
@@ -114,8 +74,11 @@ const SLOW: Wire = Wire { delay: 20, rate: 4000 };
 const FAST: Wire = Wire { delay: 0, rate: 1_000_000 };
 
 /// Makes the only builder of a lab one at the other end of this wire.
-fn prepare(lab: &mut Lab, wire: Wire) -> Far {
-    let far = Far::beside(lab);
+fn prepare(lab: &mut Lab, wire: Wire) -> Lab {
+    let far = Lab::beside(lab, lab.release());
+    far.write("/m/keys", &lab.sh("cat /var/lib/nix-broker/id_ed25519.pub"));
+    far.sh(SETUP);
+    far.start_daemon(&[]);
     lab.write("/m/wire.pl", include_str!("lab/wire.pl"));
     lab.write("/t/blob.nix", include_str!("nix/blob.nix"));
     lab.sh(&format!(
@@ -158,7 +121,7 @@ fn what_is_large_is_packed_on_a_slow_link_and_only_where_both_sides_can() {
         let (to, from) = build(lab, "copy", "plain");
         assert!(to > LINES_LEN && from > LINES_LEN, "{to} bytes to the builder, {from} from it");
         // Whether a builder has it is looked at once.
-        far.give_zstd("zstd");
+        give_zstd(&far, "zstd");
         assert!(lab.stop_broker().success());
         lab.start_broker();
         let (to, from) = build(lab, "copy", "packed");
@@ -184,12 +147,10 @@ fn a_packed_stream_that_is_damaged_is_sent_again_as_it_is() {
     on_every_release(LOCAL_POOL, |lab| {
         let far = prepare(lab, SLOW);
         lab.sh(LINES);
-        far.give_zstd("real");
+        give_zstd(&far, "real");
         for (direction, option) in [("up", "-dqc"), ("down", "-1qc")] {
-            let broken = tempfile::NamedTempFile::new().unwrap();
             let script = format!("[ \"$1\" = {option} ] || exec real \"$@\"\nreal \"$@\" | tr 1e 2f\n");
-            std::fs::write(broken.path(), format!("#!/bin/sh\n{script}")).unwrap();
-            far.install("zstd", broken.path());
+            far.install("/m/bin/zstd", &format!("#!/bin/sh\n{script}"));
             assert!(lab.stop_broker().success());
             lab.sh(": > /var/lib/nix-broker/broker.log");
             lab.start_broker();
@@ -218,10 +179,7 @@ fn a_builder_fetches_what_it_can_by_itself_when_the_client_allows_it() {
             let input = input.trim_matches('"');
             lab.run("root", &["nix", "copy", "--to", "file:///tmp/cache?compression=none", input]);
             // The builder is another machine, with the cache at hand.
-            let from = format!("{}/tmp/cache", far.host(&["root", lab.name()]));
-            let to = format!("{}/m/cache", far.host(&["root", &far.name]));
-            let copied = Command::new("cp").args(["-rT", &from, &to]).status().unwrap();
-            assert!(copied.success());
+            far.unpack(&lab.root().join("tmp/cache"), "/m/cache");
             let (to, _) = build(lab, "measure", nonce);
             if allowed {
                 assert!(to < 4 * MIB, "{to} bytes to a builder that could fetch them\n{}", lab.diagnosis());

@@ -356,13 +356,21 @@ impl Lab {
         assert!(pack.wait().unwrap().success(), "pack {}", directory.display());
     }
 
-    fn put(&self, file: &Path, path: &str) {
+    /// Copies a file of this machine.
+    pub(crate) fn put(&self, file: &Path, path: &str) {
         let put = self.host(&["put", &self.name, file.to_str().unwrap(), path]);
         assert!(put.status.success(), "put {path}: {}", text(&put));
     }
 
     fn host(&self, words: &[&str]) -> Output {
         Command::new(&self.script).args(words).stdin(Stdio::null()).output().unwrap()
+    }
+
+    /// Where its files are seen from this machine.
+    pub(crate) fn root(&self) -> PathBuf {
+        let root = self.host(&["root", &self.name]);
+        assert!(root.status.success(), "{}", text(&root));
+        String::from_utf8(root.stdout).unwrap().trim().into()
     }
 
     /// Its name, as tests/lab/host.sh knows it.
