@@ -529,6 +529,20 @@ fn init_makes_the_network_that_a_build_then_uses_and_removes_it_again() {
 }
 
 #[test]
+fn a_pool_is_tried_on_a_machine_that_ends_with_the_trial() {
+    with_cloud(&only("forky"), IDLE, "", |lab, cloud| {
+        lab.sh("echo 'trusted-users = root alice' >> /etc/nix/nix.conf");
+        lab.start_daemon(&[]);
+        let said = broker(lab, cloud, &["try", "--yes", "aws"]);
+        assert!(said.contains("ok    pool `aws` built it on "), "{said}");
+        assert_eq!(cloud.states().len(), 1);
+        // The broker that runs here has launched nothing, and has not taken it for its own.
+        assert_eq!(lab.status()["builders"], json!([]));
+        assert_account_is_empty(lab, cloud);
+    });
+}
+
+#[test]
 fn a_build_on_spot_is_moved_on_demand_before_ec2_takes_the_machine() {
     with_cloud(&only("forky"), IDLE, "market = \"spot\"", |lab, cloud| {
         let build = nix_build(lab, "spot", "15");

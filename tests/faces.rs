@@ -268,12 +268,10 @@ fn a_real_nix_says_which_machines_a_flake_has() {
 fn the_journal_gets_what_happens_with_its_fields() {
     on_each_of(&only("forky"), |release| {
         let mut lab = Lab::bare(release, LOCAL_POOL);
-        // The place of journald, seen from this machine.
-        let host = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/lab/host.sh");
-        let root = std::process::Command::new(host).args(["root", lab.name()]).output().unwrap();
         lab.sh("mkdir -p /run/systemd/journal");
-        let path = format!("{}/run/systemd/journal/socket", String::from_utf8_lossy(&root.stdout).trim());
-        let journal = std::os::unix::net::UnixDatagram::bind(path).unwrap();
+        // The place of journald, seen from this machine.
+        let journal =
+            std::os::unix::net::UnixDatagram::bind(lab.root().join("run/systemd/journal/socket")).unwrap();
         journal.set_read_timeout(Some(lab::DEADLINE)).unwrap();
         lab.sh("chmod 666 /run/systemd/journal/socket");
         lab.set_environment(vec!["NIX_BROKER_LOG_FORMAT=journald".to_owned()]);

@@ -44,8 +44,9 @@ fn is_command(text: &str) -> Option<String> {
 }
 
 /// Commands that are run elsewhere: by which file, and the words there.
-const ELSEWHERE: [(&str, &str, &str); 27] = [
-    ("broker run -- COMMAND", "tests/run.rs", "[\"broker\", \"run\", \"--\"]"),
+const ELSEWHERE: [(&str, &str, &str); 28] = [
+    ("broker run [--pool POOL] -- COMMAND", "tests/run.rs", "\"--pool\", \"local\", \"--\""),
+    ("broker try POOL", "tests/run.rs", "\"broker\", \"try\""),
     ("broker run -- nix build .#tests", "tests/run.rs", "[\"broker\", \"run\", \"--\"]"),
     ("broker init", "tests/ec2_cli/init.rs", "init"),
     ("broker logs [-f] hello", "tests/faces.rs", "\"broker\", \"logs\""),

@@ -106,6 +106,81 @@ fn a_killed_run_takes_its_broker_and_its_builders_with_it() {
     });
 }
 
+/// One pool that works, and one that cannot: nobody listens there.
+const TWO_POOLS: &str = r#"
+[[pool]]
+name = "nowhere"
+launch-timeout = "5s"
+[[pool.hosts]]
+address = "127.0.0.9"
+port = 9
+user = "nobody"
+host-keys = ["ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIB0hOcuNFhEWtCTRGVDXUBVIvN8z0VvdjGWrGCcsJSNj"]
+[[pool]]
+name = "local"
+launch-timeout = "60s"
+[pool.local]
+sandbox-paths = ["/bin/sh=/bin/busybox"]
+"#;
+
+#[test]
+fn a_pool_is_tried_with_a_small_build() {
+    on_each_of(&ALL, |release| {
+        let lab = bare(release);
+        lab.write("/t/two.toml", TWO_POOLS);
+        for user in ["alice", "root"] {
+            let tried = lab.output(user, &["broker", "try", "--config", "/t/two.toml", "local"]);
+            assert!(tried.status.success(), "{user}: {}", text(&tried));
+            let said = String::from_utf8_lossy(&tried.stdout);
+            assert!(said.starts_with("ok    pool `local` built it on "), "{said}");
+            assert!(
+                said.contains(" processors") && said.contains(", Linux "),
+                "the machine's own words: {said}"
+            );
+            assert_nothing_is_left(&lab);
+        }
+    });
+}
+
+#[test]
+fn a_pool_that_does_not_work_is_a_failed_trial() {
+    on_each_of(&["forky"], |release| {
+        let lab = bare(release);
+        lab.write("/t/two.toml", TWO_POOLS);
+        let tries = |more: &[&str]| {
+            lab.output("alice", &[&["broker", "try", "--config", "/t/two.toml"], more].concat())
+        };
+        for (more, words) in [
+            (&["nowhere"][..], "pool `nowhere` did not build it"),
+            (&[], "which of the pools `nowhere`, `local`?"),
+            (&["elsewhere"], "there is no pool `elsewhere`; the configuration has `nowhere`, `local`"),
+        ] {
+            let tried = tries(more);
+            assert_eq!(tried.status.code(), Some(1), "{}", text(&tried));
+            assert!(text(&tried).contains(words), "{}", text(&tried));
+        }
+        // A command can be given some of the pools as well.
+        let run = ["broker", "run", "--config", "/t/two.toml", "--pool", "local", "--"];
+        let seen = lab.run("alice", &[&run[..], &["broker", "status"]].concat());
+        assert!(seen.contains("local") && !seen.contains("nowhere"), "{seen}");
+        assert_nothing_is_left(&lab);
+    });
+}
+
+#[cfg(feature = "ec2")]
+#[test]
+fn the_first_configuration_is_tried_when_that_is_wanted() {
+    on_each_of(&["trixie", "forky"], |release| {
+        let lab = bare(release);
+        let init = ["broker", "init", "--config", "/tmp/first/config.toml", "--yes", "--try"];
+        let quiet = ["env", "AWS_EC2_METADATA_DISABLED=true"];
+        let said = lab.run("alice", &[&quiet[..], &init].concat());
+        assert!(said.contains("Wrote `/tmp/first/config.toml`"), "{said}");
+        assert!(said.contains("ok    pool `local` built it on "), "{said}");
+        assert_nothing_is_left(&lab);
+    });
+}
+
 /// What `nix run .#demo` runs.
 #[test]
 fn the_demo_builds_and_leaves_nothing_but_what_it_built() {

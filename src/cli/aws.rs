@@ -4,7 +4,10 @@ use std::collections::BTreeSet;
 use std::future::Future;
 
 use super::report::Complaint;
+use super::text::rate;
+use crate::catalog::Catalog;
 use crate::config::Config;
+use crate::ipc::view::dollars;
 use crate::model::{Demand, Ec2Spec, PoolSpec, ProviderSpec};
 use crate::provider::ec2::api::{Api, ApiError};
 use crate::provider::ec2::candidates::candidates;
@@ -69,6 +72,14 @@ pub(super) fn types(pool: &SitePool<'_>) -> Result<Vec<String>, Complaint> {
         Complaint::new(format!("pool `{}` has nothing to launch: {error}", pool.spec.name), None)
     })?;
     Ok(candidates.into_iter().map(|candidate| candidate.instance_type.name.clone()).collect())
+}
+
+/// What a pool launches for a single build if it can be had, and what that costs, in words: `c7a.2xlarge`, `$0.41/h`.
+pub(super) fn first_launch(pool: &SitePool<'_>) -> Result<(String, String), Complaint> {
+    let first = types(pool)?.into_iter().next();
+    let known = first.as_deref().and_then(|name| Catalog::get().find(name));
+    let price = rate(known.map(|known| dollars(known.price.0)));
+    Ok((first.unwrap_or_default(), price))
 }
 
 /// The zones that offer one of these types.

@@ -14,7 +14,7 @@ use crate::ipc::message::DEFAULT_SOCKET;
 pub(super) fn serve(args: ServeArgs) -> anyhow::Result<ExitCode> {
     let activation = Activation::from_environment()?;
     log_format::set_up()?;
-    let mut config = config::load(&args.config, &Defaults::here())?;
+    let mut config = config::load(&args.config, &Defaults::here())?.only(&args.pools)?;
     for warning in &config.warnings {
         tracing::warn!("{}", warning.located(&args.config));
     }

@@ -1,6 +1,6 @@
 //! The command line: what people type, and what they get to read.
 //!
-//! One file per command. Every command but `serve`, `run`, `check`, `simulate` and those about AWS (`init`, `sweep`,
+//! One file per command. Every command but `serve`, `run`, `try`, `check`, `simulate` and those about AWS (`init`, `sweep`,
 //! `image`) is a client of the broker's socket (`client`); what goes to standard output is laid out by `output` alone, and
 //! every complaint by `report`. Exit status: 0 done, 1 failed, 2 wrong usage, 3 the broker is not running, 70 a defect of
 //! ours.
@@ -11,7 +11,6 @@ mod builders;
 mod builds;
 mod check;
 mod client;
-#[cfg(feature = "ec2")]
 mod confirm;
 mod cost;
 mod daemon;
@@ -38,6 +37,7 @@ mod stop;
 #[cfg(feature = "ec2")]
 mod sweep;
 mod text;
+mod trial;
 mod watch;
 mod why;
 
@@ -64,6 +64,7 @@ Examples:
   broker why hello          Why a derivation is built where it is
   broker doctor             What keeps Nix from asking the broker, and what to do about it
   broker check              Whether the configuration is right
+  broker try zen3           Whether a pool works: one small build there
   broker run -- nix build   A broker for one command, such as in CI
 
 Exit status: 0 done, 1 failed, 2 wrong usage, 3 the broker is not running, 70 internal error";
@@ -94,6 +95,7 @@ enum Command {
     Check(check::Args),
     Doctor(doctor::Args),
     Run(run::Args),
+    Try(trial::Args),
     Simulate(simulate::Args),
     #[cfg(feature = "ec2")]
     Init(init::Args),
@@ -134,6 +136,9 @@ struct ServeArgs {
     /// The state directory [default: the configuration's, or $STATE_DIRECTORY, or /var/lib/nix-broker]
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
+    /// Only this pool of the configuration
+    #[arg(long = "pool", value_name = "POOL", hide = true)]
+    pools: Vec<String>,
     /// End at once when standard input ends: `broker run` starts it so
     #[arg(long, hide = true)]
     until_eof: bool,
@@ -223,6 +228,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Complaint> {
         Command::Check(args) => check::run(&args),
         Command::Doctor(args) => doctor::run(&args, &context),
         Command::Run(args) => run::run(args),
+        Command::Try(args) => trial::run(&args),
         Command::Simulate(args) => simulate::run(&args),
         Command::Completions(args) => generate::completions(&args),
         Command::Man(args) => generate::man(&args),

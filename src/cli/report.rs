@@ -12,7 +12,7 @@ use std::process::ExitCode;
 use super::client::ClientError;
 use super::output::colour_wanted;
 use super::text::clean;
-use crate::config::LoadError;
+use crate::config::{LoadError, UnknownPool};
 
 /// Why a command failed, for the process that started us.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,6 +96,12 @@ impl From<io::Error> for Complaint {
     fn from(error: io::Error) -> Self {
         let exit = if error.kind() == io::ErrorKind::BrokenPipe { Exit::Silent } else { Exit::Failed };
         Self { exit, causes: vec![error.to_string()], ..Self::new("cannot write to standard output", None) }
+    }
+}
+
+impl From<UnknownPool> for Complaint {
+    fn from(error: UnknownPool) -> Self {
+        Self::new(error.to_string(), None)
     }
 }
 

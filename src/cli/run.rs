@@ -15,12 +15,13 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use rustix::process::{Pid, Signal, kill_process};
+use tokio::io::AsyncReadExt as _;
 use tokio::process::{Child, Command};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::client::Client;
 use super::report::{self, Complaint};
-use crate::config;
+use crate::config::{self, Defaults};
 use crate::ipc::message::SOCKET_VARIABLE;
 
 /// Until the broker answers: it first ends what an earlier one left.
@@ -29,6 +30,8 @@ const START_LIMIT: Duration = Duration::from_secs(300);
 const START_PAUSE: Duration = Duration::from_millis(20);
 /// Of the broker's log, when it failed.
 const LOG_TAIL: usize = 4096;
+/// Of what a command prints that is not for the terminal.
+const MAX_STDOUT: u64 = 1 << 20;
 /// What a shell says of a command that a signal ended: 128 and the signal's number.
 const BY_SIGNAL: u8 = 128;
 
@@ -38,6 +41,7 @@ const BY_SIGNAL: u8 = 128;
 Examples:
   broker run -- nix build .#tests
   broker run --config ./ci.toml -- nixos-rebuild build --flake .#tiger
+  broker run --pool zen3 -- nix build .#tests
 
 The command's Nix must take the hook from you: run it as root, or as one of `trusted-users`.
 Every builder ends with the command. Exit status: the command's; 1 when only the broker failed.")]
@@ -45,6 +49,9 @@ pub(super) struct Args {
     /// The configuration file
     #[arg(long, value_name = "FILE", env = config::PATH_VARIABLE, hide_env_values = true, default_value = config::DEFAULT_PATH)]
     config: PathBuf,
+    /// Only this pool of the configuration; can be said several times [default: all]
+    #[arg(long = "pool", value_name = "POOL")]
+    pools: Vec<String>,
     /// Where the broker keeps its key and its log [default: a directory that is gone with the command]
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
@@ -53,35 +60,70 @@ pub(super) struct Args {
     command: Vec<OsString>,
 }
 
-pub(super) fn run(args: Args) -> Result<ExitCode, Complaint> {
-    // Before anything is started, and with every problem of the file.
-    config::load(&args.config, &config::Defaults::here())?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let runtime = runtime.context("start the runtime")?;
-    Ok(runtime.block_on(serve_command(args))?)
+/// A broker for as long as one command lives.
+#[derive(Debug)]
+pub(super) struct Order {
+    /// The configuration file.
+    pub(super) config: PathBuf,
+    /// The only pools of it that are wanted; none means all.
+    pub(super) pools: Vec<String>,
+    /// Where it keeps its key and its log, unless in a directory that is gone with the command.
+    pub(super) state_dir: Option<PathBuf>,
 }
 
-async fn serve_command(args: Args) -> anyhow::Result<ExitCode> {
+/// How the command ended, after its broker and every builder.
+#[derive(Debug)]
+pub(super) struct Ended {
+    /// The command's status as a shell says it; 1 when only the broker failed.
+    pub(super) code: u8,
+    /// What the command printed, if that was wanted.
+    pub(super) stdout: Vec<u8>,
+}
+
+pub(super) fn run(args: Args) -> Result<ExitCode, Complaint> {
+    let Args { config, pools, state_dir, command } = args;
+    let order = Order { config, pools, state_dir };
+    // Before anything is started, and with every problem of the file.
+    config::load(&order.config, &Defaults::here())?.only(&order.pools)?;
+    let mut nix = Command::new(&command[0]);
+    nix.args(&command[1..]);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.context("start the runtime")?;
+    Ok(ExitCode::from(runtime.block_on(with_broker(&order, nix))?.code))
+}
+
+/// Starts a broker, runs the command with a Nix that asks it, and ends the broker with all of its builders.
+pub(super) async fn with_broker(order: &Order, mut command: Command) -> anyhow::Result<Ended> {
     let work = tempfile::Builder::new().prefix("nix-broker-").tempdir().context("make a directory")?;
     // The hook runs as root, or as whoever the nix-daemon is: it must get to the socket.
     std::fs::set_permissions(work.path(), PermissionsExt::from_mode(0o755)).context("open the directory")?;
     let socket = work.path().join("broker.sock");
-    let state_dir = args.state_dir.clone().unwrap_or_else(|| work.path().join("state"));
+    let state_dir = order.state_dir.clone().unwrap_or_else(|| work.path().join("state"));
     let log = work.path().join("broker.log");
     let mut signals = Signals::install()?;
 
-    let mut broker = start_broker(&args.config, &socket, &state_dir, &log)?;
+    let mut broker = start_broker(order, &socket, &state_dir, &log)?;
     // Held until the end: waiting for a child closes what is still its own.
     let lifeline = broker.stdin.take();
     wait_until_it_answers(&mut broker, &socket, &log).await?;
     let hook = write_hook(work.path(), &socket)?;
-    let command = Command::new(&args.command[0])
-        .args(&args.command[1..])
+    let spawned = command
         .env("NIX_CONFIG", nix_config(std::env::var_os("NIX_CONFIG"), &hook))
         .env(SOCKET_VARIABLE, &socket)
         .spawn();
-    let command = match command {
-        Ok(mut command) => Ok(signals.pass_on_until(&mut command).await?),
+    let ran = match spawned {
+        Ok(mut child) => {
+            let stdout = child.stdout.take();
+            let read = async {
+                let mut said = Vec::new();
+                if let Some(stdout) = stdout {
+                    stdout.take(MAX_STDOUT).read_to_end(&mut said).await?;
+                }
+                Ok::<_, std::io::Error>(said)
+            };
+            let (status, said) = tokio::join!(signals.pass_on_until(&mut child), read);
+            Ok((status?, said.context("read what the command prints")?))
+        }
         Err(error) => Err(error),
     };
 
@@ -91,23 +133,25 @@ async fn serve_command(args: Args) -> anyhow::Result<ExitCode> {
     if !ended.success() {
         report::warn(&format!("the broker did not end well ({ended}):\n{}", tail(&log)));
     }
-    let command = command.with_context(|| format!("start `{}`", args.command[0].display()))?;
-    let code = match (command.code(), command.signal()) {
+    let program = command.as_std().get_program();
+    let (status, stdout) = ran.with_context(|| format!("start `{}`", program.display()))?;
+    let code = match (status.code(), status.signal()) {
         (Some(code), _) => u8::try_from(code).unwrap_or(1),
         (None, Some(signal)) => BY_SIGNAL.saturating_add(u8::try_from(signal).unwrap_or(0)),
         (None, None) => 1,
     };
-    Ok(ExitCode::from(if code == 0 && !ended.success() { 1 } else { code }))
+    Ok(Ended { code: if code == 0 && !ended.success() { 1 } else { code }, stdout })
 }
 
 /// In a process group of its own: Ctrl-C is for the command, and the broker ends after it.
-fn start_broker(config: &Path, socket: &Path, state_dir: &Path, log: &Path) -> anyhow::Result<Child> {
+fn start_broker(order: &Order, socket: &Path, state_dir: &Path, log: &Path) -> anyhow::Result<Child> {
     let program = std::env::current_exe().context("find the broker's own program")?;
     let log = File::create(log).context("make the broker's log")?;
     Command::new(program)
         .arg("serve")
         .arg("--config")
-        .arg(config)
+        .arg(&order.config)
+        .args(order.pools.iter().flat_map(|pool| ["--pool", pool]))
         .arg("--socket")
         .arg(socket)
         .arg("--state-dir")

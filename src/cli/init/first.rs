@@ -10,13 +10,11 @@ use tokio::process::Command;
 
 use super::propose::{Found, Machine, Proposal, Wanted, propose};
 use crate::catalog::Catalog;
-use crate::cli::aws;
+use crate::cli::aws::{self, SitePool};
 use crate::cli::confirm::confirm;
 use crate::cli::output::{Document, Mark, Screen};
 use crate::cli::report::Complaint;
-use crate::cli::text::rate;
 use crate::config::{self, Config, Defaults, LoadError};
-use crate::ipc::view::dollars;
 use crate::model::ProviderSpec;
 use crate::provider::ec2::api::Api;
 use crate::provider::ec2::sweep;
@@ -102,13 +100,7 @@ fn show(config: &Config, proposal: &Proposal, document: &mut Document) -> Result
     let sites = aws::sites(config);
     for spec in &config.pools {
         let (launches, price) = match &spec.provider {
-            ProviderSpec::Ec2(_) => {
-                let pool = sites.iter().flat_map(|site| &site.pools).find(|pool| pool.spec.name == spec.name);
-                let first = pool.map(aws::types).transpose()?.and_then(|types| types.into_iter().next());
-                let known = first.as_deref().and_then(|name| Catalog::get().find(name));
-                let price = rate(known.map(|known| dollars(known.price.0)));
-                (first.unwrap_or_default(), price)
-            }
+            ProviderSpec::Ec2(ec2) => aws::first_launch(&SitePool { spec, ec2 })?,
             ProviderSpec::Local(_) | ProviderSpec::Hosts(_) => {
                 ("processes here".to_owned(), "nothing".to_owned())
             }

@@ -14,6 +14,7 @@ use crate::cli::confirm::confirm;
 use crate::cli::output::{Document, Mark, Screen};
 use crate::cli::report::Complaint;
 use crate::cli::text::count;
+use crate::cli::trial;
 use crate::config::{self, Config, Defaults, LoadError};
 use crate::model::ec2::Reach;
 use crate::provider::ec2::api::Api;
@@ -32,6 +33,7 @@ Examples:
 Where there is no configuration yet, it looks for Nix, for credentials of AWS and their region, and in a flake's directory
 for what the flake's machines are; proposes pools with their prices and caps on the cost; asks, and writes the file. One
 that is there is never written over. `--pool` says which pools instead; without credentials there is one on this machine.
+At the end it offers a small test build (`broker try`).
 
 For every region of the configuration's `ec2` pools: a VPC (the pool's, else the one of an earlier `broker init`, else the
 default one, else a new default one), a subnet in every zone that offers the pool's instance types, and a security group
@@ -50,6 +52,9 @@ pub(super) struct Args {
     /// Do not ask
     #[arg(long, short)]
     yes: bool,
+    /// After a first configuration: also run a small test build, as `broker try` does
+    #[arg(long = "try", conflicts_with_all = ["remove", "dry_run"])]
+    trial: bool,
     /// Delete what `broker init` made
     #[arg(long, conflicts_with = "address")]
     remove: bool,
@@ -100,7 +105,7 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Complaint> {
     }
 }
 
-/// A configuration first, then the network of its pools.
+/// A configuration first, then the network of its pools, then a build to see whether they work.
 async fn begin(args: &Args) -> Result<ExitCode, Complaint> {
     let wish = first::Wish {
         path: &args.config,
@@ -109,10 +114,18 @@ async fn begin(args: &Args) -> Result<ExitCode, Complaint> {
         yes: args.yes,
         dry_run: args.dry_run,
     };
-    match first::configure(&wish).await? {
-        Some(config) if !aws::sites(&config).is_empty() => go(args, &config).await,
-        Some(_) | None => Ok(ExitCode::SUCCESS),
+    let Some(config) = first::configure(&wish).await? else { return Ok(ExitCode::SUCCESS) };
+    if !aws::sites(&config).is_empty() {
+        let made = go(args, &config).await?;
+        if made != ExitCode::SUCCESS {
+            return Ok(made);
+        }
     }
+    let pool = trial::first_choice(&config);
+    if args.trial || (!args.yes && confirm(&trial::question(pool)?)?) {
+        return trial::perform(&args.config, pool).await;
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 async fn go(args: &Args, config: &Config) -> Result<ExitCode, Complaint> {
