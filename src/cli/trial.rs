@@ -19,7 +19,7 @@ use super::output::{Document, Mark, Screen};
 use super::report::Complaint;
 use super::run::{self, Order};
 use super::text::span;
-use crate::config::{self, Config, Defaults};
+use crate::config::{self, Defaults};
 use crate::model::{PoolName, PoolSpec, ProviderSpec};
 
 /// What the build leaves behind is a line; more is not ours.
@@ -55,7 +55,7 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Complaint> {
     let config = config.only(&names)?;
     let [pool] = &config.pools[..] else {
         let names: Vec<_> = config.pools.iter().map(|pool| format!("`{}`", pool.name)).collect();
-        let hint = format!("`broker try {}`, say", config.pools[0].name);
+        let hint = "name one: `broker try POOL`".to_owned();
         return Err(Complaint::new(format!("which of the pools {}?", names.join(", ")), Some(hint)));
     };
     if is_paid_for(pool) && !args.yes && !confirm(&question(pool)?)? {
@@ -82,8 +82,8 @@ pub(super) fn question(pool: &PoolSpec) -> Result<String, Complaint> {
 
 /// The pool to try first: one that is paid for, if there is any; the others have little that could be wrong.
 #[cfg(feature = "ec2")]
-pub(super) fn first_choice(config: &Config) -> &PoolSpec {
-    config.pools.iter().find(|pool| is_paid_for(pool)).unwrap_or(&config.pools[0])
+pub(super) fn first_choice(pools: &[PoolSpec]) -> Option<&PoolSpec> {
+    pools.iter().find(|pool| is_paid_for(pool)).or(pools.first())
 }
 
 fn is_paid_for(pool: &PoolSpec) -> bool {

@@ -121,11 +121,12 @@ async fn begin(args: &Args) -> Result<ExitCode, Complaint> {
             return Ok(made);
         }
     }
-    let pool = trial::first_choice(&config);
-    if args.trial || (!args.yes && confirm(&trial::question(pool)?)?) {
-        return trial::perform(&args.config, pool).await;
+    match trial::first_choice(&config.pools) {
+        Some(pool) if args.trial || (!args.yes && confirm(&trial::question(pool)?)?) => {
+            trial::perform(&args.config, pool).await
+        }
+        Some(_) | None => Ok(ExitCode::SUCCESS),
     }
-    Ok(ExitCode::SUCCESS)
 }
 
 async fn go(args: &Args, config: &Config) -> Result<ExitCode, Complaint> {
