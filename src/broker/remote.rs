@@ -5,8 +5,7 @@
 //! lives is the builder task's business; which build runs here is the scheduler's.
 
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -16,6 +15,7 @@ use tokio::time::{Instant, timeout};
 use tokio_util::task::TaskTracker;
 
 use self::daemons::{Daemons, OPEN_LIMIT};
+use self::link::Link;
 use super::metrics::Traffic;
 use super::roots::Roots;
 use super::stall::unless_stalled;
@@ -28,6 +28,7 @@ use crate::transfer::download::Arriving;
 use crate::transfer::{Beat, Cargo, Claim, InFlight, LocalStore, Presence, download, upload};
 
 mod daemons;
+mod link;
 
 pub(crate) use self::daemons::Daemon;
 
@@ -36,11 +37,6 @@ pub(super) const DAEMON_COMMAND: &str = "nix-daemon --stdio";
 
 /// How long a builder may fetch inputs from its substituters before we send them.
 const SUBSTITUTE_LIMIT: Duration = Duration::from_secs(30 * 60);
-
-/// Bytes per second of a link on which packing may help; a stream measures it for itself.
-const SLOW_LINK: f64 = 30e6;
-/// A transfer of less says nothing about the link.
-const TELLING: u64 = 1 << 20;
 
 /// Each time.
 const ROUND_TRIP_LOOKS: usize = 3;
@@ -61,11 +57,7 @@ pub(crate) struct Remote {
     returned: Notify,
     /// Each daemon in use has a clone.
     in_use: Arc<()>,
-    can_stripe: AtomicBool,
-    packs: OnceLock<bool>,
-    is_slow: AtomicBool,
-    /// The shortest that was measured: the route's own, whatever else was on it.
-    round_trip: Mutex<Option<Duration>>,
+    link: Link,
 }
 
 impl Remote {
@@ -88,10 +80,7 @@ impl Remote {
             daemons: Mutex::default(),
             returned: Notify::new(),
             in_use: Arc::default(),
-            can_stripe: AtomicBool::new(true),
-            packs: OnceLock::new(),
-            is_slow: AtomicBool::new(false),
-            round_trip: Mutex::default(),
+            link: Link::default(),
         }
     }
 
@@ -103,6 +92,11 @@ impl Remote {
     /// Whether a build or a transfer is under way there.
     pub(crate) fn is_in_use(&self) -> bool {
         Arc::strong_count(&self.in_use) > 1
+    }
+
+    /// What is known of the way there.
+    pub(super) fn link(&self) -> &Link {
+        &self.link
     }
 
     /// Its connections.
@@ -207,7 +201,7 @@ impl Remote {
         };
         match unless_stalled(&beat, uploaded).await {
             Ok(()) => {
-                self.note_pace(size, began.elapsed());
+                self.link.note_pace(size, began.elapsed());
                 self.give_back(daemon);
                 Ok(size)
             }
@@ -252,7 +246,7 @@ impl Remote {
         }
         let began = Instant::now();
         self.receive_on(&mut daemon, plain, &beat, u64::MAX).await?;
-        self.note_pace(size, began.elapsed());
+        self.link.note_pace(size, began.elapsed());
         Ok(Some(daemon))
     }
 
@@ -285,52 +279,20 @@ impl Remote {
         unless_stalled(beat, received).await.map_err(|error| daemon.explain(error))
     }
 
-    /// Whether large transfers may go over several connections: not where that has failed.
-    pub(super) fn can_stripe(&self) -> bool {
-        self.can_stripe.load(Ordering::Relaxed)
-    }
-
-    pub(super) fn round_trip(&self) -> Option<Duration> {
-        *self.round_trip.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// A busy machine makes a short way look long, so more than one look is taken; one that is too long still costs no
     /// more than a stream that is wider than it need be.
     pub(super) async fn measure_round_trip(&self) {
         for _ in 0..ROUND_TRIP_LOOKS {
             // A connection that is gone is noticed elsewhere.
             let Ok(measured) = self.sessions.round_trip().await else { return };
-            let mut known = self.round_trip.lock().unwrap_or_else(PoisonError::into_inner);
-            *known = Some(known.map_or(measured, |known| known.min(measured)));
-        }
-    }
-
-    /// Whether a builder can pack what it sends and unpack what it is sent, as far as is known.
-    pub(super) fn packs(&self) -> Option<bool> {
-        self.packs.get().copied()
-    }
-
-    pub(super) fn note_packs(&self, packs: bool) {
-        // It is the same machine every time.
-        let _known = self.packs.set(packs);
-    }
-
-    /// Whether the link was slow when something was last sent over it as it is.
-    pub(super) fn is_slow(&self) -> bool {
-        self.is_slow.load(Ordering::Relaxed)
-    }
-
-    fn note_pace(&self, size: u64, took: Duration) {
-        if size >= TELLING {
-            let took = took.saturating_sub(self.round_trip().unwrap_or_default() * 2);
-            self.is_slow.store(size as f64 / took.as_secs_f64() < SLOW_LINK, Ordering::Relaxed);
+            self.link.note_round_trip(measured);
         }
     }
 
     fn avoid_stripes(&self, error: &anyhow::Error) {
         let reason = super::chain(error);
         tracing::info!(builder = %self.builder, reason, "large transfers use one connection from now on");
-        self.can_stripe.store(false, Ordering::Relaxed);
+        self.link.avoid_stripes();
     }
 
     /// Lets the builder fetch what it can by itself, and says what it could not.

@@ -2,8 +2,8 @@
 //!
 //! Owns when a transfer is worth it, how many lanes it gets, and the channels. A stream begins with one lane; more are
 //! opened when it moves about as much per round trip as one channel can, for then it is the channel that holds it up and not
-//! the link. So a slow link is never given more to queue than one channel had in flight anyway. A slow link without a delay
-//! gets a stream of one lane: its blocks can be packed.
+//! the link. Streams after it on the same way begin with all of theirs. So a slow link is never given more to queue than one
+//! channel had in flight anyway. A slow link without a delay gets a stream of one lane: its blocks can be packed.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -60,7 +60,7 @@ impl Width {
         if size < worth_it(remote) {
             return None;
         }
-        if remote.round_trip().is_none() {
+        if remote.link().round_trip().is_none() {
             remote.measure_round_trip().await;
         }
         Self::known(remote)
@@ -68,7 +68,7 @@ impl Width {
 
     /// As far as is known without asking.
     pub(super) fn known(remote: &Remote) -> Option<Self> {
-        let round_trip = remote.round_trip().filter(|_| remote.can_stripe())?;
+        let round_trip = remote.link().round_trip().filter(|_| remote.link().can_stripe())?;
         let lanes = lanes_for(round_trip);
         (lanes > 1 || may_pack(remote)).then_some(Self { lanes, round_trip })
     }
@@ -76,12 +76,12 @@ impl Width {
 
 /// What is as large as this goes apart from what is small.
 pub(super) fn worth_it(remote: &Remote) -> u64 {
-    if remote.is_slow() { WORTH_IT_IF_SLOW } else { WORTH_IT }
+    if remote.link().is_slow() { WORTH_IT_IF_SLOW } else { WORTH_IT }
 }
 
 /// Whether packing may help, as far as is known before a stream measures the link itself.
 fn may_pack(remote: &Remote) -> bool {
-    remote.is_slow() && remote.packs() != Some(false)
+    remote.link().is_slow() && remote.link().packs() != Some(false)
 }
 
 /// Sends paths over a stream of that width.
@@ -184,7 +184,7 @@ async fn open_lanes<S: Half, L>(
     let first = async {
         // A stream that has ended meanwhile needs no lane.
         let _ended = joining.send(open(0).await?);
-        until_too_narrow(width, beat).await;
+        until_too_narrow(remote, width, beat).await;
         too_narrow.cancel();
         Ok::<_, anyhow::Error>(())
     };
@@ -208,16 +208,16 @@ async fn open_lanes<S: Half, L>(
     Ok(())
 }
 
-/// Until the only lane moves about as much per round trip as one lane can.
-async fn until_too_narrow(width: Width, beat: &Beat) {
+/// Until the only lane moves about as much per round trip as one lane can. Once that has been seen, it is known.
+async fn until_too_narrow(remote: &Remote, width: Width, beat: &Beat) {
     let pause = (width.round_trip * 2).max(Duration::from_millis(50));
     let enough = FULL_LANE * (pause.as_secs_f64() / width.round_trip.as_secs_f64());
-    loop {
+    while !remote.link().is_narrow() {
         let before = beat.count();
         tokio::time::sleep(pause).await;
         // What filled our own buffers in the beginning has gone nowhere yet.
         if before as f64 > WINDOW && (beat.count() - before) as f64 >= enough {
-            return;
+            remote.link().note_narrow();
         }
     }
 }
@@ -253,7 +253,7 @@ async fn expect_main(channel: &mut Channel, remote: &Remote) -> anyhow::Result<b
     if !packs && said != *READY_PLAIN {
         return Err(no_script(channel));
     }
-    remote.note_packs(packs);
+    remote.link().note_packs(packs);
     Ok(packs)
 }
 
