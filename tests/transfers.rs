@@ -125,11 +125,9 @@ fn what_is_large_is_packed_on_a_slow_link_and_only_where_both_sides_can() {
         assert!(lab.stop_broker().success());
         lab.start_broker();
         let (to, from) = build(lab, "copy", "packed");
-        // To less than a third, but for blocks that left before anything was measured, or while this machine was too busy
-        // to pack them.
-        let packed = LINES_LEN / 10 * 8;
-        assert!(to < packed, "{to} bytes to the builder\n{}", lab.diagnosis());
-        assert!(from < packed, "{from} bytes from the builder\n{}", lab.diagnosis());
+        // A third, but for the blocks that leave before anything is measured: few, as long as one lane is enough.
+        assert!(to < LINES_LEN / 2, "{to} bytes to the builder\n{}", lab.diagnosis());
+        assert!(from < LINES_LEN / 2, "{from} bytes from the builder\n{}", lab.diagnosis());
         let [path] = &lab.build("alice", &["/t/blob.nix", "-A", "copy", "--argstr", "nonce", "packed"])[..]
         else {
             panic!()

@@ -68,7 +68,8 @@ impl Throttle {
         state.allowance -= bytes as f64;
     }
 
-    fn sent(&self) -> u64 {
+    /// Bytes that have gone over the wire, either way.
+    pub(super) fn sent(&self) -> u64 {
         self.lock().sent
     }
 

@@ -94,8 +94,7 @@ pub(super) async fn send(
     let place = Place::new(super::fresh_token()?);
     let (joining, lanes) = unbounded_channel();
     let throttle = Throttle::new();
-    let brakes = |lane| throttle.lane(lane);
-    let opener = open_lanes::<Stdin, Throttled<Stdin>>(remote, width, beat, joining, &place, &brakes);
+    let opener = open_lanes::<Stdin>(remote, width, joining, &place, &throttle);
     let sent = async {
         let mut main = start(remote, Load::Small, &place.merge_into(DAEMON_COMMAND)).await?;
         let program = main.remote.clone();
@@ -123,8 +122,7 @@ pub(super) async fn fetch(
     let place = Place::new(super::fresh_token()?);
     let (joining, lanes) = unbounded_channel();
     let throttle = Throttle::new();
-    let brakes = |lane| throttle.lane(lane);
-    let opener = open_lanes::<Stdout, Throttled<Stdout>>(remote, width, beat, joining, &place, &brakes);
+    let opener = open_lanes::<Stdout>(remote, width, joining, &place, &throttle);
     let fetched = async {
         let mut main = start(remote, Load::Small, &place.split(&arriving.info.path)).await?;
         let packs = expect_main(&mut main, remote).await?;
@@ -167,24 +165,23 @@ impl Half for Stdout {
 
 /// Opens the lanes. The first joins at once, the others when the first is found to be too narrow: they are opened ahead
 /// because that takes many round trips.
-async fn open_lanes<S: Half, L>(
+async fn open_lanes<S: Half>(
     remote: &Arc<Remote>,
     width: Width,
-    beat: &Beat,
-    joining: UnboundedSender<Lane<L>>,
+    joining: UnboundedSender<Lane<Throttled<S>>>,
     place: &Place,
-    wrap: &impl Fn(S) -> L,
+    throttle: &Arc<Throttle>,
 ) -> anyhow::Result<()> {
     let too_narrow = CancellationToken::new();
     let open = async |index| {
         let mut channel = start(remote, Load::Bulk, &S::command(place, index)).await?;
         expect_ready(&mut channel).await?;
-        Ok::<_, anyhow::Error>(Lane { index, stream: wrap(S::of(channel)) })
+        Ok::<_, anyhow::Error>(Lane { index, stream: throttle.lane(S::of(channel)) })
     };
     let first = async {
         // A stream that has ended meanwhile needs no lane.
         let _ended = joining.send(open(0).await?);
-        until_too_narrow(remote, width, beat).await;
+        until_too_narrow(remote, width, throttle).await;
         too_narrow.cancel();
         Ok::<_, anyhow::Error>(())
     };
@@ -208,15 +205,16 @@ async fn open_lanes<S: Half, L>(
     Ok(())
 }
 
-/// Until the only lane moves about as much per round trip as one lane can. Once that has been seen, it is known.
-async fn until_too_narrow(remote: &Remote, width: Width, beat: &Beat) {
+/// Until the only lane moves about as much per round trip as one lane can: over the wire, not of what is packed for it.
+/// Once that has been seen, it is known.
+async fn until_too_narrow(remote: &Remote, width: Width, throttle: &Throttle) {
     let pause = (width.round_trip * 2).max(Duration::from_millis(50));
     let enough = FULL_LANE * (pause.as_secs_f64() / width.round_trip.as_secs_f64());
     while !remote.link().is_narrow() {
-        let before = beat.count();
+        let before = throttle.sent();
         tokio::time::sleep(pause).await;
         // What filled our own buffers in the beginning has gone nowhere yet.
-        if before as f64 > WINDOW && (beat.count() - before) as f64 >= enough {
+        if before as f64 > WINDOW && (throttle.sent() - before) as f64 >= enough {
             remote.link().note_narrow();
         }
     }
