@@ -1,4 +1,6 @@
-//! Keys, from the bytes that a terminal in raw mode sends.
+//! Keys, as the terminal tells them.
+
+use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
 
 /// A key that means something here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,48 +22,35 @@ pub(super) enum Key {
     Redraw,
 }
 
-/// The keys of what was read at once. A terminal sends a sequence in one piece; an escape that ends the piece is the key.
-pub(super) fn parse(bytes: &[u8]) -> Vec<Key> {
-    let mut keys = Vec::new();
-    let mut rest = bytes;
-    while let Some((first, after)) = rest.split_first() {
-        rest = after;
-        let key = match first {
-            0x03 => Some(Key::Interrupt),
-            0x0c => Some(Key::Redraw),
-            0x1a => Some(Key::Suspend),
-            b'\r' | b'\n' => Some(Key::Enter),
-            0x1b => match after.first() {
-                Some(b'[' | b'O') => {
-                    let body = &after[1..];
-                    let end = body.iter().position(|byte| (0x40..=0x7e).contains(byte));
-                    let (sequence, left) = match end {
-                        Some(end) => body.split_at(end + 1),
-                        None => (body, &body[body.len()..]),
-                    };
-                    rest = left;
-                    sequence_key(sequence)
-                }
-                _ => Some(Key::Escape),
-            },
-            byte if byte.is_ascii_graphic() || *byte == b' ' => Some(Key::Char(char::from(*byte))),
+impl Key {
+    /// What was pressed, if it means anything.
+    #[expect(clippy::wildcard_enum_match_arm, reason = "a terminal has many more keys")]
+    pub(super) fn of(event: KeyEvent) -> Option<Self> {
+        if event.kind == KeyEventKind::Release {
+            return None;
+        }
+        let held = event.modifiers - KeyModifiers::SHIFT;
+        if held == KeyModifiers::CONTROL {
+            return match event.code {
+                KeyCode::Char('c') => Some(Self::Interrupt),
+                KeyCode::Char('z') => Some(Self::Suspend),
+                KeyCode::Char('l') => Some(Self::Redraw),
+                _ => None,
+            };
+        }
+        match event.code {
+            _ if !held.is_empty() => None,
+            KeyCode::Char(c) => Some(Self::Char(c)),
+            KeyCode::Up => Some(Self::Up),
+            KeyCode::Down => Some(Self::Down),
+            KeyCode::PageUp => Some(Self::PageUp),
+            KeyCode::PageDown => Some(Self::PageDown),
+            KeyCode::Home => Some(Self::Home),
+            KeyCode::End => Some(Self::End),
+            KeyCode::Enter => Some(Self::Enter),
+            KeyCode::Esc => Some(Self::Escape),
             _ => None,
-        };
-        keys.extend(key);
-    }
-    keys
-}
-
-/// What follows `ESC [` or `ESC O`.
-fn sequence_key(sequence: &[u8]) -> Option<Key> {
-    match sequence {
-        b"A" => Some(Key::Up),
-        b"B" => Some(Key::Down),
-        b"H" | b"1~" | b"7~" => Some(Key::Home),
-        b"F" | b"4~" | b"8~" => Some(Key::End),
-        b"5~" => Some(Key::PageUp),
-        b"6~" => Some(Key::PageDown),
-        _ => None,
+        }
     }
 }
 
@@ -70,18 +59,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn keys_are_read_in_both_modes_of_a_terminal() {
-        assert_eq!(parse(b"\x1b[A\x1bOB"), [Key::Up, Key::Down]);
-        assert_eq!(parse(b"jk"), [Key::Char('j'), Key::Char('k')]);
-        assert_eq!(parse(b"\x1b"), [Key::Escape]);
-        assert_eq!(parse(b"\r\x03\x1a"), [Key::Enter, Key::Interrupt, Key::Suspend]);
-        assert_eq!(parse(b"\x1b[5~\x1b[6~\x1b[H\x1b[4~"), [Key::PageUp, Key::PageDown, Key::Home, Key::End]);
-    }
-
-    #[test]
-    fn what_means_nothing_is_passed_over() {
-        assert_eq!(parse(b"\x1b[1;5Cq"), [Key::Char('q')], "a sequence we do not know");
-        assert_eq!(parse("\u{e9}\x01q".as_bytes()), [Key::Char('q')]);
-        assert_eq!(parse(b"\x1b["), []);
+    fn control_makes_another_key_of_a_letter_and_shift_does_not() {
+        let key = |code, modifiers| Key::of(KeyEvent::new(code, modifiers));
+        assert_eq!(key(KeyCode::Char('c'), KeyModifiers::NONE), Some(Key::Char('c')));
+        assert_eq!(key(KeyCode::Char('c'), KeyModifiers::CONTROL), Some(Key::Interrupt));
+        assert_eq!(key(KeyCode::Char('G'), KeyModifiers::SHIFT), Some(Key::Char('G')));
+        assert_eq!(key(KeyCode::Char('q'), KeyModifiers::ALT), None);
+        assert_eq!(key(KeyCode::PageUp, KeyModifiers::NONE), Some(Key::PageUp));
+        assert_eq!(key(KeyCode::F(5), KeyModifiers::NONE), None);
+        let released =
+            KeyEvent { kind: KeyEventKind::Release, ..KeyEvent::new(KeyCode::Up, KeyModifiers::NONE) };
+        assert_eq!(Key::of(released), None);
     }
 }

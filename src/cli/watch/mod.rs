@@ -66,8 +66,7 @@ impl View<'_> {
             if !self.terminal.is_taken() {
                 return Err(std::io::Error::other("a part of the view has ended with a panic"));
             }
-            let (width, height) = self.terminal.size();
-            self.terminal.show(draw::draw(&self.model, width, height))?;
+            self.terminal.show(|width, height| draw::draw(&self.model, width, height))?;
             let first = match inputs.recv_timeout(tick.saturating_duration_since(Instant::now())) {
                 Ok(input) => input,
                 Err(RecvTimeoutError::Timeout) => {
@@ -89,10 +88,7 @@ impl View<'_> {
     fn take(&mut self, input: Input) -> std::io::Result<Option<ExitCode>> {
         let event = match input {
             Input::Event(event) => event,
-            Input::Resized => {
-                self.terminal.forget();
-                return Ok(None);
-            }
+            Input::Resized => return Ok(None),
             Input::Resumed => {
                 self.terminal.reclaim()?;
                 return Ok(None);
@@ -103,7 +99,7 @@ impl View<'_> {
             match effect {
                 Effect::Follow(build) => self.follower.follow(self.socket, build, &self.sender)?,
                 Effect::Order(request) => sources::order(self.socket, request, self.sender.clone())?,
-                Effect::Redraw => self.terminal.forget(),
+                Effect::Redraw => self.terminal.forget()?,
                 Effect::Suspend => self.terminal.lend(|| {
                     // Goes on with SIGCONT; who cannot be stopped goes on at once.
                     let _stopped = kill_process(getpid(), Signal::STOP);

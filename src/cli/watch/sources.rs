@@ -2,7 +2,7 @@
 //!
 //! The channel is bounded: who is fast waits for the screen. A thread ends when nobody takes its events any more.
 
-use std::io::{self, Read as _};
+use std::io;
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -12,9 +12,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+use ratatui::crossterm::event;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::keys;
+use super::keys::Key;
 use super::model::Event;
 use crate::cli::client::{Client, ClientError, LogPiece};
 use crate::cli::log_lines::LogLines;
@@ -29,6 +30,7 @@ const TAIL: u64 = 256 << 10;
 #[derive(Debug)]
 pub(super) enum Input {
     Event(Event),
+    /// The screen has another size: what is drawn next is made for that.
     Resized,
     /// This process was stopped and goes on: the terminal may be anything.
     Resumed,
@@ -68,25 +70,21 @@ pub(super) fn pictures(socket: PathBuf, sender: Sender) -> io::Result<()> {
     })
 }
 
-/// Keys, until standard input ends.
+/// Keys and sizes, until the terminal is gone.
 pub(super) fn keys(sender: Sender) -> io::Result<()> {
     spawn("keys", move || {
-        let mut bytes = [0; 256];
         loop {
-            let read = match io::stdin().lock().read(&mut bytes) {
-                Ok(0) => None,
-                Ok(n) => Some(n),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(_) => None,
-            };
-            let Some(n) = read else {
-                let _ended = sender.send(Input::End(0));
-                return;
-            };
-            for key in keys::parse(&bytes[..n]) {
-                if sender.send(Input::Event(Event::Key(key))).is_err() {
+            let input = match event::read() {
+                Ok(event::Event::Key(key)) => Key::of(key).map(|key| Input::Event(Event::Key(key))),
+                Ok(event::Event::Resize(..)) => Some(Input::Resized),
+                Ok(_) => None,
+                Err(_) => {
+                    let _ended = sender.send(Input::End(0));
                     return;
                 }
+            };
+            if input.is_some_and(|input| sender.send(input).is_err()) {
+                return;
             }
         }
     })
@@ -96,7 +94,6 @@ pub(super) fn keys(sender: Sender) -> io::Result<()> {
 pub(super) fn signals(sender: Sender) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let guard = runtime.enter();
-    let mut resized = signal(SignalKind::window_change())?;
     let mut resumed = signal(SignalKind::from_raw(rustix::process::Signal::CONT.as_raw()))?;
     let mut interrupted = signal(SignalKind::interrupt())?;
     let mut terminated = signal(SignalKind::terminate())?;
@@ -106,7 +103,6 @@ pub(super) fn signals(sender: Sender) -> io::Result<()> {
         runtime.block_on(async {
             loop {
                 let input = tokio::select! {
-                    Some(()) = resized.recv() => Input::Resized,
                     Some(()) = resumed.recv() => Input::Resumed,
                     Some(()) = interrupted.recv() => Input::End(128 + 2),
                     Some(()) = terminated.recv() => Input::End(128 + 15),

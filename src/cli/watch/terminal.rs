@@ -1,185 +1,164 @@
 //! The terminal as a full screen: taken, drawn on, and given back however this process ends.
 //!
-//! Only what has changed is written. The alternate screen keeps what was there before.
+//! Ratatui writes only what has changed; what a tone looks like is decided here.
 
-use std::fmt::Write as _;
-use std::io::{self, Stdout, Write as _};
+use std::io::{self, Stdout, stdout};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
+use ratatui::backend::CrosstermBackend;
+use ratatui::crossterm::cursor::{Hide, Show};
+use ratatui::crossterm::execute;
+use ratatui::crossterm::terminal::{
+    EnterAlternateScreen, LeaveAlternateScreen, disable_raw_mode, enable_raw_mode,
+};
+use ratatui::style::{Color, Modifier, Style};
+use ratatui::text::{self, Text};
 
 use super::grid::{Line, Tone};
 use crate::cli::output::colour_wanted;
 
-/// Alternate screen, no cursor, no wrapping at the right edge.
-const ENTER: &str = "\x1b[?1049h\x1b[?25l\x1b[?7l\x1b[2J";
-const LEAVE: &str = "\x1b[0m\x1b[?7h\x1b[?25h\x1b[?1049l";
-
 /// A terminal that is ours. Dropped, it is as it was.
 #[derive(Debug)]
 pub(super) struct Terminal {
-    out: Stdout,
-    before: Before,
+    screen: ratatui::Terminal<CrosstermBackend<Stdout>>,
     colour: bool,
-    drawn: Vec<Line>,
+    is_ours: Taken,
 }
 
 impl Terminal {
     /// Takes the terminal of standard input and output.
     pub(super) fn take() -> io::Result<Self> {
-        let terminal = Self {
-            out: io::stdout(),
-            before: Before { modes: tcgetattr(io::stdin())?, is_ours: Arc::default() },
-            colour: colour_wanted(true),
-            drawn: Vec::new(),
-        };
+        let is_ours = Taken::default();
         // A panic's own words would be lost on the other screen.
-        let before = terminal.before.clone();
+        let taken = is_ours.clone();
         let print = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |panic| {
-            before.give_back();
+            taken.give_back();
             print(panic);
         }));
-        terminal.enter()?;
+        let screen = ratatui::Terminal::new(CrosstermBackend::new(stdout()))?;
+        let mut terminal = Self { screen, colour: colour_wanted(true), is_ours };
+        terminal.reclaim()?;
         Ok(terminal)
-    }
-
-    fn enter(&self) -> io::Result<()> {
-        self.before.is_ours.store(true, Ordering::SeqCst);
-        let mut raw = self.before.modes.clone();
-        raw.make_raw();
-        tcsetattr(io::stdin(), OptionalActions::Now, &raw)?;
-        let mut out = self.out.lock();
-        out.write_all(ENTER.as_bytes())?;
-        out.flush()
     }
 
     /// Gives the terminal back for as long as this takes, which may change everything on it.
     pub(super) fn lend(&mut self, meanwhile: impl FnOnce()) -> io::Result<()> {
-        self.before.give_back();
+        self.is_ours.give_back();
         meanwhile();
         self.reclaim()
     }
 
     /// Takes it again after somebody else had it.
     pub(super) fn reclaim(&mut self) -> io::Result<()> {
-        self.forget();
-        self.enter()
+        self.is_ours.take()?;
+        self.forget()
     }
 
     /// What is on the screen is not known any more.
-    pub(super) fn forget(&mut self) {
-        self.drawn.clear();
+    pub(super) fn forget(&mut self) -> io::Result<()> {
+        self.screen.clear()
     }
 
     /// Whether it is still ours: a panic anywhere has given it back.
     pub(super) fn is_taken(&self) -> bool {
-        self.before.is_ours.load(Ordering::SeqCst)
+        self.is_ours.0.load(Ordering::SeqCst)
     }
 
-    /// Columns and rows.
-    pub(super) fn size(&self) -> (u16, u16) {
-        match tcgetwinsize(&self.out) {
-            Ok(size) if size.ws_col > 0 && size.ws_row > 0 => (size.ws_col, size.ws_row),
-            Ok(_) | Err(_) => (80, 24),
-        }
-    }
-
-    /// Shows these lines, which fit the screen.
-    pub(super) fn show(&mut self, lines: Vec<Line>) -> io::Result<()> {
-        let bytes = difference(&self.drawn, &lines, self.colour);
-        self.drawn = lines;
-        let mut out = self.out.lock();
-        out.write_all(bytes.as_bytes())?;
-        out.flush()
+    /// Shows what is made for a screen of so many columns and rows.
+    pub(super) fn show(&mut self, picture: impl FnOnce(u16, u16) -> Vec<Line>) -> io::Result<()> {
+        let colour = self.colour;
+        self.screen.draw(|frame| {
+            let area = frame.area();
+            let lines = picture(area.width, area.height);
+            frame.render_widget(styled(&lines, colour), area);
+        })?;
+        Ok(())
     }
 }
 
 impl Drop for Terminal {
     fn drop(&mut self) {
-        self.before.give_back();
+        self.is_ours.give_back();
     }
 }
 
-/// How the terminal was, and whether it has to be made so again: once, or what is said after it would be drawn over.
-#[derive(Clone, Debug)]
-struct Before {
-    modes: Termios,
-    is_ours: Arc<AtomicBool>,
-}
+/// Whether the terminal has to be given back: once, or what is said after it would be drawn over.
+#[derive(Clone, Debug, Default)]
+struct Taken(Arc<AtomicBool>);
 
-impl Before {
+impl Taken {
+    fn take(&self) -> io::Result<()> {
+        self.0.store(true, Ordering::SeqCst);
+        enable_raw_mode()?;
+        execute!(stdout(), EnterAlternateScreen, Hide)
+    }
+
     /// Nobody is left to tell when this cannot be done.
     fn give_back(&self) {
-        if self.is_ours.swap(false, Ordering::SeqCst) {
-            let mut out = io::stdout().lock();
-            let _written = out.write_all(LEAVE.as_bytes()).and_then(|()| out.flush());
-            let _restored = tcsetattr(io::stdin(), OptionalActions::Now, &self.modes);
+        if self.0.swap(false, Ordering::SeqCst) {
+            let _left = execute!(stdout(), LeaveAlternateScreen, Show);
+            let _restored = disable_raw_mode();
         }
     }
 }
 
-/// What turns the one picture into the other. Without one before, the whole screen is written.
-fn difference(before: &[Line], after: &[Line], colour: bool) -> String {
-    let mut bytes = String::new();
-    if before.len() != after.len() {
-        bytes.push_str("\x1b[2J");
-    }
-    for (row, line) in after.iter().enumerate() {
-        if before.len() == after.len() && before.get(row) == Some(line) {
-            continue;
-        }
-        // Writing to a string cannot fail.
-        let _written = write!(bytes, "\x1b[{};1H", row + 1);
-        for span in line.spans.iter().filter(|span| !span.text.is_empty()) {
-            let code = code(span.tone, colour);
-            let _written = match code {
-                "" => write!(bytes, "{}", span.text),
-                code => write!(bytes, "\x1b[{code}m{}\x1b[0m", span.text),
-            };
-        }
-        bytes.push_str("\x1b[K");
-    }
-    bytes
+fn styled(lines: &[Line], colour: bool) -> Text<'_> {
+    let line = |line: &'_ Line| -> Vec<text::Span<'_>> {
+        line.spans
+            .iter()
+            .map(|span| text::Span::styled(span.text.clone(), style(span.tone, colour)))
+            .collect()
+    };
+    lines.iter().map(|each| text::Line::from(line(each))).collect()
 }
 
 /// Weight and inversion are no colours: they stay when colours are not wanted.
-fn code(tone: Tone, colour: bool) -> &'static str {
+fn style(tone: Tone, colour: bool) -> Style {
+    let plain = Style::new();
     match (tone, colour) {
-        (Tone::Plain, _) => "",
-        (Tone::Title, _) => "1",
-        (Tone::Selected, _) => "7",
-        (Tone::Bad, true) => "1;31",
-        (Tone::Bad, false) => "1",
-        (Tone::Faint, true) => "2",
-        (Tone::Good, true) => "32",
-        (Tone::Busy, true) => "36",
-        (Tone::Warn, true) => "33",
-        (Tone::Faint | Tone::Good | Tone::Busy | Tone::Warn, false) => "",
+        (Tone::Plain, _) => plain,
+        (Tone::Title, _) => plain.add_modifier(Modifier::BOLD),
+        (Tone::Selected, _) => plain.add_modifier(Modifier::REVERSED),
+        (Tone::Bad, true) => plain.fg(Color::Red).add_modifier(Modifier::BOLD),
+        (Tone::Bad, false) => plain.add_modifier(Modifier::BOLD),
+        (Tone::Faint, true) => plain.add_modifier(Modifier::DIM),
+        (Tone::Good, true) => plain.fg(Color::Green),
+        (Tone::Busy, true) => plain.fg(Color::Cyan),
+        (Tone::Warn, true) => plain.fg(Color::Yellow),
+        (Tone::Faint | Tone::Good | Tone::Busy | Tone::Warn, false) => plain,
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use ratatui::backend::TestBackend;
+    use ratatui::buffer::Cell;
+
     use super::*;
 
+    fn cells(lines: &[Line], colour: bool) -> Vec<Cell> {
+        let mut screen = ratatui::Terminal::new(TestBackend::new(8, 4)).unwrap();
+        screen.draw(|frame| frame.render_widget(styled(lines, colour), frame.area())).unwrap();
+        let first = |row| screen.backend().buffer()[(0, row)].clone();
+        (0..4).map(first).collect()
+    }
+
     #[test]
-    fn only_what_has_changed_is_written() {
-        let before = [Line::new("one", Tone::Title), Line::new("two", Tone::Plain)];
-        let after = [Line::new("one", Tone::Title), Line::new("2", Tone::Good)];
-        assert_eq!(difference(&before, &before, true), "");
-        assert_eq!(difference(&before, &after, true), "\x1b[2;1H\x1b[32m2\x1b[0m\x1b[K");
-        let whole = difference(&[], &after, true);
-        assert!(whole.starts_with("\x1b[2J\x1b[1;1H\x1b[1mone\x1b[0m\x1b[K"), "{whole:?}");
+    fn a_tone_has_a_colour_and_the_next_line_has_its_own() {
+        let cells = cells(&[Line::new("one", Tone::Warn), Line::new("two", Tone::Plain)], true);
+        assert_eq!((cells[0].symbol(), cells[0].fg), ("o", Color::Yellow));
+        assert_eq!((cells[1].symbol(), cells[1].fg), ("t", Color::Reset));
     }
 
     #[test]
     fn without_colours_the_selected_line_still_stands_out() {
         let lines =
             [Line::new("bad", Tone::Bad), Line::new("warn", Tone::Warn), Line::new("it", Tone::Selected)];
-        let bytes = difference(&[], &lines, false);
-        assert!(bytes.contains("\x1b[7mit") && bytes.contains("\x1b[1mbad"), "{bytes:?}");
-        assert!(!bytes.contains("\x1b[33m") && !bytes.contains(";31m"), "{bytes:?}");
+        let cells = cells(&lines, false);
+        assert!(cells.iter().all(|cell| cell.fg == Color::Reset && cell.bg == Color::Reset), "{cells:?}");
+        assert_eq!(cells[0].modifier, Modifier::BOLD);
+        assert_eq!(cells[2].modifier, Modifier::REVERSED);
     }
 }
