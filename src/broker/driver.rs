@@ -219,6 +219,7 @@ impl Driver {
             | Event::Launched { .. }
             | Event::Progress { .. }
             | Event::Ready { .. }
+            | Event::Load { .. }
             | Event::Interrupted { .. }
             | Event::Endangered { .. }
             | Event::Clock { .. }

@@ -20,6 +20,7 @@ mod guests;
 mod hook_client;
 mod lineage;
 mod listener;
+mod load;
 mod log_client;
 mod log_spool;
 mod logs;

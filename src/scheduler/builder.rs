@@ -10,7 +10,9 @@ use super::event::BuilderFault;
 use super::money::{Tab, cost_of};
 use super::pool::PoolIx;
 use crate::model::ec2::Market;
-use crate::model::{BuildId, BuilderId, BuilderState, Demand, Ending, HourlyRate, Instance, LeaseId, Usd};
+use crate::model::{
+    BuildId, BuilderId, BuilderState, Demand, Ending, HourlyRate, Instance, LeaseId, Load, Usd,
+};
 
 /// A termination the provider has not confirmed in this time is asked for again.
 pub(super) const TERMINATE_AGAIN_AFTER: Duration = Duration::from_secs(60);
@@ -55,6 +57,8 @@ pub(super) struct Builder {
     tab: Tab,
     /// What it does on its way to ready.
     pub(super) progress: Option<String>,
+    /// How busy it said it is, and when.
+    pub(super) load: Option<(Load, Instant)>,
     /// Since when it is in that state.
     pub(super) since: Instant,
     /// Builds that were told of its start, and hear how it goes on.
@@ -205,6 +209,7 @@ impl Builder {
             booked: Usd::ZERO,
             tab: Tab::default(),
             progress: None,
+            load: None,
             since: now,
             audience: Vec::new(),
             failing_builds: BTreeSet::new(),

@@ -5,7 +5,7 @@ use super::builder::{EndReason, Life, TERMINATE_AGAIN_AFTER, UNHEALTHY_STREAK};
 use super::event::{BuilderFault, BuilderFaultKind};
 use super::fleet::Fleet;
 use super::trail::Why;
-use crate::model::{BuilderFacts, BuilderId, Feature, Instance, requirement::CA_DERIVATIONS};
+use crate::model::{BuilderFacts, BuilderId, Feature, Instance, Load, requirement::CA_DERIVATIONS};
 
 /// A termination asked for this often without an answer is a trouble of the whole pool, if it has no other builder.
 const STUCK_REPEATS: u32 = 5;
@@ -77,6 +77,11 @@ impl Fleet {
         if self.pools[ix.0].learn_ca_derivations(all_have) {
             self.requeue_all();
         }
+    }
+
+    pub(super) fn on_load(&mut self, id: BuilderId, load: Load) {
+        let now = self.now;
+        self.roster.change(id, |builder| builder.load = Some((load, now)));
     }
 
     pub(super) fn on_lost(&mut self, id: BuilderId, fault: BuilderFault) {

@@ -14,6 +14,8 @@ use crate::model::{
 
 /// Ended builds that a status shows; [`Fleet::explain`] knows more.
 const ENDED_SHOWN: usize = 50;
+/// What a builder said of its load longer ago is no news any more.
+const LOAD_HOLDS: Duration = Duration::from_secs(60);
 
 impl Fleet {
     /// Everything, at this moment. Its cost grows with the number of builds: make one when somebody looks, or a few
@@ -106,6 +108,10 @@ impl Fleet {
             ends_in: self.ends_in(now, builder),
             class: builder.instance.as_ref().and_then(|instance| instance.class.clone()),
             cost: builder.cost(now),
+            load: builder.load.as_ref().filter(|_| builder.slots > 0).and_then(|(load, at)| {
+                let age = now.saturating_duration_since(*at);
+                (age <= LOAD_HOLDS).then(|| (load.clone(), age))
+            }),
         }
     }
 

@@ -261,6 +261,7 @@ impl Decider for FirstCome {
             | Event::Adopted(_)
             | Event::Launched { .. }
             | Event::Progress { .. }
+            | Event::Load { .. }
             | Event::Clock { .. }
             | Event::StartRequested(_)
             | Event::DrainRequested(_)

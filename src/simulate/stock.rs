@@ -102,6 +102,7 @@ impl Decider for Stock {
             | Event::Adopted(_)
             | Event::Launched { .. }
             | Event::Progress { .. }
+            | Event::Load { .. }
             | Event::Ready { .. }
             | Event::Lost { .. }
             | Event::Interrupted { .. }
