@@ -214,6 +214,28 @@ fn what_was_deleted_on_the_builder_behind_our_back_is_sent_again() {
 }
 
 #[test]
+fn a_builder_says_how_busy_it_is_while_somebody_looks() {
+    on_every_release(&LOCAL_POOL.replace("\"3s\"", "\"600s\""), |lab| {
+        lab.build("alice", &shape("succeeds", "t"));
+        // One question, and the answer has all that a Linux says: also of one that nobody has looked at before.
+        let top: serde_json::Value =
+            serde_json::from_str(&lab.run("alice", &["broker", "top", "--json"])).unwrap();
+        let load = &top["builders"][0]["load"];
+        let number = |key: &str| load[key].as_f64().unwrap_or_else(|| panic!("no {key} in {top}"));
+        assert!((0.0..=100.0).contains(&number("cpu")), "{top}");
+        assert!(number("processors") >= 1.0 && number("average") >= 0.0, "{top}");
+        assert!(number("memory-total") > number("memory-available"), "{top}");
+        // The disk is that of the machine's own store.
+        let blocks = lab.sh("df -Pk /var/lib/nix-broker/local | sed -n 2p | tr -s ' ' | cut -d ' ' -f 2");
+        assert_eq!(number("disk-total"), blocks.trim().parse::<f64>().unwrap() * 1024.0, "{top}");
+        let seen = lab.run("alice", &["broker", "top"]);
+        assert!(seen.contains("b-1") && seen.contains("% "), "{seen}");
+        lab.run("root", &["broker", "stop", "--all"]);
+        lab.assert_all_is_over();
+    });
+}
+
+#[test]
 fn a_full_disk_of_the_broker_fails_the_build_with_a_reason() {
     on_every_release(LOCAL_POOL, |lab| {
         assert!(lab.stop_broker().success());

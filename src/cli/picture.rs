@@ -118,10 +118,7 @@ pub(super) fn builders<'a>(document: &mut Document, builders: impl Iterator<Item
         vec![
             builder.id.clone(),
             builder.pool.clone(),
-            match &builder.progress {
-                Some(progress) => format!("{}: {progress}", builder.state),
-                None => builder.state.clone(),
-            },
+            state_of(builder),
             span(builder.in_state),
             format!("{}/{}", builder.slots_used, builder.slots),
             end_of(builder),
@@ -140,6 +137,19 @@ pub(super) fn builders<'a>(document: &mut Document, builders: impl Iterator<Item
         }
     }
     document.table(&header, rows);
+}
+
+/// Where a builder is in its life, and what it does there.
+pub(super) fn state_of(builder: &BuilderView) -> String {
+    match &builder.progress {
+        Some(progress) => format!("{}: {progress}", builder.state),
+        None => builder.state.clone(),
+    }
+}
+
+/// `38%`; takes what the broker sent, which may be a part that is larger than the whole.
+pub(super) fn share(part: u64, whole: u64) -> String {
+    format!("{}%", (u128::from(part) * 100).checked_div(u128::from(whole)).unwrap_or(0))
 }
 
 pub(super) fn end_of(builder: &BuilderView) -> String {
