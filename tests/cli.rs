@@ -154,6 +154,7 @@ fn builder(id: &str, pool: &str, state: &str) -> BuilderView {
         zone: None,
         rate: None,
         cost: None,
+        shortage: None,
         load: None,
     }
 }
@@ -274,6 +275,33 @@ fn a_builder_that_boots_says_what_it_is_doing() {
     --- stdout
     BUILDER  POOL  STATE                 FOR  SLOTS  ENDS  INSTANCE
     b-1      x86   booting: imds closed  38s  0/0    -     local-b-1
+    ");
+}
+
+#[test]
+fn a_machine_that_is_short_of_something_says_so_and_so_does_what_waits_for_it() {
+    let first = BuilderView {
+        slots_used: 2,
+        shortage: Some("short of memory".to_owned()),
+        ..builder("b-1", "x86", "ready")
+    };
+    let x86 = PoolView { ready: 1, slots_used: 2, slots: 8, queued: 1, ..pool("x86") };
+    let waits = BuildView { ahead: Some(0), ..build(7, "openssl-3.5.1", "queued", "x86") };
+    let view = StatusView { pools: vec![x86], builders: vec![first], builds: vec![waits], ..idle() };
+    let (run, _) = Desk::new().ask(&["status"], vec![OperatorReply::Status(view)]);
+    insta::assert_snapshot!(run.text(), @r"
+    exit 0
+    --- stdout
+    broker 0.1.0, up 3s, accepting builds
+
+    POOL  BUILDERS  MAX  SLOTS  QUEUED  IDLE TIMEOUT
+    x86   1 ready   2    2/8    1       10m
+
+    BUILDER  POOL  STATE                   FOR  SLOTS  ENDS  INSTANCE
+    b-1      x86   ready: short of memory  38s  2/8    -     local-b-1
+
+    BUILD  DERIVATION     STATE   FOR     WHERE
+    #7     openssl-3.5.1  queued  2m 10s  waits for a slot of x86 (b-1: short of memory)
     ");
 }
 
@@ -444,6 +472,7 @@ fn status_in_json_is_the_document_as_the_broker_sent_it() {
       "pool": "arm64",
       "progress": null,
       "rate": null,
+      "shortage": null,
       "slots": 0,
       "slots-used": 0,
       "state": "booting",
@@ -562,6 +591,7 @@ fn full_swing() -> LoadView {
 fn top_shows_how_busy_each_machine_is_and_does_not_wait_for_one_that_never_says() {
     let mut view = busy();
     view.builders[0].load = Some(full_swing());
+    view.builders[1].shortage = Some("short of memory".to_owned());
     view.builders[3].load = Some(LoadView { average: Some(0.5), ..LoadView::default() });
     let replies = || vec![OperatorReply::Status(busy()), OperatorReply::Status(view.clone())];
     let (run, request) = Desk::new().ask(&["top"], replies());
@@ -571,11 +601,11 @@ fn top_shows_how_busy_each_machine_is_and_does_not_wait_for_one_that_never_says(
     --- stdout
     4 builders, 3/24 slots in use, 3 builds queued
 
-    BUILDER  POOL   STATE     SLOTS  CPU  LOAD      MEMORY         PRESSURE  DISK FREE     IN         OUT
-    b-1      x86    ready     2/8    75%  12.34/16  40 GiB/64 GiB  0.3%      80 GiB (40%)  1.0 MiB/s  2.4 MiB/s
-    b-2      x86    ready     0/8    -    -         -              -         -             -          -
-    b-3      arm64  booting   0/0    -    -         -              -         -             -          -
-    b-4      x86    draining  1/8    -    0.50      -              -         -             -          -
+    BUILDER  POOL   STATE                   SLOTS  CPU  LOAD      MEMORY         PRESSURE  DISK FREE     IN         OUT
+    b-1      x86    ready                   2/8    75%  12.34/16  40 GiB/64 GiB  0.3%      80 GiB (40%)  1.0 MiB/s  2.4 MiB/s
+    b-2      x86    ready: short of memory  0/8    -    -         -              -         -             -          -
+    b-3      arm64  booting                 0/0    -    -         -              -         -             -          -
+    b-4      x86    draining                1/8    -    0.50      -              -         -             -          -
     ");
     let (run, _) = Desk::new().ask(&["top", "--json"], replies());
     let document: serde_json::Value = serde_json::from_str(&run.stdout).unwrap();
@@ -1179,6 +1209,7 @@ fn the_document_of_status_is_described_key_by_key() {
     (caps.cap_hour, caps.cap_month) = (Some(5.0), Some(200.0));
     view.builders[2].progress = Some("imds closed".to_owned());
     view.builders[0].load = Some(full_swing());
+    view.builders[0].shortage = Some("short of memory".to_owned());
     view.builds[1].remaining = Some(480.0);
     let (run, _) = Desk::new().ask(&["status", "--json"], vec![OperatorReply::Status(view)]);
     let document: serde_json::Value = serde_json::from_str(&run.stdout).unwrap();

@@ -141,8 +141,8 @@ pub(super) fn builders<'a>(document: &mut Document, builders: impl Iterator<Item
 
 /// Where a builder is in its life, and what it does there.
 pub(super) fn state_of(builder: &BuilderView) -> String {
-    match &builder.progress {
-        Some(progress) => format!("{}: {progress}", builder.state),
+    match builder.progress.as_ref().or(builder.shortage.as_ref()) {
+        Some(doing) => format!("{}: {doing}", builder.state),
         None => builder.state.clone(),
     }
 }
@@ -228,7 +228,13 @@ fn waits_for(build: &BuildView, view: &StatusView) -> String {
             format!("waits for {}, which launches again in {}{ahead}", pool.name, span(wait))
         }
         (0, None, None) => format!("waits for a builder of {}{ahead}", pool.name),
-        (_, _, _) => format!("waits for a slot of {}{ahead}", pool.name),
+        (_, _, _) => {
+            let short = view.builders.iter().filter(|builder| builder.pool == pool.name);
+            let short = short.filter(|builder| builder.slots_used < builder.slots);
+            let short = short.filter_map(|builder| Some((&builder.id, builder.shortage.as_ref()?))).next();
+            let short = short.map(|(id, shortage)| format!(" ({id}: {shortage})")).unwrap_or_default();
+            format!("waits for a slot of {}{short}{ahead}", pool.name)
+        }
     }
 }
 

@@ -106,6 +106,8 @@ pub struct BuilderStatus {
     pub class: Option<InstanceClass>,
     /// What it has cost.
     pub cost: Usd,
+    /// What it is short of, so that it gets no build, or only one, although it is ready and has slots.
+    pub shortage: Option<String>,
     /// How busy it said it is, and how long ago; `None` when it has not said so lately.
     pub load: Option<(Load, Duration)>,
 }

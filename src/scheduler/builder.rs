@@ -87,6 +87,8 @@ pub(super) enum Life {
         idle_deadline: Option<Instant>,
         /// Takes no builds until then.
         suspect_until: Option<Instant>,
+        /// Takes none beside another until then: it is short of memory.
+        short_until: Option<Instant>,
     },
     /// Takes no new builds; ends when the last one has.
     Draining {
@@ -273,11 +275,6 @@ impl Builder {
         if is_big { room_of_big(self.slots).min(self.free()).max(1) } else { 1 }
     }
 
-    /// Slots not in use, of a ready builder.
-    pub(super) fn free(&self) -> u32 {
-        if self.is_ready() { self.slots.saturating_sub(self.used()) } else { 0 }
-    }
-
     /// Whether a build may be started on it.
     pub(super) fn is_open(&self) -> bool {
         matches!(self.life, Life::Ready { suspect_until: None, .. }) && self.free() > 0
@@ -287,8 +284,9 @@ impl Builder {
     pub(super) fn deadline(&self) -> Option<Instant> {
         match &self.life {
             Life::Launching { deadline } | Life::Booting { deadline } => Some(*deadline),
-            Life::Ready { lifetime_deadline, idle_deadline, suspect_until } => {
-                [Some(*lifetime_deadline), *idle_deadline, *suspect_until].into_iter().flatten().min()
+            Life::Ready { lifetime_deadline, idle_deadline, suspect_until, short_until } => {
+                let deadlines = [Some(*lifetime_deadline), *idle_deadline, *suspect_until, *short_until];
+                deadlines.into_iter().flatten().min()
             }
             Life::Draining { deadline, .. } => *deadline,
             Life::Terminating { again_at, .. } => Some(*again_at),
@@ -315,6 +313,7 @@ impl Builder {
                 lifetime_deadline: self.launched_at + lifetime,
                 idle_deadline: Some(now + idle),
                 suspect_until: None,
+                short_until: None,
             },
         );
     }

@@ -46,6 +46,7 @@ mod build;
 mod builder;
 mod economics;
 mod fleet;
+mod headroom;
 mod history;
 mod money;
 mod on_adoption;

@@ -81,7 +81,7 @@ impl Fleet {
 
     pub(super) fn on_load(&mut self, id: BuilderId, load: Load) {
         let now = self.now;
-        self.roster.change(id, |builder| builder.load = Some((load, now)));
+        self.roster.change(id, |builder| builder.take_load(now, load));
     }
 
     pub(super) fn on_lost(&mut self, id: BuilderId, fault: BuilderFault) {
@@ -216,7 +216,7 @@ impl Fleet {
                         self.roster.change(id, |builder| builder.keep(now, idle));
                     }
                 } else {
-                    self.roster.change(id, super::builder::Builder::trust);
+                    self.roster.change(id, |builder| builder.wake(now));
                 }
             }
             Life::Draining { why, .. } => {

@@ -285,6 +285,7 @@ mod tests {
             ends_in: None,
             class: None,
             cost: Usd::ZERO,
+            shortage: None,
             load: Some((
                 Load {
                     processors: Some(8),

@@ -272,7 +272,7 @@ fn builder_row(builder: &BuilderView) -> Row {
         _ => Tone::Plain,
     };
     let since = span(builder.in_state);
-    let state = match &builder.progress {
+    let state = match builder.progress.as_ref().or(builder.shortage.as_ref()) {
         Some(progress) => format!("{} {since}: {progress}", builder.state),
         None => format!("{} {since}", builder.state),
     };

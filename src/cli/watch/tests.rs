@@ -47,6 +47,7 @@ fn builder(id: &str, pool: &str, state: &str) -> BuilderView {
         zone: Some("eu-central-1a".to_owned()),
         rate: Some(0.31),
         cost: Some(0.042),
+        shortage: None,
         load: None,
     }
 }
