@@ -12,9 +12,10 @@ use std::time::{Duration, Instant};
 use nix_broker::model::ec2::{DiskSpec, IdleAction, ImageSpec, Market, Reach};
 use nix_broker::model::requirement::CA_DERIVATIONS;
 use nix_broker::model::{
-    BuildId, BuildRequest, BuilderFacts, BuilderId, Caps, DrvPath, Ec2Spec, Ending, Failure, FailureKind,
-    Feature, HourlyRate, Hundredths, Instance, InstanceClass, InstanceId, LeaseId, Load, LocalSpec, Offer,
-    Outcome, PoolName, PoolSpec, ProviderSpec, Requirement, Slots, Space, Spent, System, Usd, UtcDay,
+    BuildId, BuildRequest, BuilderFacts, BuilderId, Bytes, Caps, DrvPath, Ec2Spec, Ending, Failure,
+    FailureKind, Feature, HourlyRate, Hundredths, Instance, InstanceClass, InstanceId, LeaseId, Load,
+    LocalSpec, Offer, Outcome, PoolName, PoolSpec, ProviderSpec, Requirement, Slots, Space, Spent, System,
+    Usd, UtcDay,
 };
 use nix_broker::scheduler::{
     Action, Adoption, Answer, AttemptEnd, BuilderFault, BuilderFaultKind, Event, Fleet, Note, Selection,
@@ -224,6 +225,7 @@ impl Script {
                 let day = u32::try_from(number(day)?).map_err(|error| error.to_string())?;
                 Event::Clock { day: UtcDay(20_778 + day), aside: vec![] }
             }
+            ["collected", builder] => Event::Collected(builder_id(builder)?),
             ["gone", builder] => Event::Gone(builder_id(builder)?),
             ["start", pool] => Event::StartRequested(PoolName::new(pool)),
             ["drain", "all"] => Event::DrainRequested(Selection::All),
@@ -253,6 +255,7 @@ impl Script {
                     self.places.insert(*builder, pool.clone());
                 }
                 Action::Terminate { .. }
+                | Action::CollectGarbage { .. }
                 | Action::Abort { .. }
                 | Action::Tell { .. }
                 | Action::Finish { .. }
@@ -317,6 +320,9 @@ fn describe(action: &Action) -> String {
         }
         Action::Terminate { builder, ending: Ending::Idle, reason } => {
             format!("terminate {builder}, or put it aside: {reason}")
+        }
+        Action::CollectGarbage { builder, bytes } => {
+            format!("collect {} of garbage on {builder}", Bytes(*bytes))
         }
         Action::Start { build, builder, lease } => format!("start {build} on {builder}, {lease}"),
         Action::Abort { build, lease } => format!("abort {build}, {lease}"),

@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep};
 use super::chain;
 use super::driver::DriverHandle;
 use super::remote::Remote;
-use crate::model::BuilderId;
+use crate::model::{BuilderId, Load};
 use crate::provider::load::{self, Reading};
 use crate::scheduler::Event;
 
@@ -66,17 +66,23 @@ pub(crate) async fn tell(
             let load = reading.since(before.map(|before| (&before.0, age(before))));
             driver.event(Event::Load { builder, load });
         }
-        let has_answered = reading.is_some();
+        let (has_answered, was_in_use) = (reading.is_some(), remote.is_in_use());
         before = reading.map(|reading| (reading, at));
         if is_first && has_answered {
             sleep(PAIR).await;
             continue;
         }
         sleep(INTERVAL).await;
-        while !(remote.is_in_use() || looks.are_recent()) {
+        // What the last build has left behind is asked for once more.
+        while !(was_in_use || remote.is_in_use() || looks.are_recent()) {
             sleep(LOOK).await;
         }
     }
+}
+
+/// How busy a builder is now; nothing when it does not say.
+pub(crate) async fn now(remote: &Remote) -> Option<Load> {
+    read(remote).await.map(|reading| reading.since(None))
 }
 
 async fn read(remote: &Remote) -> Option<Reading> {

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::time::{Duration, Instant};
 
+use super::disk::Disk;
 use super::event::BuilderFault;
 use super::money::{Tab, cost_of};
 use super::pool::PoolIx;
@@ -89,6 +90,8 @@ pub(super) enum Life {
         suspect_until: Option<Instant>,
         /// Takes none beside another until then: it is short of memory.
         short_until: Option<Instant>,
+        /// The disk of its store.
+        disk: Disk,
     },
     /// Takes no new builds; ends when the last one has.
     Draining {
@@ -284,9 +287,9 @@ impl Builder {
     pub(super) fn deadline(&self) -> Option<Instant> {
         match &self.life {
             Life::Launching { deadline } | Life::Booting { deadline } => Some(*deadline),
-            Life::Ready { lifetime_deadline, idle_deadline, suspect_until, short_until } => {
-                let deadlines = [Some(*lifetime_deadline), *idle_deadline, *suspect_until, *short_until];
-                deadlines.into_iter().flatten().min()
+            Life::Ready { lifetime_deadline, idle_deadline, suspect_until, short_until, disk } => {
+                let waits = [*idle_deadline, *suspect_until, *short_until, disk.deadline()];
+                waits.into_iter().flatten().chain([*lifetime_deadline]).min()
             }
             Life::Draining { deadline, .. } => *deadline,
             Life::Terminating { again_at, .. } => Some(*again_at),
@@ -314,6 +317,7 @@ impl Builder {
                 idle_deadline: Some(now + idle),
                 suspect_until: None,
                 short_until: None,
+                disk: Disk::Unknown,
             },
         );
     }

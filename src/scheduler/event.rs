@@ -85,6 +85,8 @@ pub enum Event {
         /// What it said.
         load: Load,
     },
+    /// Its garbage has been collected, or cannot be; what it has left was told before.
+    Collected(BuilderId),
     /// The builder cannot become ready, or no longer answers. Its attempts end by their own events.
     Lost {
         /// Which.

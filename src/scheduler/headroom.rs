@@ -1,6 +1,6 @@
-//! What a builder must have left beside its slots to get one more build: memory.
+//! What a builder must have left beside its slots to get one more build: memory, and room on its disk.
 //!
-//! Thresholds on what the builder said of itself, and what follows for its slots. A builder that falls short gets no further build while any runs
+//! What the disk has to do with it is [`super::disk`]'s. Of memory, thresholds on what the builder said of itself, and what follows for its slots. A builder that falls short gets no further build while any runs
 //! there, and one at a time while none does: work goes on whatever it says, and a shortage that it does not repeat is over.
 //! Both what is placed and what is launched see it as slots that are not free ([`Builder::free`]).
 
@@ -8,6 +8,7 @@ use std::fmt;
 use std::time::{Duration, Instant};
 
 use super::builder::{Builder, Life};
+use super::disk::Disk;
 use crate::model::{Hundredths, Load};
 
 /// What a builder said counts for so long: several times the interval at which it is asked while it has builds. One that
@@ -28,12 +29,18 @@ const RELIEVED_BELOW: Hundredths = Hundredths(10_00);
 pub(super) enum Shortage {
     /// It gets no build beside another.
     Memory,
+    /// It gets none until its garbage has been collected.
+    Disk,
+    /// That is being done.
+    Collection,
 }
 
 impl fmt::Display for Shortage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Memory => "short of memory",
+            Self::Disk => "low on disk",
+            Self::Collection => "collecting garbage",
         })
     }
 }
@@ -44,6 +51,7 @@ impl Builder {
     pub(super) fn free(&self) -> u32 {
         let free = self.slots.saturating_sub(self.used());
         match self.life {
+            Life::Ready { disk, .. } if !disk.takes_builds() => 0,
             Life::Ready { short_until: Some(_), .. } if self.leases.is_empty() => free.min(1),
             Life::Ready { short_until: Some(_), .. } => 0,
             Life::Ready { short_until: None, .. } => free,
@@ -57,6 +65,8 @@ impl Builder {
     /// Why it gets no build, or only one, although slots are not in use.
     pub(super) fn shortage(&self) -> Option<Shortage> {
         match self.life {
+            Life::Ready { disk: Disk::Low { .. }, .. } => Some(Shortage::Disk),
+            Life::Ready { disk: Disk::Collecting { .. }, .. } => Some(Shortage::Collection),
             Life::Ready { short_until: Some(_), .. } => Some(Shortage::Memory),
             Life::Ready { short_until: None, .. }
             | Life::Launching { .. }
@@ -72,6 +82,7 @@ impl Builder {
             let is_short = is_short_of_memory(&load, short_until.is_some());
             *short_until = is_short.then(|| now + SHORTAGE_HOLDS);
         }
+        self.hear_of_disk(&load);
         self.load = Some((load, now));
     }
 

@@ -82,6 +82,7 @@ impl Fleet {
     pub(super) fn on_load(&mut self, id: BuilderId, load: Load) {
         let now = self.now;
         self.roster.change(id, |builder| builder.take_load(now, load));
+        self.collect_if_low(id);
     }
 
     pub(super) fn on_lost(&mut self, id: BuilderId, fault: BuilderFault) {
@@ -204,17 +205,21 @@ impl Fleet {
                 let reason = format!("not ready {} s after {since}", spec.launch_timeout.as_secs());
                 self.on_lost(id, BuilderFault { kind: BuilderFaultKind::BootFailed, reason });
             }
-            Life::Ready { lifetime_deadline, idle_deadline, .. } => {
+            Life::Ready { lifetime_deadline, idle_deadline, disk, .. } => {
                 let idle = spec.idle_timeout;
                 if *lifetime_deadline <= now {
                     let why = EndReason::TooOld(spec.max_lifetime);
                     self.drain(id, why, None);
                 } else if idle_deadline.is_some_and(|at| at <= now) {
-                    if self.roster.census(builder.pool).staffed() > spec.min_builders {
+                    // One that makes room on its disk is idle, and yet waited for.
+                    let is_wanted = disk.deadline().is_some() && self.queue.waits_for(builder.pool);
+                    if self.roster.census(builder.pool).staffed() > spec.min_builders && !is_wanted {
                         self.end_builder(id, EndReason::Idle(idle));
                     } else {
                         self.roster.change(id, |builder| builder.keep(now, idle));
                     }
+                } else if disk.deadline().is_some_and(|at| at <= now) {
+                    self.on_collected(id);
                 } else {
                     self.roster.change(id, |builder| builder.wake(now));
                 }

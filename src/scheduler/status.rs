@@ -175,7 +175,12 @@ impl Fleet {
 fn shortage_of(builder: &Builder) -> Option<String> {
     let (shortage, id) = (builder.shortage()?, builder.id);
     let load = builder.load.as_ref().map(|(load, _)| load);
+    let disk = load.and_then(|load| load.disk).map(|disk| format!(" ({disk})")).unwrap_or_default();
     match shortage {
+        Shortage::Disk => {
+            Some(format!("now {id} gets no build: it is {shortage}{disk}, and what runs there ends first"))
+        }
+        Shortage::Collection => Some(format!("now {id} gets no build: it is {shortage}{disk}")),
         Shortage::Memory => {
             let alone = match builder.company() {
                 0 => "one build at a time".to_owned(),

@@ -262,6 +262,7 @@ impl Decider for FirstCome {
             | Event::Launched { .. }
             | Event::Progress { .. }
             | Event::Load { .. }
+            | Event::Collected(_)
             | Event::Clock { .. }
             | Event::StartRequested(_)
             | Event::DrainRequested(_)

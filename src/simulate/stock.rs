@@ -103,6 +103,7 @@ impl Decider for Stock {
             | Event::Launched { .. }
             | Event::Progress { .. }
             | Event::Load { .. }
+            | Event::Collected(_)
             | Event::Ready { .. }
             | Event::Lost { .. }
             | Event::Interrupted { .. }

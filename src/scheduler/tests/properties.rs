@@ -36,6 +36,7 @@ enum Step {
     Adopt(Vec<(usize, u64)>),
     Ready(Index, usize),
     Load(Index, usize),
+    Collected(Index),
     Lost(Index, usize),
     Gone(Index),
     Interrupted(Index),
@@ -97,6 +98,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => vec((0..4_usize, 0..8000_u64), 0..4).prop_map(Step::Adopt),
         8 => (index(), 0..12_usize).prop_map(|(at, facts)| Step::Ready(at, facts)),
         3 => (index(), 0..LOADS).prop_map(|(at, load)| Step::Load(at, load)),
+        1 => index().prop_map(Step::Collected),
         3 => (index(), 0..5_usize).prop_map(|(at, kind)| Step::Lost(at, kind)),
         5 => index().prop_map(Step::Gone),
         2 => index().prop_map(Step::Interrupted),
@@ -296,6 +298,10 @@ impl Chaos {
                 let builder = self.builder(*at);
                 self.world.apply(Event::Load { builder, load: load_of(*number) });
             }
+            Step::Collected(at) => {
+                let builder = self.builder(*at);
+                self.world.apply(Event::Collected(builder));
+            }
             Step::Lost(at, kind) => {
                 let builder = self.builder(*at);
                 self.world.lose(builder.0, fault_kind(*kind));
@@ -361,6 +367,9 @@ impl Chaos {
             } else {
                 self.world.ready(builder.id.0);
             }
+        }
+        for builder in std::mem::take(&mut self.world.collecting) {
+            self.world.apply(Event::Collected(builder));
         }
         let running: Vec<BuildId> = self.world.running.keys().copied().collect();
         for build in running {
