@@ -11,7 +11,7 @@ use std::thread::{self, JoinHandle};
 
 use assert_cmd::Command;
 use nix_broker::ipc::view::{
-    BuildView, BuilderView, CostRowView, CostView, EndedView, FaultView, HistoryView, MoneyView,
+    BuildView, BuilderView, CostRowView, CostView, EndedView, FaultView, HistoryView, LoadView, MoneyView,
     PastBuildView, PoolView, StatusView,
 };
 use nix_broker::ipc::{
@@ -154,6 +154,8 @@ fn builder(id: &str, pool: &str, state: &str) -> BuilderView {
         zone: None,
         rate: None,
         cost: None,
+        shortage: None,
+        load: None,
     }
 }
 
@@ -273,6 +275,33 @@ fn a_builder_that_boots_says_what_it_is_doing() {
     --- stdout
     BUILDER  POOL  STATE                 FOR  SLOTS  ENDS  INSTANCE
     b-1      x86   booting: imds closed  38s  0/0    -     local-b-1
+    ");
+}
+
+#[test]
+fn a_machine_that_is_short_of_something_says_so_and_so_does_what_waits_for_it() {
+    let first = BuilderView {
+        slots_used: 2,
+        shortage: Some("short of memory".to_owned()),
+        ..builder("b-1", "x86", "ready")
+    };
+    let x86 = PoolView { ready: 1, slots_used: 2, slots: 8, queued: 1, ..pool("x86") };
+    let waits = BuildView { ahead: Some(0), ..build(7, "openssl-3.5.1", "queued", "x86") };
+    let view = StatusView { pools: vec![x86], builders: vec![first], builds: vec![waits], ..idle() };
+    let (run, _) = Desk::new().ask(&["status"], vec![OperatorReply::Status(view)]);
+    insta::assert_snapshot!(run.text(), @r"
+    exit 0
+    --- stdout
+    broker 0.1.0, up 3s, accepting builds
+
+    POOL  BUILDERS  MAX  SLOTS  QUEUED  IDLE TIMEOUT
+    x86   1 ready   2    2/8    1       10m
+
+    BUILDER  POOL  STATE                   FOR  SLOTS  ENDS  INSTANCE
+    b-1      x86   ready: short of memory  38s  2/8    -     local-b-1
+
+    BUILD  DERIVATION     STATE   FOR     WHERE
+    #7     openssl-3.5.1  queued  2m 10s  waits for a slot of x86 (b-1: short of memory)
     ");
 }
 
@@ -438,10 +467,12 @@ fn status_in_json_is_the_document_as_the_broker_sent_it() {
       "in-state": 38.5,
       "instance": null,
       "instance-type": null,
+      "load": null,
       "market": null,
       "pool": "arm64",
       "progress": null,
       "rate": null,
+      "shortage": null,
       "slots": 0,
       "slots-used": 0,
       "state": "booting",
@@ -536,6 +567,54 @@ fn a_broker_of_another_version_is_told_of() {
     No builds.
     --- stderr
     warning: the running broker is 0.0.9, this command 0.1.0; `systemctl restart nix-broker` after an upgrade
+    ");
+}
+
+/// What a machine in full swing says of itself.
+fn full_swing() -> LoadView {
+    LoadView {
+        ago: 3.2,
+        processors: Some(16),
+        average: Some(12.34),
+        cpu: Some(75.04),
+        memory_total: Some(64 << 30),
+        memory_available: Some(24 << 30),
+        memory_pressure: Some(0.31),
+        disk_total: Some(200 << 30),
+        disk_free: Some(80 << 30),
+        received: Some(1 << 20),
+        sent: Some(2_500_000),
+    }
+}
+
+#[test]
+fn top_shows_how_busy_each_machine_is_and_does_not_wait_for_one_that_never_says() {
+    let mut view = busy();
+    view.builders[0].load = Some(full_swing());
+    view.builders[1].shortage = Some("short of memory".to_owned());
+    view.builders[3].load = Some(LoadView { average: Some(0.5), ..LoadView::default() });
+    let replies = || vec![OperatorReply::Status(busy()), OperatorReply::Status(view.clone())];
+    let (run, request) = Desk::new().ask(&["top"], replies());
+    assert_eq!(request, OperatorRequest::Watch);
+    insta::assert_snapshot!(run.text(), @r"
+    exit 0
+    --- stdout
+    4 builders, 3/24 slots in use, 3 builds queued
+
+    BUILDER  POOL   STATE                   SLOTS  CPU  LOAD      MEMORY         PRESSURE  DISK FREE     IN         OUT
+    b-1      x86    ready                   2/8    75%  12.34/16  40 GiB/64 GiB  0.3%      80 GiB (40%)  1.0 MiB/s  2.4 MiB/s
+    b-2      x86    ready: short of memory  0/8    -    -         -              -         -             -          -
+    b-3      arm64  booting                 0/0    -    -         -              -         -             -          -
+    b-4      x86    draining                1/8    -    0.50      -              -         -             -          -
+    ");
+    let (run, _) = Desk::new().ask(&["top", "--json"], replies());
+    let document: serde_json::Value = serde_json::from_str(&run.stdout).unwrap();
+    assert_eq!((&document["schema"], &document["builders"][0]["load"]["cpu"]), (&1.into(), &75.04.into()));
+    let (run, _) = Desk::new().ask(&["top"], vec![OperatorReply::Status(idle())]);
+    insta::assert_snapshot!(run.text(), @r"
+    exit 0
+    --- stdout
+    0 builders, 0/0 slots in use, 0 builds queued
     ");
 }
 
@@ -948,7 +1027,7 @@ fn doctor_in_json_has_levels_and_hints() {
 fn every_command_has_help_with_examples() {
     let desk = Desk::new();
     for command in
-        ["status", "builders", "builds", "why", "start", "drain", "stop", "check", "doctor", "serve"]
+        ["status", "builders", "builds", "top", "why", "start", "drain", "stop", "check", "doctor", "serve"]
     {
         let run = desk.run(&[command, "--help"]);
         assert_eq!(run.code, 0);
@@ -1129,6 +1208,8 @@ fn the_document_of_status_is_described_key_by_key() {
     let caps = view.money.as_mut().unwrap();
     (caps.cap_hour, caps.cap_month) = (Some(5.0), Some(200.0));
     view.builders[2].progress = Some("imds closed".to_owned());
+    view.builders[0].load = Some(full_swing());
+    view.builders[0].shortage = Some("short of memory".to_owned());
     view.builds[1].remaining = Some(480.0);
     let (run, _) = Desk::new().ask(&["status", "--json"], vec![OperatorReply::Status(view)]);
     let document: serde_json::Value = serde_json::from_str(&run.stdout).unwrap();

@@ -10,7 +10,7 @@ mod lab;
 
 use std::process::{Child, Stdio};
 
-use lab::{LOCAL_POOL, Lab, on_every_release, text};
+use lab::{LOCAL_POOL, Lab, on_every_release, on_release, text};
 
 fn shape<'a>(name: &'a str, nonce: &'a str) -> [&'a str; 6] {
     ["/t/shapes.nix", "-A", name, "--argstr", "nonce", nonce]
@@ -210,6 +210,88 @@ fn what_was_deleted_on_the_builder_behind_our_back_is_sent_again() {
         assert!(lab.sh("cat /var/lib/nix-broker/broker.log").contains("inputs were deleted on the builder"));
         lab.run("root", &["broker", "stop", "--all"]);
         lab.assert_all_is_over();
+    });
+}
+
+#[test]
+fn a_builder_says_how_busy_it_is_while_somebody_looks() {
+    on_every_release(&LOCAL_POOL.replace("\"3s\"", "\"600s\""), |lab| {
+        lab.build("alice", &shape("succeeds", "t"));
+        // One question, and the answer has all that a Linux says: also of one that nobody has looked at before.
+        let top: serde_json::Value =
+            serde_json::from_str(&lab.run("alice", &["broker", "top", "--json"])).unwrap();
+        let load = &top["builders"][0]["load"];
+        let number = |key: &str| load[key].as_f64().unwrap_or_else(|| panic!("no {key} in {top}"));
+        assert!((0.0..=100.0).contains(&number("cpu")), "{top}");
+        assert!(number("processors") >= 1.0 && number("average") >= 0.0, "{top}");
+        assert!(number("memory-total") > number("memory-available"), "{top}");
+        // The disk is that of the machine's own store.
+        let blocks = lab.sh("df -Pk /var/lib/nix-broker/local | sed -n 2p | tr -s ' ' | cut -d ' ' -f 2");
+        assert_eq!(number("disk-total"), blocks.trim().parse::<f64>().unwrap() * 1024.0, "{top}");
+        let seen = lab.run("alice", &["broker", "top"]);
+        assert!(seen.contains("b-1") && seen.contains("% "), "{seen}");
+        lab.run("root", &["broker", "stop", "--all"]);
+        lab.assert_all_is_over();
+    });
+}
+
+#[test]
+fn a_builder_that_runs_low_on_disk_is_collected_when_nothing_runs_there() {
+    let pool = LOCAL_POOL.replace("max-builders = 2", "max-builders = 1").replace("\"3s\"", "\"600s\"");
+    // Takes a minute, and the same on every release.
+    on_release("bookworm", &pool, |lab| {
+        assert!(lab.stop_broker().success());
+        lab.sh("cd /var/lib/nix-broker; mkdir -p local; busybox mount -t tmpfs -o size=210m tmpfs local;
+            chown nix-broker local");
+        lab.start_broker();
+        let builder = |key: &str| lab.status()["builders"][0][key].clone();
+        let free = || builder("load")["disk-free"].as_u64();
+        let graph = |depth: &str| {
+            lab.build("alice", &["/t/graph.nix", "--argstr", "nonce", "w", "--argstr", "depth", depth]);
+        };
+        graph("2");
+        // A disk is judged by what it was before.
+        lab.wait("the builder to say what it has", || free().is_some_and(|free| free > 100 << 20));
+        for nonce in ["a", "b", "c"] {
+            lab.build("alice", &shape("large", nonce));
+        }
+        // Twice what is low is free again: a fifth.
+        let has_room_again = |collections: usize| {
+            let begun = || lab.sh("grep -c action=CollectGarbage /var/lib/nix-broker/broker.log || true");
+            lab.wait("a collection", || begun().trim().parse::<usize>().unwrap() >= collections);
+            lab.wait("room", || builder("shortage").is_null() && free().is_some_and(|free| free >= 42 << 20));
+        };
+        has_room_again(1);
+        // The same builder goes on, and what it may have lost is sent again.
+        graph("3");
+        lab.build("alice", &shape("large", "d"));
+        assert_eq!((builder("id"), lab.ended("failed")), ("b-1".into(), 0), "{}", lab.diagnosis());
+
+        // Where nothing is left to collect, it is drained as full.
+        has_room_again(2);
+        lab.sh("cd /var/lib/nix-broker/local; touch filling
+            setsid sh -c 'while [ -e filling ]; do
+                free=$(df -Pk . | sed -n 2p | tr -s \" \" | cut -d \" \" -f 4)
+                [ $free -le 12000 ] || head -c $(((free - 12000) * 1024)) /dev/zero >> filler
+                sleep 0.1
+            done' </dev/null >/dev/null 2>&1 &");
+        let fault =
+            || lab.status()["pools"][0]["last-fault"]["reason"].as_str().unwrap_or_default().to_owned();
+        lab.wait("the full builder to end", || fault().contains("its disk is full"));
+        lab.wait("it to be gone", || lab.status()["builders"].as_array().unwrap().is_empty());
+        lab.sh("rm /var/lib/nix-broker/local/filling");
+        let log = || lab.sh("cat /var/lib/nix-broker/broker.log");
+        // The next one is no better off, and builds what it can all the same.
+        lab.build("alice", &shape("succeeds", "x"));
+        lab.wait("the next one to be judged", || log().contains("event=Collected(b-2)"));
+        lab.build("alice", &shape("succeeds", "y"));
+        assert_eq!(builder("id"), "b-2", "{}", lab.diagnosis());
+        lab.run("root", &["broker", "stop", "--all"]);
+        lab.wait("the builders to end", || lab.status()["builders"].as_array().unwrap().is_empty());
+        lab.sh("rm /var/lib/nix-broker/local/filler");
+        lab.assert_all_is_over();
+        assert!(lab.stop_broker().success());
+        lab.sh("busybox umount /var/lib/nix-broker/local");
     });
 }
 

@@ -142,6 +142,7 @@ fn here(command: &str) -> Vec<String> {
         "broker start POOL" => vec!["broker start local".to_owned()],
         "broker drain BUILDER" => vec!["broker drain $(BUILDER)".to_owned()],
         "broker stop BUILDER" => vec!["broker start local".to_owned(), "broker stop $(BUILDER)".to_owned()],
+        "broker top" => vec!["broker top".to_owned(), "broker top --json".to_owned()],
         "broker status" | "broker builders" | "broker builds" | "broker check" | "broker doctor"
         | "broker cost" | "broker history" => vec![command.to_owned()],
         "nix store info --store 'ssh-ng://localhost?remote-program=/path/to/broker-hook&remote-store=POOL'" =>

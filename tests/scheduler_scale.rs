@@ -73,6 +73,7 @@ fn ten_thousand_builds_on_two_hundred_builders_all_end() {
                 Action::Launch { builder, pool, .. } => starting.push((builder, pool)),
                 Action::Finish { .. } => finished += 1,
                 Action::Terminate { .. }
+                | Action::CollectGarbage { .. }
                 | Action::Abort { .. }
                 | Action::Tell { .. }
                 | Action::Record(_)

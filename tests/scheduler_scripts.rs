@@ -12,9 +12,10 @@ use std::time::{Duration, Instant};
 use nix_broker::model::ec2::{DiskSpec, IdleAction, ImageSpec, Market, Reach};
 use nix_broker::model::requirement::CA_DERIVATIONS;
 use nix_broker::model::{
-    BuildId, BuildRequest, BuilderFacts, BuilderId, Caps, DrvPath, Ec2Spec, Ending, Failure, FailureKind,
-    Feature, HourlyRate, Instance, InstanceClass, InstanceId, LeaseId, LocalSpec, Offer, Outcome, PoolName,
-    PoolSpec, ProviderSpec, Requirement, Slots, Spent, System, Usd, UtcDay,
+    BuildId, BuildRequest, BuilderFacts, BuilderId, Bytes, Caps, DrvPath, Ec2Spec, Ending, Failure,
+    FailureKind, Feature, HourlyRate, Hundredths, Instance, InstanceClass, InstanceId, LeaseId, Load,
+    LocalSpec, Offer, Outcome, PoolName, PoolSpec, ProviderSpec, Requirement, Slots, Space, Spent, System,
+    Usd, UtcDay,
 };
 use nix_broker::scheduler::{
     Action, Adoption, Answer, AttemptEnd, BuilderFault, BuilderFaultKind, Event, Fleet, Note, Selection,
@@ -194,6 +195,9 @@ impl Script {
                 facts.offer.features.remove(&Feature::new(feature));
                 Event::Ready { builder: builder_id(builder)?, facts }
             }
+            ["load", builder, ref facts @ ..] => {
+                Event::Load { builder: builder_id(builder)?, load: load(facts)? }
+            }
             ["lost", builder, kind] => {
                 let (kind, reason) = match kind {
                     "budget" => (BuilderFaultKind::OverBudget, "the cheapest that would do costs $0.50/h"),
@@ -221,6 +225,7 @@ impl Script {
                 let day = u32::try_from(number(day)?).map_err(|error| error.to_string())?;
                 Event::Clock { day: UtcDay(20_778 + day), aside: vec![] }
             }
+            ["collected", builder] => Event::Collected(builder_id(builder)?),
             ["gone", builder] => Event::Gone(builder_id(builder)?),
             ["start", pool] => Event::StartRequested(PoolName::new(pool)),
             ["drain", "all"] => Event::DrainRequested(Selection::All),
@@ -250,6 +255,7 @@ impl Script {
                     self.places.insert(*builder, pool.clone());
                 }
                 Action::Terminate { .. }
+                | Action::CollectGarbage { .. }
                 | Action::Abort { .. }
                 | Action::Tell { .. }
                 | Action::Finish { .. }
@@ -286,6 +292,22 @@ impl Script {
     }
 }
 
+/// `memory=5` and `disk=5` are percent that are left, `pressure=30` percent of the time in which something waits.
+fn load(facts: &[&str]) -> Parsed<Load> {
+    let mut load = Load::default();
+    for fact in facts {
+        let (name, percent) = fact.split_once('=').ok_or("has no `=`")?;
+        let percent = number(percent)?;
+        match name {
+            "memory" => load.memory = Space::new(100 << 30, percent << 30),
+            "disk" => load.disk = Space::new(100 << 30, percent << 30),
+            "pressure" => load.memory_pressure = u32::try_from(percent * 100).ok().map(Hundredths),
+            other => return Err(format!("`{other}` is nothing that a builder says")),
+        }
+    }
+    Ok(load)
+}
+
 fn describe(action: &Action) -> String {
     match action {
         Action::Launch { builder, pool, demand, at_most } => {
@@ -298,6 +320,9 @@ fn describe(action: &Action) -> String {
         }
         Action::Terminate { builder, ending: Ending::Idle, reason } => {
             format!("terminate {builder}, or put it aside: {reason}")
+        }
+        Action::CollectGarbage { builder, bytes } => {
+            format!("collect {} of garbage on {builder}", Bytes(*bytes))
         }
         Action::Start { build, builder, lease } => format!("start {build} on {builder}, {lease}"),
         Action::Abort { build, lease } => format!("abort {build}, {lease}"),

@@ -18,6 +18,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::driver::DriverHandle;
+use super::load;
 use super::remote::Remote;
 use super::{PoolRuntime, Shared, chain};
 use crate::model::{
@@ -243,6 +244,7 @@ impl Task {
         tokio::select! {
             fault = self.watch(remote) => fault,
             fault = self.beat(remote, &launched.instance.id) => fault,
+            never = load::tell(self.builder, remote, &self.driver, &self.shared.looks) => match never {},
         }
     }
 

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use super::build::Build;
 use super::builder_task::{self, BuilderHandle};
 use super::remote::Remote;
-use super::{Shared, build_task};
+use super::{Shared, build_task, collect};
 use crate::model::{BuildId, BuildStatus, BuilderId, LeaseId, Record, Status};
 use crate::provider::Survivor;
 use crate::scheduler::{Action, Adoption, AttemptEnd, Event, Fleet, Offers};
@@ -219,6 +219,8 @@ impl Driver {
             | Event::Launched { .. }
             | Event::Progress { .. }
             | Event::Ready { .. }
+            | Event::Load { .. }
+            | Event::Collected(_)
             | Event::Interrupted { .. }
             | Event::Endangered { .. }
             | Event::Clock { .. }
@@ -263,6 +265,13 @@ impl Driver {
                 // Its task has ended already: the provider agreed that it is gone.
                 None => self.handle.event(Event::Gone(builder)),
             },
+            Action::CollectGarbage { builder, bytes } => {
+                tracing::info!(%builder, bytes, "collect garbage");
+                match self.builders.get(&builder).and_then(BuilderHandle::remote) {
+                    Some(remote) => collect::spawn(&self.shared, &self.handle, remote, bytes),
+                    None => self.handle.event(Event::Collected(builder)),
+                }
+            }
             Action::Start { build, builder, lease } => self.start(build, builder, lease),
             Action::Abort { build, lease } => match self.attempts.get(&lease) {
                 Some(token) => token.cancel(),

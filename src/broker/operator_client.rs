@@ -117,6 +117,7 @@ async fn answer(
 }
 
 async fn status(shared: &Arc<Shared>, driver: &DriverHandle) -> OperatorReply {
+    shared.looks.note();
     match driver.status().await {
         Some(status) => OperatorReply::Status(StatusView::new(&status, shared.uptime())),
         None => failed("the broker is ending".to_owned(), "see its log"),

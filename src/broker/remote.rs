@@ -348,13 +348,19 @@ impl Remote {
         if paths.is_subset(&valid) {
             return Ok(true);
         }
+        self.let_go().await;
+        Ok(false)
+    }
+
+    /// Nothing is held there any more, and nothing that was known is believed, here or by a daemon that has been asked
+    /// before.
+    pub(crate) async fn let_go(&self) {
         {
             let mut state = self.lock();
             state.generation += 1;
             state.idle.clear();
         }
         self.roots.reset(&self.presence).await;
-        Ok(false)
     }
 
     /// Ends every connection.

@@ -15,6 +15,7 @@ use super::build::Shelf;
 use super::chain;
 use super::guests::Guests;
 use super::lineage::Lineages;
+use super::load::Looks;
 use super::logs::Logs;
 use super::metrics::Metrics;
 use super::origins::Origins;
@@ -50,6 +51,8 @@ pub(crate) struct Shared {
     pub(crate) clients: TaskTracker,
     /// The status as it was last shown to those who watch, and when it was made.
     pub(crate) picture: tokio::sync::Mutex<Option<(Instant, Frame)>>,
+    /// When somebody last looked at the status.
+    pub(crate) looks: Looks,
     pub(crate) guests: Guests,
     pub(crate) logs: Logs,
     pub(crate) metrics: Metrics,
@@ -122,6 +125,7 @@ impl Shared {
             tasks: TaskTracker::new(),
             clients: TaskTracker::new(),
             picture: tokio::sync::Mutex::default(),
+            looks: Looks::default(),
             guests: Guests::default(),
             logs: Logs::default(),
             metrics: Metrics::default(),

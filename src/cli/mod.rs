@@ -37,6 +37,7 @@ mod stop;
 #[cfg(feature = "ec2")]
 mod sweep;
 mod text;
+mod top;
 mod trial;
 mod watch;
 mod why;
@@ -59,6 +60,7 @@ const EXAMPLES: &str = "\
 Examples:
   broker status             What runs, what waits for what, and when each machine ends
   broker status --watch     The same, kept up to date, with keys to drain and to read logs
+  broker top                How busy each machine is
   broker logs -f hello      What a build prints
   broker cost               What was spent, day by day
   broker why hello          Why a derivation is built where it is
@@ -85,6 +87,7 @@ enum Command {
     Status(status::Args),
     Builders(builders::Args),
     Builds(builds::Args),
+    Top(top::Args),
     Logs(logs::Args),
     Why(why::Args),
     Cost(cost::Args),
@@ -218,6 +221,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Complaint> {
         Command::Status(args) => status::run(&args, &context),
         Command::Builders(args) => builders::run(&args, &context),
         Command::Builds(args) => builds::run(&args, &context),
+        Command::Top(args) => top::run(&args, &context),
         Command::Logs(args) => logs::run(args, &context),
         Command::Why(args) => why::run(args, &context),
         Command::Cost(args) => cost::run(&args, &context),

@@ -118,10 +118,7 @@ pub(super) fn builders<'a>(document: &mut Document, builders: impl Iterator<Item
         vec![
             builder.id.clone(),
             builder.pool.clone(),
-            match &builder.progress {
-                Some(progress) => format!("{}: {progress}", builder.state),
-                None => builder.state.clone(),
-            },
+            state_of(builder),
             span(builder.in_state),
             format!("{}/{}", builder.slots_used, builder.slots),
             end_of(builder),
@@ -140,6 +137,19 @@ pub(super) fn builders<'a>(document: &mut Document, builders: impl Iterator<Item
         }
     }
     document.table(&header, rows);
+}
+
+/// Where a builder is in its life, and what it does there.
+pub(super) fn state_of(builder: &BuilderView) -> String {
+    match builder.progress.as_ref().or(builder.shortage.as_ref()) {
+        Some(doing) => format!("{}: {doing}", builder.state),
+        None => builder.state.clone(),
+    }
+}
+
+/// `38%`; takes what the broker sent, which may be a part that is larger than the whole.
+pub(super) fn share(part: u64, whole: u64) -> String {
+    format!("{}%", (u128::from(part) * 100).checked_div(u128::from(whole)).unwrap_or(0))
 }
 
 pub(super) fn end_of(builder: &BuilderView) -> String {
@@ -218,7 +228,13 @@ fn waits_for(build: &BuildView, view: &StatusView) -> String {
             format!("waits for {}, which launches again in {}{ahead}", pool.name, span(wait))
         }
         (0, None, None) => format!("waits for a builder of {}{ahead}", pool.name),
-        (_, _, _) => format!("waits for a slot of {}{ahead}", pool.name),
+        (_, _, _) => {
+            let short = view.builders.iter().filter(|builder| builder.pool == pool.name);
+            let short = short.filter(|builder| builder.slots_used < builder.slots);
+            let short = short.filter_map(|builder| Some((&builder.id, builder.shortage.as_ref()?))).next();
+            let short = short.map(|(id, shortage)| format!(" ({id}: {shortage})")).unwrap_or_default();
+            format!("waits for a slot of {}{short}{ahead}", pool.name)
+        }
     }
 }
 

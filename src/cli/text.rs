@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use unicode_width::{UnicodeWidthChar as _, UnicodeWidthStr as _};
 
-use crate::model::{HourlyRate, Usd};
+use crate::model::{Bytes, HourlyRate, Usd};
 
 /// Two units at most: `38s`, `4m 10s`, `4h 12m`, `3d 2h`.
 ///
@@ -45,6 +45,16 @@ pub(super) fn count(n: impl TryInto<u64>, noun: &str) -> String {
         1 => format!("1 {noun}"),
         n => format!("{n} {noun}s"),
     }
+}
+
+/// `1.2 GiB`.
+pub(super) fn size(bytes: u64) -> String {
+    Bytes(bytes).to_string()
+}
+
+/// `1.2 MiB/s`.
+pub(super) fn size_rate(bytes: u64) -> String {
+    format!("{}/s", Bytes(bytes))
 }
 
 /// Text from elsewhere without what would steer a terminal.

@@ -3,10 +3,13 @@
 //! Version 1. Fields are only ever added; a change of meaning makes a new version. Durations are seconds, rounded down
 //! to milliseconds.
 
+mod load;
+
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+pub use self::load::LoadView;
 use super::CostBy;
 use crate::model::{
     BuildPhase, BuildStatus, BuilderState, BuilderStatus, MoneyStatus, PoolStatus, Status, Usd,
@@ -159,6 +162,12 @@ pub struct BuilderView {
     /// Dollars that it has cost.
     #[serde(default)]
     pub cost: Option<f64>,
+    /// Why it gets no build, or only one, although it is ready and has slots.
+    #[serde(default)]
+    pub shortage: Option<String>,
+    /// How busy it says it is; missing when it has not said so in the last minute.
+    #[serde(default)]
+    pub load: Option<LoadView>,
 }
 
 /// One build.
@@ -266,6 +275,8 @@ impl From<&BuilderStatus> for BuilderView {
             zone: class.map(|class| class.zone.clone()),
             rate: class.map(|class| dollars(class.rate.0)),
             cost: class.map(|_| dollars(builder.cost)),
+            shortage: builder.shortage.clone(),
+            load: builder.load.as_ref().map(|(load, ago)| LoadView::new(load, *ago)),
         }
     }
 }

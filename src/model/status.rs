@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use super::{BuildId, BuilderId, Caps, DrvPath, HourlyRate, InstanceClass, InstanceId, PoolName, Usd};
+use super::{BuildId, BuilderId, Caps, DrvPath, HourlyRate, InstanceClass, InstanceId, Load, PoolName, Usd};
 
 /// Everything, at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -106,6 +106,10 @@ pub struct BuilderStatus {
     pub class: Option<InstanceClass>,
     /// What it has cost.
     pub cost: Usd,
+    /// What it is short of, so that it gets no build, or only one, although it is ready and has slots.
+    pub shortage: Option<String>,
+    /// How busy it said it is, and how long ago; `None` when it has not said so lately.
+    pub load: Option<(Load, Duration)>,
 }
 
 /// Where a builder is in its life.

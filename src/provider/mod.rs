@@ -8,6 +8,7 @@
 
 pub mod ec2;
 pub mod hosts;
+pub mod load;
 pub mod local;
 pub mod probe;
 pub mod random;

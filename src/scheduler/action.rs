@@ -29,6 +29,14 @@ pub enum Action {
         /// Why, for the log.
         reason: String,
     },
+    /// Delete so many bytes of what nothing refers to in this builder's store, have it say what it has left, and say when
+    /// that is done.
+    CollectGarbage {
+        /// Which.
+        builder: BuilderId,
+        /// How much.
+        bytes: u64,
+    },
     /// Run this build on this builder.
     Start {
         /// Which.

@@ -6,11 +6,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::time::{Duration, Instant};
 
+use super::disk::Disk;
 use super::event::BuilderFault;
 use super::money::{Tab, cost_of};
 use super::pool::PoolIx;
 use crate::model::ec2::Market;
-use crate::model::{BuildId, BuilderId, BuilderState, Demand, Ending, HourlyRate, Instance, LeaseId, Usd};
+use crate::model::{
+    BuildId, BuilderId, BuilderState, Demand, Ending, HourlyRate, Instance, LeaseId, Load, Usd,
+};
 
 /// A termination the provider has not confirmed in this time is asked for again.
 pub(super) const TERMINATE_AGAIN_AFTER: Duration = Duration::from_secs(60);
@@ -55,6 +58,8 @@ pub(super) struct Builder {
     tab: Tab,
     /// What it does on its way to ready.
     pub(super) progress: Option<String>,
+    /// How busy it said it is, and when.
+    pub(super) load: Option<(Load, Instant)>,
     /// Since when it is in that state.
     pub(super) since: Instant,
     /// Builds that were told of its start, and hear how it goes on.
@@ -83,6 +88,10 @@ pub(super) enum Life {
         idle_deadline: Option<Instant>,
         /// Takes no builds until then.
         suspect_until: Option<Instant>,
+        /// Takes none beside another until then: it is short of memory.
+        short_until: Option<Instant>,
+        /// The disk of its store.
+        disk: Disk,
     },
     /// Takes no new builds; ends when the last one has.
     Draining {
@@ -205,6 +214,7 @@ impl Builder {
             booked: Usd::ZERO,
             tab: Tab::default(),
             progress: None,
+            load: None,
             since: now,
             audience: Vec::new(),
             failing_builds: BTreeSet::new(),
@@ -268,11 +278,6 @@ impl Builder {
         if is_big { room_of_big(self.slots).min(self.free()).max(1) } else { 1 }
     }
 
-    /// Slots not in use, of a ready builder.
-    pub(super) fn free(&self) -> u32 {
-        if self.is_ready() { self.slots.saturating_sub(self.used()) } else { 0 }
-    }
-
     /// Whether a build may be started on it.
     pub(super) fn is_open(&self) -> bool {
         matches!(self.life, Life::Ready { suspect_until: None, .. }) && self.free() > 0
@@ -282,8 +287,9 @@ impl Builder {
     pub(super) fn deadline(&self) -> Option<Instant> {
         match &self.life {
             Life::Launching { deadline } | Life::Booting { deadline } => Some(*deadline),
-            Life::Ready { lifetime_deadline, idle_deadline, suspect_until } => {
-                [Some(*lifetime_deadline), *idle_deadline, *suspect_until].into_iter().flatten().min()
+            Life::Ready { lifetime_deadline, idle_deadline, suspect_until, short_until, disk } => {
+                let waits = [*idle_deadline, *suspect_until, *short_until, disk.deadline()];
+                waits.into_iter().flatten().chain([*lifetime_deadline]).min()
             }
             Life::Draining { deadline, .. } => *deadline,
             Life::Terminating { again_at, .. } => Some(*again_at),
@@ -310,6 +316,8 @@ impl Builder {
                 lifetime_deadline: self.launched_at + lifetime,
                 idle_deadline: Some(now + idle),
                 suspect_until: None,
+                short_until: None,
+                disk: Disk::Unknown,
             },
         );
     }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::model::{
-    BuildId, BuildRequest, BuilderFacts, BuilderId, Failure, HourlyRate, Instance, LeaseId, PoolName,
+    BuildId, BuildRequest, BuilderFacts, BuilderId, Failure, HourlyRate, Instance, LeaseId, Load, PoolName,
     Traffic, UtcDay,
 };
 
@@ -78,6 +78,15 @@ pub enum Event {
         /// What it turned out to be.
         facts: BuilderFacts,
     },
+    /// A ready builder has said how busy it is.
+    Load {
+        /// Which.
+        builder: BuilderId,
+        /// What it said.
+        load: Load,
+    },
+    /// Its garbage has been collected, or cannot be; what it has left was told before.
+    Collected(BuilderId),
     /// The builder cannot become ready, or no longer answers. Its attempts end by their own events.
     Lost {
         /// Which.

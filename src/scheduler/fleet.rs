@@ -123,6 +123,8 @@ impl Fleet {
             Event::Launched { builder, instance } => self.on_launched(builder, instance),
             Event::Progress { builder, text } => self.on_progress(builder, &text),
             Event::Ready { builder, facts } => self.on_ready(builder, &facts),
+            Event::Load { builder, load } => self.on_load(builder, load),
+            Event::Collected(builder) => self.on_collected(builder),
             Event::Lost { builder, fault } => self.on_lost(builder, fault),
             Event::Interrupted { builder, within, why } => self.on_interrupted(builder, within, &why),
             Event::Endangered { builder, why } => self.on_endangered(builder, why),

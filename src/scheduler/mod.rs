@@ -30,6 +30,7 @@
 //!
 //! An instance that an earlier broker launched enters as `Booting`, with the age that it has.
 //!
+//! A ready builder says how busy it is: what it is short of counts as slots that are not free (`headroom`, `disk`).
 //! Only a ready builder gets builds; every other state has a deadline, or ends with its last lease. The leases of a lost
 //! builder are released by the ends of their attempts, for which nobody waits before ending it.
 //!
@@ -44,8 +45,10 @@ pub mod event;
 
 mod build;
 mod builder;
+mod disk;
 mod economics;
 mod fleet;
+mod headroom;
 mod history;
 mod money;
 mod on_adoption;

@@ -145,6 +145,7 @@ impl Fleet {
             self.drain_full(run.builder);
         }
         self.end_if_drained(run.builder);
+        self.collect_if_low(run.builder);
     }
 
     /// What was learned about its derivation from the end of an attempt that nobody stopped.

@@ -5,7 +5,7 @@ use super::builder::{EndReason, Life, TERMINATE_AGAIN_AFTER, UNHEALTHY_STREAK};
 use super::event::{BuilderFault, BuilderFaultKind};
 use super::fleet::Fleet;
 use super::trail::Why;
-use crate::model::{BuilderFacts, BuilderId, Feature, Instance, requirement::CA_DERIVATIONS};
+use crate::model::{BuilderFacts, BuilderId, Feature, Instance, Load, requirement::CA_DERIVATIONS};
 
 /// A termination asked for this often without an answer is a trouble of the whole pool, if it has no other builder.
 const STUCK_REPEATS: u32 = 5;
@@ -77,6 +77,12 @@ impl Fleet {
         if self.pools[ix.0].learn_ca_derivations(all_have) {
             self.requeue_all();
         }
+    }
+
+    pub(super) fn on_load(&mut self, id: BuilderId, load: Load) {
+        let now = self.now;
+        self.roster.change(id, |builder| builder.take_load(now, load));
+        self.collect_if_low(id);
     }
 
     pub(super) fn on_lost(&mut self, id: BuilderId, fault: BuilderFault) {
@@ -199,19 +205,23 @@ impl Fleet {
                 let reason = format!("not ready {} s after {since}", spec.launch_timeout.as_secs());
                 self.on_lost(id, BuilderFault { kind: BuilderFaultKind::BootFailed, reason });
             }
-            Life::Ready { lifetime_deadline, idle_deadline, .. } => {
+            Life::Ready { lifetime_deadline, idle_deadline, disk, .. } => {
                 let idle = spec.idle_timeout;
                 if *lifetime_deadline <= now {
                     let why = EndReason::TooOld(spec.max_lifetime);
                     self.drain(id, why, None);
                 } else if idle_deadline.is_some_and(|at| at <= now) {
-                    if self.roster.census(builder.pool).staffed() > spec.min_builders {
+                    // One that makes room on its disk is idle, and yet waited for.
+                    let is_wanted = disk.deadline().is_some() && self.queue.waits_for(builder.pool);
+                    if self.roster.census(builder.pool).staffed() > spec.min_builders && !is_wanted {
                         self.end_builder(id, EndReason::Idle(idle));
                     } else {
                         self.roster.change(id, |builder| builder.keep(now, idle));
                     }
+                } else if disk.deadline().is_some_and(|at| at <= now) {
+                    self.on_collected(id);
                 } else {
-                    self.roster.change(id, super::builder::Builder::trust);
+                    self.roster.change(id, |builder| builder.wake(now));
                 }
             }
             Life::Draining { why, .. } => {

@@ -3,7 +3,8 @@
 //! Among the builds that any open builder fits, the one comes first whose turn it is ([`super::queue`]). It goes to the
 //! first of its pools with a free slot: to a builder that made some of its inputs, if one of them is open; else to the
 //! fullest, so that others become idle and end. One that is `big-parallel` goes to the one with most room instead, and
-//! takes half of it. None goes to a builder that it has failed on while there is, or soon will be, another.
+//! takes half of it. None goes to a builder that it has failed on while there is, or soon will be, another. What a builder
+//! has no memory for ([`super::headroom`]) counts as no free slot, here and where launches are decided.
 
 use std::collections::BTreeMap;
 

@@ -7,6 +7,7 @@ use std::time::Instant;
 use super::build::{Build, Stage, shown};
 use super::builder::{Builder, Life};
 use super::fleet::Fleet;
+use super::headroom::Shortage;
 use super::pool::PoolIx;
 use crate::model::{
     BuildId, BuildPhase, BuildStatus, BuilderState, BuilderStatus, PoolName, PoolStatus, Status,
@@ -14,6 +15,8 @@ use crate::model::{
 
 /// Ended builds that a status shows; [`Fleet::explain`] knows more.
 const ENDED_SHOWN: usize = 50;
+/// What a builder said of its load longer ago is no news any more.
+const LOAD_HOLDS: Duration = Duration::from_secs(60);
 
 impl Fleet {
     /// Everything, at this moment. Its cost grows with the number of builds: make one when somebody looks, or a few
@@ -50,9 +53,23 @@ impl Fleet {
     pub fn explain(&self, now: Instant, build: BuildId) -> Option<BuildStatus> {
         let now = self.now.max(now);
         match self.builds.get(&build) {
-            Some(live) => Some(self.build_status(now, live, &self.queue.positions())),
+            Some(live) => {
+                let mut status = self.build_status(now, live, &self.queue.positions());
+                status.why.extend(self.shortages_before(live));
+                Some(status)
+            }
             None => self.history.show(now, build),
         }
+    }
+
+    /// What keeps a build that waits from slots that are not in use.
+    fn shortages_before(&self, build: &Build) -> Vec<String> {
+        const MOST: usize = 8;
+        let Stage::Queued { lane, .. } = &build.stage else { return Vec::new() };
+        let pools = &self.queue.lane(*lane).fit.pools;
+        let ready = pools.iter().flat_map(|ix| &self.roster.census(*ix).ready);
+        let short = ready.filter_map(|id| self.roster.get(*id)).filter_map(shortage_of);
+        short.take(MOST).collect()
     }
 
     fn pool_status(&self, now: Instant, ix: PoolIx) -> PoolStatus {
@@ -106,6 +123,11 @@ impl Fleet {
             ends_in: self.ends_in(now, builder),
             class: builder.instance.as_ref().and_then(|instance| instance.class.clone()),
             cost: builder.cost(now),
+            shortage: builder.shortage().map(|shortage| shortage.to_string()),
+            load: builder.load.as_ref().filter(|_| builder.slots > 0).and_then(|(load, at)| {
+                let age = now.saturating_duration_since(*at);
+                (age <= LOAD_HOLDS).then(|| (load.clone(), age))
+            }),
         }
     }
 
@@ -146,5 +168,31 @@ impl Fleet {
 
     fn pool_name(&self, ix: PoolIx) -> PoolName {
         self.pools[ix.0].spec.name.clone()
+    }
+}
+
+/// `b-1 gets no build beside the 3 that run there: it is short of memory (1.2 GiB of 16 GiB free)`.
+fn shortage_of(builder: &Builder) -> Option<String> {
+    let (shortage, id) = (builder.shortage()?, builder.id);
+    let load = builder.load.as_ref().map(|(load, _)| load);
+    let disk = load.and_then(|load| load.disk).map(|disk| format!(" ({disk})")).unwrap_or_default();
+    match shortage {
+        Shortage::Disk => {
+            Some(format!("now {id} gets no build: it is {shortage}{disk}, and what runs there ends first"))
+        }
+        Shortage::Collection => Some(format!("now {id} gets no build: it is {shortage}{disk}")),
+        Shortage::Memory => {
+            let alone = match builder.company() {
+                0 => "one build at a time".to_owned(),
+                1 => "no build beside the one that runs there".to_owned(),
+                n => format!("no build beside the {n} that run there"),
+            };
+            let free = load.and_then(|load| load.memory).map(|memory| memory.to_string());
+            let pressure = load.and_then(|load| load.memory_pressure).filter(|pressure| pressure.0 > 0);
+            let pressure = pressure
+                .map(|pressure| format!("something waits for it {:.0}% of the time", pressure.value()));
+            let details = [free, pressure].into_iter().flatten().collect::<Vec<_>>().join(", ");
+            Some(format!("now {id} gets {alone}: it is {shortage} ({details})"))
+        }
     }
 }

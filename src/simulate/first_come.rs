@@ -261,6 +261,8 @@ impl Decider for FirstCome {
             | Event::Adopted(_)
             | Event::Launched { .. }
             | Event::Progress { .. }
+            | Event::Load { .. }
+            | Event::Collected(_)
             | Event::Clock { .. }
             | Event::StartRequested(_)
             | Event::DrainRequested(_)

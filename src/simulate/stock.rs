@@ -102,6 +102,8 @@ impl Decider for Stock {
             | Event::Adopted(_)
             | Event::Launched { .. }
             | Event::Progress { .. }
+            | Event::Load { .. }
+            | Event::Collected(_)
             | Event::Ready { .. }
             | Event::Lost { .. }
             | Event::Interrupted { .. }

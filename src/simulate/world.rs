@@ -389,7 +389,9 @@ impl<'a> World<'a> {
                 self.let_ask();
             }
             Action::Record(Record::Build(record)) => self.oracle.learn(&record),
-            Action::Tell { .. }
+            // Simulated machines do not say how busy they are.
+            Action::CollectGarbage { .. }
+            | Action::Tell { .. }
             | Action::Record(Record::Instance(_) | Record::PutAside { .. })
             | Action::Exit => {}
         }

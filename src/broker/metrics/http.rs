@@ -91,6 +91,7 @@ fn spawn<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     let (shared, driver) = (Arc::clone(shared), driver.clone());
     tokio::spawn(async move {
         let page = async || {
+            shared.looks.note();
             let status = driver.status().await?;
             Some(render(&status, &shared.metrics.counts(), shared.uptime(), env!("CARGO_PKG_VERSION")))
         };

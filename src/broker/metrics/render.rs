@@ -1,12 +1,13 @@
 //! The page in Prometheus' text format, version 0.0.4: from a status and counters, pure.
 //!
-//! Every series that can be there is there from the start, at 0, so that rates and alerts work from the first event on.
+//! Every series that can be there is there from the start, at 0, so that rates and alerts work from the first event on;
+//! those of a builder are there while it says how busy it is.
 
 use std::fmt::{Display, Write as _};
 use std::time::Duration;
 
 use super::{BOUNDS, Counts};
-use crate::model::{BuildPhase, BuilderState, HourlyRate, PoolStatus, Status, Usd};
+use crate::model::{BuildPhase, BuilderState, HourlyRate, Hundredths, Load, PoolStatus, Space, Status, Usd};
 use crate::scheduler::BuilderFaultKind;
 
 /// The page.
@@ -23,6 +24,7 @@ pub(super) fn render(status: &Status, counts: &Counts, uptime: Duration, version
     );
     builds(&mut page, status);
     pools(&mut page, status);
+    loads(&mut page, status);
     money(&mut page, status);
     counters(&mut page, status, counts);
     page.text
@@ -101,6 +103,42 @@ fn pools(page: &mut Page, status: &Status) {
         page.family(name, "gauge", help);
         for pool in &status.pools {
             page.sample(name, &[("pool", pool.name.as_str())], value(pool));
+        }
+    }
+}
+
+/// A number of every builder that has said it: its name, what it says, where it is.
+type LoadGauge = (&'static str, &'static str, fn(&Load) -> Option<f64>);
+
+fn loads(page: &mut Page, status: &Status) {
+    fn used(space: Space) -> f64 {
+        space.used() as f64 / space.total() as f64
+    }
+    let gauges: [LoadGauge; 5] = [
+        ("builder_load_average", "Processes on a builder that ran or wanted to, over a minute.", |load| {
+            load.average.map(Hundredths::value)
+        }),
+        ("builder_cpu_ratio", "Share of a builder's processors in use.", |load| {
+            load.cpu.map(|percent| percent.value() / 100.0)
+        }),
+        ("builder_memory_used_ratio", "Share of a builder's memory in use.", |load| load.memory.map(used)),
+        (
+            "builder_memory_pressure_ratio",
+            "Share of ten seconds in which something on a builder waited for memory.",
+            |load| load.memory_pressure.map(|percent| percent.value() / 100.0),
+        ),
+        ("builder_disk_used_ratio", "Share of the disk of a builder's store in use.", |load| {
+            load.disk.map(used)
+        }),
+    ];
+    for (name, help, value) in gauges {
+        page.family(name, "gauge", help);
+        for builder in &status.builders {
+            let value = builder.load.as_ref().and_then(|(load, _)| value(load));
+            if let Some(value) = value {
+                let labels = [("pool", builder.pool.as_str()), ("builder", &builder.id.to_string())];
+                page.sample(name, &labels, value);
+            }
         }
     }
 }
@@ -213,7 +251,7 @@ mod tests {
     use std::collections::{BTreeMap, BTreeSet};
 
     use super::*;
-    use crate::model::{EndedCounts, MoneyStatus, PoolName};
+    use crate::model::{BuilderId, BuilderStatus, EndedCounts, MoneyStatus, PoolName};
 
     fn pool(name: &str) -> PoolStatus {
         PoolStatus {
@@ -233,8 +271,41 @@ mod tests {
         }
     }
 
+    fn builder() -> BuilderStatus {
+        BuilderStatus {
+            id: BuilderId(3),
+            pool: PoolName::new("x86"),
+            instance: None,
+            state: BuilderState::Ready,
+            progress: None,
+            in_state: Duration::from_secs(60),
+            age: Duration::from_secs(100),
+            slots_used: 3,
+            slots: 8,
+            ends_in: None,
+            class: None,
+            cost: Usd::ZERO,
+            shortage: None,
+            load: Some((
+                Load {
+                    processors: Some(8),
+                    average: Some(Hundredths(1234)),
+                    cpu: Some(Hundredths(7550)),
+                    memory: Space::new(64 << 30, 48 << 30),
+                    memory_pressure: Some(Hundredths(120)),
+                    disk: Space::new(100 << 30, 90 << 30),
+                    network: None,
+                },
+                Duration::from_secs(4),
+            )),
+        }
+    }
+
     fn page() -> String {
+        // One that says nothing has no series.
+        let silent = BuilderStatus { id: BuilderId(4), load: None, ..builder() };
         let status = Status {
+            builders: vec![builder(), silent],
             pools: vec![pool("x86"), PoolStatus { money: None, cooling: None, ..pool("ar\"m") }],
             ended: EndedCounts { succeeded: 12, failed: 1, cancelled: 0 },
             accepting: true,

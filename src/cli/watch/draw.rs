@@ -251,15 +251,17 @@ fn pool_row(pool: &PoolView, view: &StatusView) -> Row {
         .cell(pool.max_builders.to_string(), Tone::Faint)
 }
 
-const BUILDER: [Column; 8] = [
+const BUILDER: [Column; 10] = [
     Column::new("BUILDER", 0),
     Column::new("POOL", 2),
     Column::giving("STATE", 0),
     Column::new("SLOTS", 1),
+    Column::new("CPU", 5),
+    Column::new("MEMORY", 6),
     Column::new("ENDS", 3),
     Column::new("SO FAR", 4),
-    Column::new("TYPE", 5),
-    Column::new("MARKET", 6),
+    Column::new("TYPE", 7),
+    Column::new("MARKET", 8),
 ];
 
 fn builder_row(builder: &BuilderView) -> Row {
@@ -270,18 +272,24 @@ fn builder_row(builder: &BuilderView) -> Row {
         _ => Tone::Plain,
     };
     let since = span(builder.in_state);
-    let state = match &builder.progress {
+    let state = match builder.progress.as_ref().or(builder.shortage.as_ref()) {
         Some(progress) => format!("{} {since}: {progress}", builder.state),
         None => format!("{} {since}", builder.state),
     };
     let slots =
         if builder.slots == 0 { "-".to_owned() } else { format!("{}/{}", builder.slots_used, builder.slots) };
     let word = |word: &Option<String>| word.clone().unwrap_or_default();
+    let load = builder.load.as_ref();
+    let cpu = load.and_then(|load| load.cpu).map(|percent| format!("{percent:.0}%"));
+    let memory = load.and_then(|load| load.memory_total.zip(load.memory_available));
+    let memory = memory.map(|(total, free)| picture::share(total.saturating_sub(free), total));
     Row::default()
         .cell(&builder.id, Tone::Plain)
         .cell(&builder.pool, Tone::Plain)
         .cell(state, tone)
         .cell(slots, Tone::Plain)
+        .cell(word(&cpu), Tone::Plain)
+        .cell(word(&memory), Tone::Plain)
         .cell(picture::end_of(builder), Tone::Plain)
         .cell(builder.cost.map(|dollars| amount(Some(dollars))).unwrap_or_default(), Tone::Plain)
         .cell(word(&builder.instance_type), Tone::Faint)

@@ -6,7 +6,9 @@ use super::draw::draw;
 use super::keys::Key;
 use super::model::{Effect, Event, Item, Link, Model, Page};
 use crate::cli::log_lines::LogLine;
-use crate::ipc::view::{BuildView, BuilderView, EndedView, FaultView, MoneyView, PoolView, StatusView};
+use crate::ipc::view::{
+    BuildView, BuilderView, EndedView, FaultView, LoadView, MoneyView, PoolView, StatusView,
+};
 use crate::ipc::{OperatorRequest, Target};
 
 fn pool(name: &str) -> PoolView {
@@ -45,6 +47,8 @@ fn builder(id: &str, pool: &str, state: &str) -> BuilderView {
         zone: Some("eu-central-1a".to_owned()),
         rate: Some(0.31),
         cost: Some(0.042),
+        shortage: None,
+        load: None,
     }
 }
 
@@ -86,6 +90,12 @@ fn busy() -> StatusView {
     let fault = FaultView { reason: "launch refused: no capacity\x1b[2J".to_owned(), ago: 184.0 };
     let big = PoolView { queued: 1, last_fault: Some(fault), cooling: Some(56.0), ..pool("big") };
     let boots = "waits for sshd".to_owned();
+    let busy = LoadView {
+        cpu: Some(87.5),
+        memory_total: Some(64 << 30),
+        memory_available: Some(24 << 30),
+        ..LoadView::default()
+    };
     StatusView {
         schema: 1,
         version: "0.3.1".to_owned(),
@@ -102,7 +112,7 @@ fn busy() -> StatusView {
         }),
         pools: vec![x86, arm, big],
         builders: vec![
-            BuilderView { slots_used: 2, ..builder("b-1", "x86", "ready") },
+            BuilderView { slots_used: 2, load: Some(busy), ..builder("b-1", "x86", "ready") },
             BuilderView { ends_in: Some(250.0), ..builder("b-2", "x86", "ready") },
             BuilderView { slots: 0, progress: Some(boots), ..builder("b-3", "arm64", "booting") },
             BuilderView { slots_used: 1, ..builder("b-4", "x86", "draining") },

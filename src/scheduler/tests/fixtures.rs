@@ -1,6 +1,6 @@
 //! A fleet with a clock of its own, and short words for what happens to it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use crate::model::ec2::{DiskSpec, IdleAction, ImageSpec, Market, Reach};
@@ -11,6 +11,7 @@ use crate::model::{
     PoolSpec, ProviderSpec, Record, Requirement, Slots, Spent, System, Usd,
 };
 use crate::scheduler::build::{Build, Stage};
+use crate::scheduler::disk::Disk;
 use crate::scheduler::fleet::Mode;
 use crate::scheduler::pool::PoolIx;
 use crate::scheduler::{Action, Adoption, AttemptEnd, BuilderFault, BuilderFaultKind, Event, Fleet};
@@ -22,7 +23,7 @@ pub(super) fn seconds(n: u64) -> Duration {
     Duration::from_secs(n)
 }
 
-pub(super) fn features(words: &[&str]) -> std::collections::BTreeSet<Feature> {
+pub(super) fn features(words: &[&str]) -> BTreeSet<Feature> {
     words.iter().map(|&word| Feature::new(word)).collect()
 }
 
@@ -92,7 +93,7 @@ pub(super) fn drv(build: u64) -> DrvPath {
 pub(super) fn facts(spec: &PoolSpec) -> BuilderFacts {
     let mut offer = spec.offer.clone();
     offer.features.insert(Feature::new(CA_DERIVATIONS));
-    BuilderFacts { offer, processors: 4, nix_version: None, cpu_flags: std::collections::BTreeSet::new() }
+    BuilderFacts { offer, processors: 4, nix_version: None, cpu_flags: BTreeSet::new() }
 }
 
 pub(super) fn fault(kind: BuilderFaultKind) -> BuilderFault {
@@ -114,6 +115,8 @@ pub(super) struct World {
     pub(super) demands: BTreeMap<BuilderId, Demand>,
     pub(super) records: Vec<Record>,
     pub(super) terminated: Vec<BuilderId>,
+    /// Garbage is collected there, as far as has been told.
+    pub(super) collecting: BTreeSet<BuilderId>,
     pub(super) aborted: Vec<BuildId>,
     pub(super) ended: BTreeMap<BuildId, Outcome>,
     pub(super) exits: usize,
@@ -135,6 +138,7 @@ impl World {
             demands: BTreeMap::new(),
             records: vec![],
             terminated: vec![],
+            collecting: BTreeSet::new(),
             aborted: vec![],
             ended: BTreeMap::new(),
             exits: 0,
@@ -169,6 +173,11 @@ impl World {
                 self.demands.insert(*builder, *demand);
             }
             Action::Terminate { builder, .. } => self.terminated.push(*builder),
+            Action::CollectGarbage { builder, bytes } => {
+                assert!(self.running.values().all(|(on, _)| on != builder), "{builder} is not idle");
+                assert!(*bytes > 0, "nothing is collected on {builder}");
+                self.collecting.insert(*builder);
+            }
             Action::Start { build, builder, lease } => {
                 assert!(!self.terminated.contains(builder), "{build} started on ended {builder}");
                 assert!(self.running.insert(*build, (*builder, *lease)).is_none(), "{build} runs twice");
@@ -316,6 +325,8 @@ impl Fleet {
         }
         for builder in self.roster.iter() {
             assert!(builder.used() <= builder.slots, "{} has too many leases", builder.id);
+            let is_left_low = matches!(builder.disk(), Some(Disk::Low { .. })) && builder.leases.is_empty();
+            assert!(!is_left_low, "{} is low on disk, and nobody does anything about it", builder.id);
             for (lease, build) in &builder.leases {
                 let runs = matches!(&self.builds.get(build), Some(Build { stage: Stage::Running(run), .. })
                     if run.lease == *lease && run.builder == builder.id);

@@ -13,7 +13,8 @@ use crate::model::ec2::Market;
 use crate::model::requirement::CA_DERIVATIONS;
 use crate::model::{
     BuildId, BuildRequest, BuilderFacts, BuilderId, Caps, ClientId, FailureKind, Feature, HourlyRate,
-    Instance, InstanceId, LeaseId, Outcome, PoolName, PoolSpec, Prediction, Slots, Usd, UtcDay,
+    Hundredths, Instance, InstanceId, LeaseId, Load, Outcome, PoolName, PoolSpec, Prediction, Slots, Space,
+    Usd, UtcDay,
 };
 use crate::scheduler::rank::MOST_AHEAD;
 use crate::scheduler::{AttemptEnd, BuilderFaultKind, Event, RunPhase, Selection};
@@ -34,6 +35,8 @@ enum Step {
     Launched(Index),
     Adopt(Vec<(usize, u64)>),
     Ready(Index, usize),
+    Load(Index, usize),
+    Collected(Index),
     Lost(Index, usize),
     Gone(Index),
     Interrupted(Index),
@@ -94,6 +97,8 @@ fn step() -> impl Strategy<Value = Step> {
         5 => index().prop_map(Step::Launched),
         1 => vec((0..4_usize, 0..8000_u64), 0..4).prop_map(Step::Adopt),
         8 => (index(), 0..12_usize).prop_map(|(at, facts)| Step::Ready(at, facts)),
+        3 => (index(), 0..LOADS).prop_map(|(at, load)| Step::Load(at, load)),
+        1 => index().prop_map(Step::Collected),
         3 => (index(), 0..5_usize).prop_map(|(at, kind)| Step::Lost(at, kind)),
         5 => index().prop_map(Step::Gone),
         2 => index().prop_map(Step::Interrupted),
@@ -132,6 +137,21 @@ fn end_of(number: usize) -> AttemptEnd {
         10 => failed(FailureKind::NoSpace),
         _ => AttemptEnd::Aborted,
     }
+}
+
+const LOADS: usize = 5;
+
+/// What a builder may say of itself: that it has enough, that memory is short in either way, next to nothing.
+fn load_of(number: usize) -> Load {
+    let percent = |percent: u64| Space::new(100 << 30, percent << 30);
+    let (memory, pressure, disk) = match number {
+        0 => (percent(50), Some(0), percent(50)),
+        1 => (percent(5), Some(0), percent(50)),
+        2 => (percent(50), Some(40_00), percent(50)),
+        3 => (percent(12), Some(15_00), percent(1)),
+        _ => (None, None, None),
+    };
+    Load { memory, memory_pressure: pressure.map(Hundredths), disk, ..Load::default() }
 }
 
 fn fault_kind(number: usize) -> BuilderFaultKind {
@@ -274,6 +294,14 @@ impl Chaos {
                     self.world.apply(Event::Ready { builder, facts });
                 }
             }
+            Step::Load(at, number) => {
+                let builder = self.builder(*at);
+                self.world.apply(Event::Load { builder, load: load_of(*number) });
+            }
+            Step::Collected(at) => {
+                let builder = self.builder(*at);
+                self.world.apply(Event::Collected(builder));
+            }
             Step::Lost(at, kind) => {
                 let builder = self.builder(*at);
                 self.world.lose(builder.0, fault_kind(*kind));
@@ -339,6 +367,9 @@ impl Chaos {
             } else {
                 self.world.ready(builder.id.0);
             }
+        }
+        for builder in std::mem::take(&mut self.world.collecting) {
+            self.world.apply(Event::Collected(builder));
         }
         let running: Vec<BuildId> = self.world.running.keys().copied().collect();
         for build in running {

@@ -24,6 +24,7 @@ fn notes_to(actions: &[Action], build: u64) -> Vec<Note> {
             Action::Tell { .. }
             | Action::Launch { .. }
             | Action::Terminate { .. }
+            | Action::CollectGarbage { .. }
             | Action::Start { .. }
             | Action::Abort { .. }
             | Action::Finish { .. }
