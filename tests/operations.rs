@@ -236,6 +236,38 @@ fn a_builder_says_how_busy_it_is_while_somebody_looks() {
 }
 
 #[test]
+fn a_builder_that_is_short_of_memory_gets_no_build_beside_another() {
+    let pool = LOCAL_POOL.replace("max-builders = 2", "max-builders = 1").replace("\"3s\"", "\"600s\"");
+    on_release("trixie", &pool, |lab| {
+        let builder = |key: &str| lab.status()["builders"][0][key].clone();
+        let mut first = spawn_build(lab, &shape("silent", "m"));
+        lab.wait("the first build to run", || !lab.sh("pgrep -f 'sleep 100[0]' || true").is_empty());
+        // To everybody on this machine; no sandbox begins while the kernel's own words are covered.
+        lab.sh("printf 'MemTotal: 1000 kB\\nMemAvailable: 50 kB\\n' > /meminfo
+            busybox mount -o bind /meminfo /proc/meminfo");
+        lab.wait("the shortage to be known", || builder("shortage") == "short of memory");
+        let second = spawn_build(lab, &shape("succeeds", "m"));
+        lab.wait("the second to wait", || lab.builds_in("queued") == 1);
+        let why = lab.run("alice", &["broker", "why", "succeeds"]);
+        assert!(
+            why.contains("b-1 gets no build beside the one that runs there: it is short of memory"),
+            "{why}"
+        );
+        assert_eq!(builder("slots-used"), 1);
+        // It goes on beside the first, as soon as there is memory again.
+        lab.sh("busybox umount /proc/meminfo");
+        let output = second.wait_with_output().unwrap();
+        assert!(output.status.success(), "{}\n{}", text(&output), lab.diagnosis());
+        assert_eq!((lab.builds_in("building"), lab.ended("succeeded")), (1, 1));
+        first.kill().unwrap();
+        first.wait().unwrap();
+        lab.wait("the first to be given up", || lab.ended("cancelled") == 1);
+        lab.run("root", &["broker", "stop", "--all"]);
+        lab.assert_all_is_over();
+    });
+}
+
+#[test]
 fn a_builder_that_runs_low_on_disk_is_collected_when_nothing_runs_there() {
     let pool = LOCAL_POOL.replace("max-builders = 2", "max-builders = 1").replace("\"3s\"", "\"600s\"");
     // Takes a minute, and the same on every release.
