@@ -333,6 +333,8 @@ impl Fleet {
         let at_most = if pool.is_paid_for() { self.left_of_hour() } else { None };
         self.actions.push(Action::Launch { builder: id, pool: pool.spec.name.clone(), demand, at_most });
         let timeout = pool.spec.launch_timeout;
+        let pool = &mut self.pools[ix.0];
+        pool.spares.one_is_launched(self.now, pool.launch_takes());
         let mut builder = Builder::launching(id, ix, self.now, timeout, demand, is_loose);
         builder.at_most = at_most;
         self.roster.insert(builder);
@@ -443,6 +445,7 @@ impl Fleet {
 
 fn within_bounds(mut spec: PoolSpec) -> PoolSpec {
     spec.idle_timeout = spec.idle_timeout.min(LONGEST_DURATION);
+    spec.surplus_idle_timeout = spec.surplus_idle_timeout.min(spec.idle_timeout);
     spec.max_lifetime = spec.max_lifetime.min(LONGEST_DURATION);
     spec.launch_timeout = spec.launch_timeout.min(LONGEST_DURATION);
     spec

@@ -47,6 +47,7 @@ mod builder;
 mod economics;
 mod fleet;
 mod history;
+mod idle;
 mod money;
 mod on_adoption;
 mod on_build;

@@ -39,6 +39,7 @@ pub(super) fn pool(name: &str, system: &str, offered: &[&str]) -> PoolSpec {
         min_builders: 0,
         max_builders: 2,
         idle_timeout: seconds(600),
+        surplus_idle_timeout: seconds(600),
         max_lifetime: seconds(3600),
         launch_timeout: seconds(300),
         declines: [].into(),

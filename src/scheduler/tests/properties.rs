@@ -146,7 +146,8 @@ fn fault_kind(number: usize) -> BuilderFaultKind {
 
 fn pools() -> impl Strategy<Value = Vec<PoolSpec>> {
     let shape = || {
-        (0..2_u32, 1..4_u32, 1..4_u32, prop_oneof![Just(0_u64), Just(5), Just(600)], any::<bool>(), 0..3_u8)
+        let idle = prop_oneof![Just((0_u64, 0_u64)), Just((5, 5)), Just((600, 600)), Just((600, 60))];
+        (0..2_u32, 1..4_u32, 1..4_u32, idle, any::<bool>(), 0..3_u8)
     };
     (shape(), shape(), shape()).prop_map(|(a, b, c)| {
         let specs =
@@ -154,7 +155,7 @@ fn pools() -> impl Strategy<Value = Vec<PoolSpec>> {
         specs
             .into_iter()
             .zip([a, b, c])
-            .map(|(spec, (min, max, slots, idle, auto, machines))| PoolSpec {
+            .map(|(spec, (min, max, slots, (idle, surplus), auto, machines))| PoolSpec {
                 provider: match machines {
                     0 => ec2_pool("ec2", Market::OnDemand).provider,
                     1 => ec2_pool("ec2", Market::Spot).provider,
@@ -164,6 +165,7 @@ fn pools() -> impl Strategy<Value = Vec<PoolSpec>> {
                 max_builders: max,
                 slots: if auto { Slots::Auto { expected: slots } } else { Slots::Fixed(slots) },
                 idle_timeout: seconds(idle),
+                surplus_idle_timeout: seconds(surplus),
                 ..spec
             })
             .collect()
