@@ -66,6 +66,7 @@ mod scaling;
 mod status;
 mod trail;
 mod verdict;
+mod work;
 mod worth;
 
 #[cfg(test)]

@@ -109,6 +109,20 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
+/// Builds of one kind that fail or lose their builder as often as not, and machines that come up well.
+fn failing_step() -> impl Strategy<Value = Step> {
+    let index = any::<Index>;
+    let end = prop_oneof![Just(0_usize), Just(5), Just(6)];
+    prop_oneof![
+        4 => asked().prop_map(|asked| Step::Accept(Asked { kind: 0, ..asked })),
+        3 => index().prop_map(Step::Launched),
+        5 => index().prop_map(|at| Step::Ready(at, 5)),
+        6 => (index(), end).prop_map(|(at, end)| Step::EndAttempt(at, end)),
+        2 => Just(Step::Pass(6)),
+        3 => Just(Step::Tick),
+    ]
+}
+
 /// What builds ask for: something each pool has, something both have, something nobody has.
 const KINDS: [(&str, &[&str]); 7] = [
     (X86, &[]),
@@ -585,6 +599,22 @@ proptest! {
             }
         }
         prop_assert_eq!(world.ended.len(), asked.len());
+    }
+
+    /// The invariants say it after every event; here builds fail often, on machines that are full and of both kinds.
+    #[test]
+    fn what_avoids_a_builder_waits_for_something_that_comes(
+        shapes in vec((1..4_u32, 1..4_u32, any::<bool>()), 1..3),
+        steps in vec(failing_step(), 10..80),
+    ) {
+        let specs = shapes.iter().zip(["plain", "kvm"]).map(|((max_builders, slots, is_spot), name)| {
+            let market = if *is_spot { Market::Spot } else { Market::OnDemand };
+            PoolSpec { max_builders: *max_builders, slots: Slots::Fixed(*slots), ..ec2_pool(name, market) }
+        });
+        let mut chaos = Chaos::new(specs.collect());
+        for step in &steps {
+            chaos.perform(step);
+        }
     }
 
     #[test]
