@@ -129,6 +129,7 @@ fn pool(name: &str) -> PoolView {
         slots: 0,
         queued: 0,
         idle_timeout: 600.0,
+        surplus_idle_timeout: 600.0,
         last_fault: None,
         cooling: None,
         capped: None,
@@ -377,6 +378,7 @@ fn of_the_readme() -> StatusView {
         slots: 16,
         queued: 1,
         idle_timeout: 1_200.0,
+        surplus_idle_timeout: 180.0,
         rate: Some(0.612),
         today: Some(0.31),
         ..pool("zen3")
@@ -514,6 +516,7 @@ fn status_in_json_is_the_document_as_the_broker_sent_it() {
       "slots": 0,
       "slots-used": 0,
       "starting": 0,
+      "surplus-idle-timeout": 600.0,
       "today": null
     }
     "#);

@@ -187,6 +187,7 @@ fn pool(market: Market, idle_action: IdleAction) -> PoolSpec {
         min_builders: 0,
         max_builders: 4,
         idle_timeout: Duration::from_secs(1200),
+        surplus_idle_timeout: Duration::from_secs(1200),
         max_lifetime: HARD,
         launch_timeout: Duration::from_secs(300),
         declines: [].into(),

@@ -75,6 +75,7 @@ impl Ground {
             min_builders: 0,
             max_builders: 2,
             idle_timeout: PATIENCE,
+            surplus_idle_timeout: PATIENCE,
             max_lifetime: PATIENCE,
             launch_timeout: PATIENCE,
             declines: [].into(),

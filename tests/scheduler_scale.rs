@@ -27,6 +27,7 @@ fn pool(name: &str, features: &[&str]) -> PoolSpec {
         min_builders: 0,
         max_builders: BUILDERS_PER_POOL,
         idle_timeout: Duration::from_secs(600),
+        surplus_idle_timeout: Duration::from_secs(600),
         max_lifetime: Duration::from_secs(36_000),
         launch_timeout: Duration::from_secs(300),
         declines: [].into(),

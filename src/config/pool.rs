@@ -22,10 +22,26 @@ const MAX_PRIORITY: u32 = 1_000;
 /// What to plan with until a machine that we cannot ask yet has said how many processors it has.
 const EXPECTED_PROCESSORS: u32 = 4;
 const ONE_SECOND: Duration = Duration::from_secs(1);
-const IDLE_TIMEOUT: Duration = Duration::from_secs(10 * 60);
-const MAX_LIFETIME: Duration = Duration::from_secs(24 * 60 * 60);
-/// For machines that are there, or are processes: nothing of theirs has to boot.
-const LAUNCH_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// The times of a pool that does not say otherwise.
+pub(super) struct Times {
+    /// `idle-timeout`.
+    pub(super) idle: Duration,
+    /// `surplus-idle-timeout`, where `idle-timeout` is no shorter.
+    pub(super) surplus_idle: Duration,
+    /// `max-lifetime`.
+    pub(super) lifetime: Duration,
+    /// `launch-timeout`.
+    pub(super) launch: Duration,
+}
+
+/// Of machines that are there, or are processes: nothing of theirs has to boot, and idle ones cost nothing.
+const TIMES: Times = Times {
+    idle: Duration::from_secs(10 * 60),
+    surplus_idle: Duration::MAX,
+    lifetime: Duration::from_secs(24 * 60 * 60),
+    launch: Duration::from_secs(60),
+};
 
 /// A pool with its place in the file.
 pub(super) struct ReadPool {
@@ -82,20 +98,23 @@ fn read_pool(
     let min_builders = section.number("min-builders", 0..=MAX_BUILDERS, problems);
     let max_builders = section.number("max-builders", 1..=MAX_BUILDERS, problems);
     let idle_timeout = section.duration("idle-timeout", ONE_SECOND, problems);
+    let surplus_idle_timeout = section.duration("surplus-idle-timeout", ONE_SECOND, problems);
     let max_lifetime = section.duration("max-lifetime", ONE_SECOND, problems);
     let launch_timeout = section.duration("launch-timeout", ONE_SECOND, problems);
     let priority = section.number("priority", 0..=MAX_PRIORITY, problems).unwrap_or(0);
     let declines = read_declines(&mut section, problems);
     let provider = read_provider(&mut section, &mut offer, defaults, read, problems);
     let times = match &provider {
-        Some(ProviderSpec::Ec2(_)) => (ec2::IDLE_TIMEOUT, ec2::MAX_LIFETIME, ec2::LAUNCH_TIMEOUT),
-        Some(ProviderSpec::Local(_) | ProviderSpec::Hosts(_)) | None => {
-            (IDLE_TIMEOUT, MAX_LIFETIME, LAUNCH_TIMEOUT)
-        }
+        Some(ProviderSpec::Ec2(_)) => ec2::TIMES,
+        Some(ProviderSpec::Local(_) | ProviderSpec::Hosts(_)) | None => TIMES,
     };
-    let idle_timeout = idle_timeout.unwrap_or(times.0);
-    let max_lifetime = max_lifetime.unwrap_or(times.1);
-    let launch_timeout = launch_timeout.unwrap_or(times.2);
+    let idle_timeout = idle_timeout.unwrap_or(times.idle);
+    if surplus_idle_timeout.is_some_and(|surplus| surplus > idle_timeout) {
+        section.error("surplus-idle-timeout", "longer than `idle-timeout`", problems);
+    }
+    let surplus_idle_timeout = surplus_idle_timeout.unwrap_or(times.surplus_idle).min(idle_timeout);
+    let max_lifetime = max_lifetime.unwrap_or(times.lifetime);
+    let launch_timeout = launch_timeout.unwrap_or(times.launch);
     let (expected_processors, available) = match &provider {
         Some(ProviderSpec::Hosts(hosts)) => (EXPECTED_PROCESSORS, u32::try_from(hosts.len()).ok()),
         Some(ProviderSpec::Ec2(spec)) => (ec2::offer::expected_processors(spec, &offer), None),
@@ -135,6 +154,7 @@ fn read_pool(
         min_builders,
         max_builders,
         idle_timeout,
+        surplus_idle_timeout,
         max_lifetime,
         launch_timeout,
         declines,

@@ -70,7 +70,7 @@ fn a_minimal_file_gets_every_default() {
     assert_eq!(pool.offer.systems, [System::new("x86_64-linux")].into());
     assert_eq!(pool.slots, Slots::Auto { expected: 6 });
     assert_eq!((pool.min_builders, pool.max_builders), (0, 1));
-    assert_eq!(pool.idle_timeout, Duration::from_secs(600));
+    assert_eq!([pool.idle_timeout, pool.surplus_idle_timeout], [Duration::from_secs(600); 2]);
     assert_eq!(pool.max_lifetime, Duration::from_secs(86_400));
     assert_eq!(pool.launch_timeout, Duration::from_secs(60));
     let local = LocalSpec { nix_daemon: None, sshd: None, sandbox_paths: vec![] };
@@ -93,6 +93,7 @@ fn every_key_is_taken_as_written() {
         min-builders = 1
         max-builders = 2
         idle-timeout = "1h 30m"
+        surplus-idle-timeout = "90s"
         max-lifetime = "2days"
         launch-timeout = "90s"
         local = {{ nix-daemon = "/nix/bin/nix-daemon", sshd = "/sbin/sshd", sandbox-paths = ["/bin/sh=/bin/busybox"] }}
@@ -117,6 +118,7 @@ fn every_key_is_taken_as_written() {
     assert_eq!(zen3.offer.mandatory, [Feature::new("gccarch-znver3")].into());
     assert_eq!(zen3.slots, Slots::Fixed(16));
     assert_eq!(zen3.idle_timeout, Duration::from_secs(5_400));
+    assert_eq!(zen3.surplus_idle_timeout, Duration::from_secs(90));
     assert_eq!(zen3.max_lifetime, Duration::from_secs(172_800));
     assert_eq!(
         zen3.provider,
@@ -202,6 +204,10 @@ fn each_mistake_is_named_with_its_line_and_key() {
         (local("colour = 1"), "3: pool.p.colour: unknown key; known here: `name`, `systems`"),
         (local("idle-timeout = \"1 fortnight\""), "3: pool.p.idle-timeout: `1 fortnight` is not a duration"),
         (local("idle-timeout = \"0s\""), "3: pool.p.idle-timeout: `0s` is shorter than 1s"),
+        (
+            local("idle-timeout = \"1m\"\nsurplus-idle-timeout = \"2m\""),
+            "4: pool.p.surplus-idle-timeout: longer than `idle-timeout`",
+        ),
         (local("idle-timeout = \"9000days\""), "3: pool.p.idle-timeout: `9000days` is longer than a year"),
         (local("max-lifetime = \"1m\""), "3: pool.p.max-lifetime: not longer than `launch-timeout`"),
         (local("launch-timeout = \"2days\""), "3: pool.p.launch-timeout: not longer than `launch-timeout`"),

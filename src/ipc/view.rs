@@ -97,6 +97,9 @@ pub struct PoolView {
     pub queued: u32,
     /// Seconds an idle builder is kept.
     pub idle_timeout: f64,
+    /// The same while another one of the pool has room.
+    #[serde(default)]
+    pub surplus_idle_timeout: f64,
     /// The last thing that went wrong here.
     pub last_fault: Option<FaultView>,
     /// Seconds until a launch is tried again.
@@ -237,6 +240,7 @@ impl From<&PoolStatus> for PoolView {
             slots: pool.slots,
             queued: pool.queued,
             idle_timeout: seconds(pool.idle_timeout),
+            surplus_idle_timeout: seconds(pool.surplus_idle_timeout),
             last_fault: pool
                 .last_fault
                 .as_ref()

@@ -21,6 +21,8 @@ pub struct PoolSpec {
     pub max_builders: u32,
     /// How long a builder without work is kept.
     pub idle_timeout: Duration,
+    /// The same while another builder of the pool has room for what comes next. Invariant: no more than `idle_timeout`.
+    pub surplus_idle_timeout: Duration,
     /// A builder older than this takes no new work and ends.
     pub max_lifetime: Duration,
     /// From the launch until the builder is ready, at most.

@@ -69,6 +69,8 @@ pub struct PoolStatus {
     pub queued: u32,
     /// How long an idle builder is kept.
     pub idle_timeout: Duration,
+    /// The same while another one has room.
+    pub surplus_idle_timeout: Duration,
     /// The last thing that went wrong, and how long ago.
     pub last_fault: Option<(String, Duration)>,
     /// No launch is tried for this long.

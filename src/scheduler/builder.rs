@@ -36,6 +36,8 @@ pub(super) struct Builder {
     pub(super) known_since: Instant,
     /// Whether an earlier broker launched it.
     pub(super) is_adopted: bool,
+    /// Whether an operator asked for it, to have it for the idle window at least.
+    pub(super) is_ordered: bool,
     /// What it was launched for.
     pub(super) demand: Demand,
     /// Whether it may be taken away; a guess until there is an instance.
@@ -84,8 +86,8 @@ pub(super) enum Life {
     Ready {
         /// Too old for new builds from then on.
         lifetime_deadline: Instant,
-        /// Without leases: when to see whether it may end.
-        idle_deadline: Option<Instant>,
+        /// Without leases.
+        idle: Option<Idle>,
         /// Takes no builds until then.
         suspect_until: Option<Instant>,
         /// Takes none beside another until then: it is short of memory.
@@ -111,11 +113,22 @@ pub(super) enum Life {
     },
 }
 
+/// A ready builder without work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Idle {
+    /// Since when.
+    pub(super) since: Instant,
+    /// When to see whether it may end.
+    pub(super) look_at: Instant,
+}
+
 /// Why a builder ends.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum EndReason {
     /// No build for this long.
     Idle(Duration),
+    /// No build for this long, and another one of its pool has room.
+    Spare(Duration),
     /// Older than its pool allows.
     TooOld(Duration),
     /// An operator let it run empty.
@@ -146,6 +159,9 @@ impl fmt::Display for EndReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Idle(timeout) => write!(f, "idle for {} s", timeout.as_secs()),
+            Self::Spare(timeout) => {
+                write!(f, "idle for {} s, and another builder of its pool has room", timeout.as_secs())
+            }
             Self::TooOld(lifetime) => write!(f, "older than {} s", lifetime.as_secs()),
             Self::Drained => f.write_str("drained by an operator"),
             Self::Stopped => f.write_str("stopped by an operator"),
@@ -166,7 +182,7 @@ impl EndReason {
     /// Whether the instance may be put aside for the next time: only when nothing but work is missing.
     pub(super) fn ending(&self) -> Ending {
         match self {
-            Self::Idle(_) | Self::Yields => Ending::Idle,
+            Self::Idle(_) | Self::Spare(_) | Self::Yields => Ending::Idle,
             Self::TooOld(_)
             | Self::Drained
             | Self::Stopped
@@ -202,6 +218,7 @@ impl Builder {
             launched_at: now,
             known_since: now,
             is_adopted: false,
+            is_ordered: false,
             demand,
             is_loose,
             instance: None,
@@ -287,8 +304,9 @@ impl Builder {
     pub(super) fn deadline(&self) -> Option<Instant> {
         match &self.life {
             Life::Launching { deadline } | Life::Booting { deadline } => Some(*deadline),
-            Life::Ready { lifetime_deadline, idle_deadline, suspect_until, short_until, disk } => {
-                let waits = [*idle_deadline, *suspect_until, *short_until, disk.deadline()];
+            Life::Ready { lifetime_deadline, idle, suspect_until, short_until, disk } => {
+                let idle = idle.map(|idle| idle.look_at);
+                let waits = [idle, *suspect_until, *short_until, disk.deadline()];
                 waits.into_iter().flatten().chain([*lifetime_deadline]).min()
             }
             Life::Draining { deadline, .. } => *deadline,
@@ -314,7 +332,7 @@ impl Builder {
             now,
             Life::Ready {
                 lifetime_deadline: self.launched_at + lifetime,
-                idle_deadline: Some(now + idle),
+                idle: Some(Idle { since: now, look_at: now + idle }),
                 suspect_until: None,
                 short_until: None,
                 disk: Disk::Unknown,
@@ -355,30 +373,35 @@ impl Builder {
         if room > 1 {
             self.extra.insert(lease, room - 1);
         }
-        if let Life::Ready { idle_deadline, .. } = &mut self.life {
-            *idle_deadline = None;
+        if let Life::Ready { idle, .. } = &mut self.life {
+            *idle = None;
         }
     }
 
     /// A build less. Answers what its build has cost.
-    pub(super) fn release(&mut self, now: Instant, lease: LeaseId, idle: Duration) -> Usd {
+    pub(super) fn release(&mut self, now: Instant, lease: LeaseId, look_after: Duration) -> Usd {
         let cost = self.tab.close(now, self.rate(), lease);
         self.extra.remove(&lease);
         let was_leased = self.leases.remove(&lease).is_some();
-        if let Life::Ready { idle_deadline, .. } = &mut self.life
+        if let Life::Ready { idle, .. } = &mut self.life
             && was_leased
             && self.leases.is_empty()
         {
-            *idle_deadline = Some(now + idle);
+            *idle = Some(Idle { since: now, look_at: now + look_after });
         }
         cost
     }
 
-    /// It is idle, but its pool needs it: looked at again after another idle window.
-    pub(super) fn keep(&mut self, now: Instant, idle: Duration) {
-        if let Life::Ready { idle_deadline, .. } = &mut self.life {
-            *idle_deadline = Some(now + idle.max(SHORTEST_IDLE_CHECK));
+    /// It is idle, but kept: looked at again after this time.
+    pub(super) fn keep(&mut self, now: Instant, look_after: Duration) {
+        if let Life::Ready { idle: Some(idle), .. } = &mut self.life {
+            idle.look_at = now + look_after.max(SHORTEST_IDLE_CHECK);
         }
+    }
+
+    /// Since when it has no work, of a ready builder.
+    pub(super) fn idle_since(&self) -> Option<Instant> {
+        if let Life::Ready { idle, .. } = &self.life { idle.map(|idle| idle.since) } else { None }
     }
 
     /// An attempt says that it is lost: no further build until that is known or disproved. Answers how many builds

@@ -221,7 +221,7 @@ impl Fleet {
         });
         let Some((pool, beside, room, is_loose)) = granted else { return };
         let is_known = build.request.prediction.is_of_its_like();
-        let end = is_known.then(|| End { at: now + place.lasts, lease, is_loose });
+        let end = is_known.then(|| End { at: now + place.lasts, lease, builder, is_loose });
         if let Some(end) = end {
             self.ends.insert(pool, end);
         }
@@ -253,16 +253,29 @@ impl Fleet {
 
     /// What waits, those first that have the least choice of machines, then those that have the least choice of pools.
     fn wants(&self) -> impl Iterator<Item = Want<'_>> {
-        let shuns = |id: &BuildId| self.builds.get(id).is_some_and(|build| build.shuns_loose);
-        let want = move |steady| {
-            self.queue.lanes().map(move |(_, lane)| {
-                let shunning = lane.picky().filter(|(_, id)| shuns(id)).count();
-                let waiting = if steady { shunning } else { lane.len() - shunning };
-                let (pools, is_big, mean) = (&lane.fit.pools, lane.fit.is_big, self.mean_of(lane));
-                Want { pools, waiting, is_big, mean, steady }
-            })
-        };
-        want(true).chain(want(false)).filter(|want| want.waiting > 0)
+        let mut wants: Vec<(Want<'_>, usize)> = Vec::new();
+        for (place, (_, lane)) in self.queue.lanes().enumerate() {
+            let (pools, is_big, mean) = (&lane.fit.pools, lane.fit.is_big, self.mean_of(lane));
+            let mut plain = lane.len();
+            let mut add = |steady, elsewhere, waiting| {
+                if waiting > 0 {
+                    wants.push((Want { pools, waiting, is_big, mean, steady, elsewhere }, place));
+                }
+            };
+            let picky: Vec<_> = lane.picky().filter_map(|(_, id)| self.builds.get(&id)).collect();
+            for (steady, elsewhere) in [(true, true), (true, false), (false, true)] {
+                let is_such = |build: &&&Build| {
+                    let refuses = || placement::awaits_a_full_one(&lane.fit, &self.roster, build);
+                    build.shuns_loose == steady && refuses() == elsewhere
+                };
+                let waiting = picky.iter().filter(is_such).count();
+                add(steady, elsewhere, waiting);
+                plain -= waiting;
+            }
+            add(false, false, plain);
+        }
+        wants.sort_by_key(|(want, place)| (!want.steady, !want.elsewhere, *place));
+        wants.into_iter().map(|(want, _)| want)
     }
 
     fn carry_out(&mut self, ix: PoolIx, plan: Plan) {
@@ -295,17 +308,18 @@ impl Fleet {
         let census = self.roster.census(ix);
         let per_builder = pool.expected_slots();
         let short = pool.spec.min_builders.saturating_sub(census.staffed());
-        let mut slots = census.free + self.ends.soon(ix, self.now, pool.launch_takes());
+        let mut coming = self.ends.soon(ix, self.now, pool.launch_takes(), &self.roster);
         if pool.is_paid_for() {
             for builder in census.starting.iter().filter_map(|id| self.roster.get(*id)) {
-                *slots.of(builder.is_loose) += u64::from(pool.expected_slots_for(builder.demand));
+                *coming.of(builder.is_loose) += u64::from(pool.expected_slots_for(builder.demand));
             }
         } else {
             // Where all machines are alike they need only be counted.
-            slots.steady += census.starting.len() as u64 * u64::from(per_builder);
+            coming.steady += census.starting.len() as u64 * u64::from(per_builder);
         }
         Supply {
-            slots,
+            free: census.free,
+            coming,
             per_builder,
             room: self.room(ix),
             short_of_minimum: if minimums_count { short } else { 0 },
@@ -335,6 +349,8 @@ impl Fleet {
         let at_most = if pool.is_paid_for() { self.left_of_hour() } else { None };
         self.actions.push(Action::Launch { builder: id, pool: pool.spec.name.clone(), demand, at_most });
         let timeout = pool.spec.launch_timeout;
+        let pool = &mut self.pools[ix.0];
+        pool.spares.one_is_launched(self.now, pool.launch_takes());
         let mut builder = Builder::launching(id, ix, self.now, timeout, demand, is_loose);
         builder.at_most = at_most;
         self.roster.insert(builder);
@@ -445,6 +461,7 @@ impl Fleet {
 
 fn within_bounds(mut spec: PoolSpec) -> PoolSpec {
     spec.idle_timeout = spec.idle_timeout.min(LONGEST_DURATION);
+    spec.surplus_idle_timeout = spec.surplus_idle_timeout.min(spec.idle_timeout);
     spec.max_lifetime = spec.max_lifetime.min(LONGEST_DURATION);
     spec.launch_timeout = spec.launch_timeout.min(LONGEST_DURATION);
     spec

@@ -50,6 +50,7 @@ mod economics;
 mod fleet;
 mod headroom;
 mod history;
+mod idle;
 mod money;
 mod on_adoption;
 mod on_build;
@@ -68,6 +69,7 @@ mod scaling;
 mod status;
 mod trail;
 mod verdict;
+mod work;
 mod worth;
 
 #[cfg(test)]

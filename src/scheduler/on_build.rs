@@ -127,7 +127,7 @@ impl Fleet {
     /// Frees the slot, and learns what the end says about the builder.
     fn release(&mut self, id: BuildId, run: &Run, end: &AttemptEnd) {
         let now = self.now;
-        let idle = self.pools[run.pool.0].spec.idle_timeout;
+        let idle = self.idle_at_least(run.pool);
         let released = self.roster.change(run.builder, |builder| {
             let cost = builder.release(now, run.lease, idle);
             (cost, judge(builder, now, id, run, end))

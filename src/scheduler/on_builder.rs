@@ -58,11 +58,12 @@ impl Fleet {
         }
         let now = self.now;
         let slots = pool.slots_of(facts);
-        let (idle, lifetime) = (pool.spec.idle_timeout, pool.spec.max_lifetime);
+        let lifetime = pool.spec.max_lifetime;
         pool.builder_became_ready(slots, demand);
         if !is_adopted {
             pool.learn_launch(now.saturating_duration_since(known_since));
         }
+        let idle = self.idle_at_least(ix);
         let has_ca_derivations = facts.offer.features.contains(&Feature::new(CA_DERIVATIONS));
         self.roster.change(id, |builder| {
             builder.has_ca_derivations = has_ca_derivations;
@@ -205,19 +206,12 @@ impl Fleet {
                 let reason = format!("not ready {} s after {since}", spec.launch_timeout.as_secs());
                 self.on_lost(id, BuilderFault { kind: BuilderFaultKind::BootFailed, reason });
             }
-            Life::Ready { lifetime_deadline, idle_deadline, disk, .. } => {
-                let idle = spec.idle_timeout;
+            Life::Ready { lifetime_deadline, idle, disk, .. } => {
                 if *lifetime_deadline <= now {
                     let why = EndReason::TooOld(spec.max_lifetime);
                     self.drain(id, why, None);
-                } else if idle_deadline.is_some_and(|at| at <= now) {
-                    // One that makes room on its disk is idle, and yet waited for.
-                    let is_wanted = disk.deadline().is_some() && self.queue.waits_for(builder.pool);
-                    if self.roster.census(builder.pool).staffed() > spec.min_builders && !is_wanted {
-                        self.end_builder(id, EndReason::Idle(idle));
-                    } else {
-                        self.roster.change(id, |builder| builder.keep(now, idle));
-                    }
+                } else if idle.is_some_and(|idle| idle.look_at <= now) {
+                    self.look_at_idle(id);
                 } else if disk.deadline().is_some_and(|at| at <= now) {
                     self.on_collected(id);
                 } else {

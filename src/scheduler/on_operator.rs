@@ -16,7 +16,8 @@ impl Fleet {
         let has_room = self.roster.census(ix).alive() < self.pools[ix.0].spec.max_builders;
         if self.accepting() && has_room && self.held(ix).is_none() {
             let builds = self.pools[ix.0].expected_slots();
-            self.launch(ix, Demand { builds, on_demand_only: false });
+            let id = self.launch(ix, Demand { builds, on_demand_only: false });
+            self.roster.change(id, |builder| builder.is_ordered = true);
         }
     }
 

@@ -3,8 +3,9 @@
 //! Among the builds that any open builder fits, the one comes first whose turn it is ([`super::queue`]). It goes to the
 //! first of its pools with a free slot: to a builder that made some of its inputs, if one of them is open; else to the
 //! fullest, so that others become idle and end. One that is `big-parallel` goes to the one with most room instead, and
-//! takes half of it. None goes to a builder that it has failed on while there is, or soon will be, another. What a builder
-//! has no memory for ([`super::headroom`]) counts as no free slot, here and where launches are decided.
+//! takes half of it. None goes to a builder that it has failed on while there is, or soon will be, another; where all the
+//! others are full, [`super::scaling`] launches one for it, and is told so by [`awaits_a_full_one`]. What a builder has no
+//! memory for ([`super::headroom`]) counts as no free slot, here and where launches are decided.
 
 use std::collections::BTreeMap;
 
@@ -43,8 +44,10 @@ pub(super) fn next(
             best = Some(Placement { turn, lane: lane_ix, build, builder });
         }
         let suited = lane.picky().find_map(|(turn, build)| {
-            let builder = choose_for_picky(&lane.fit, roster, builds.get(&build)?, &may_grow)?;
-            Some(Placement { turn, lane: lane_ix, build, builder })
+            match choose_for_picky(&lane.fit, roster, builds.get(&build)?, &may_grow) {
+                Choice::Now(builder) => Some(Placement { turn, lane: lane_ix, build, builder }),
+                Choice::Later | Choice::OnAFullOne => None,
+            }
         });
         if let Some(suited) = suited
             && is_better(suited.turn, &best)
@@ -75,30 +78,44 @@ fn near(fit: &Fit, roster: &Roster, build: &Build) -> Option<BuilderId> {
     build.near.iter().find(will_do).copied()
 }
 
+/// Where a build goes that would rather not run on some builders.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Choice {
+    Now(BuilderId),
+    /// Nowhere yet: one that suits it starts, is launched, or is under a suspicion that soon ends.
+    Later,
+    /// Nowhere yet: all that suit it are full.
+    OnAFullOne,
+}
+
+/// Whether this build waits for a full builder to have a slot again, whatever is free elsewhere.
+pub(super) fn awaits_a_full_one(fit: &Fit, roster: &Roster, build: &Build) -> bool {
+    choose_for_picky(fit, roster, build, |_| false) == Choice::OnAFullOne
+}
+
 /// The builder for a build that would rather not run on some: it has failed on them, or they may be taken away.
-fn choose_for_picky(
-    fit: &Fit,
-    roster: &Roster,
-    build: &Build,
-    may_grow: impl Fn(PoolIx) -> bool,
-) -> Option<BuilderId> {
+fn choose_for_picky(fit: &Fit, roster: &Roster, build: &Build, may_grow: impl Fn(PoolIx) -> bool) -> Choice {
     let is_shunned =
         |id: &BuilderId| build.shuns_loose && roster.get(*id).is_some_and(|builder| builder.is_loose);
     let suits = |id: &BuilderId| !(build.has_failed_on(*id) || is_shunned(id));
     let open = || fit.pools.iter().flat_map(|pool| &roster.census(*pool).open).map(|(_, builder)| *builder);
     if let Some(best) = open().find(&suits) {
-        return Some(best);
+        return Choice::Now(best);
     }
-    let another_will_be_free = fit.pools.iter().any(|pool| {
-        let census = roster.census(*pool);
-        census.starting.iter().chain(&census.ready).any(&suits)
-    });
-    if another_will_be_free {
-        return None;
+    let censuses = || fit.pools.iter().map(|pool| roster.census(*pool));
+    let has_free_slots = |id: &&BuilderId| roster.get(**id).is_some_and(|builder| builder.free() > 0);
+    let suspect = censuses().flat_map(|census| census.ready.iter().filter(has_free_slots));
+    if censuses().flat_map(|census| &census.starting).chain(suspect).any(&suits) {
+        return Choice::Later;
+    }
+    if censuses().flat_map(|census| &census.ready).any(&suits) {
+        return Choice::OnAFullOne;
     }
     // Where it has failed, but not shunned: as long as such a slot is free, nothing is launched for builds like this.
-    open().find(|id| !is_shunned(id)).or_else(|| {
-        let one_is_launched = build.shuns_loose && fit.pools.iter().any(|pool| may_grow(*pool));
-        if one_is_launched { None } else { first_open(fit, roster) }
-    })
+    let one_is_launched = || build.shuns_loose && fit.pools.iter().any(|pool| may_grow(*pool));
+    let bad = open().find(|id| !is_shunned(id));
+    match bad.or_else(|| if one_is_launched() { None } else { first_open(fit, roster) }) {
+        Some(bad) => Choice::Now(bad),
+        None => Choice::Later,
+    }
 }

@@ -6,6 +6,7 @@ use std::collections::{BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use super::event::{BuilderFault, BuilderFaultKind};
+use super::idle::Spares;
 use super::retry::{self, LAUNCH_FAILURES_TO_WAIT_THROUGH};
 use crate::model::ec2::Market;
 use crate::model::requirement::CA_DERIVATIONS;
@@ -46,6 +47,8 @@ pub(super) struct Pool {
     pub(super) offer: Offer,
     learned: Learned,
     gathering: Option<Gathering>,
+    /// What became of its builders that had no work while others had room.
+    pub(super) spares: Spares,
     /// When a machine was last taken away.
     interrupted_at: Option<Instant>,
     /// Only machines that stay are launched until then.
@@ -99,6 +102,7 @@ impl Pool {
             offer,
             learned: Learned::default(),
             gathering: None,
+            spares: Spares::default(),
             interrupted_at: None,
             steady_until: None,
             trouble: Trouble::default(),

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::pool::PoolIx;
 use super::rank::Rank;
+use super::work::Work;
 use crate::model::{BuildId, ClientId};
 
 /// One lane of the queue. Stays the same lane as long as the fleet exists.
@@ -56,8 +57,8 @@ pub(super) struct Lane {
     running: BTreeMap<ClientId, u32>,
     /// Since when its builds wait.
     waits: BTreeSet<(Instant, Rank)>,
-    /// How long they will run, all together.
-    work: Duration,
+    /// How long they will run.
+    work: Work,
     len: usize,
 }
 
@@ -70,7 +71,7 @@ impl Lane {
             picky: BTreeMap::new(),
             running: BTreeMap::new(),
             waits: BTreeSet::new(),
-            work: Duration::ZERO,
+            work: Work::default(),
             len: 0,
         }
     }
@@ -83,25 +84,34 @@ impl Lane {
         self.len == 0
     }
 
-    /// How long one of its builds will run, on average.
-    pub(super) fn mean(&self) -> Duration {
-        u32::try_from(self.len).ok().and_then(|len| self.work.checked_div(len)).unwrap_or_default()
+    /// How long its builds will run, all together, none counting for more than the horizon.
+    pub(super) fn work_within(&self, horizon: Duration) -> Duration {
+        self.work.within(horizon)
     }
 
-    /// Since when the one waits that has waited longest.
-    pub(super) fn oldest(&self) -> Option<Instant> {
-        self.waits.first().map(|(since, _)| *since)
+    /// How many have waited since this moment or longer; no more than `most` are counted.
+    pub(super) fn waiting_since(&self, moment: Instant, most: usize) -> usize {
+        self.waits.range(..=(moment, Rank::LAST)).take(most).count()
+    }
+
+    /// Since when the first one waits that came after this moment.
+    pub(super) fn first_since(&self, moment: Option<Instant>) -> Option<Instant> {
+        let first = match moment {
+            Some(moment) => self.waits.range((moment, Rank::LAST)..).next(),
+            None => self.waits.first(),
+        };
+        first.map(|(since, _)| *since)
     }
 
     fn count_in(&mut self, place: Place) {
         self.len += 1;
-        self.work += place.lasts;
+        self.work.add(place.lasts);
         self.waits.insert((place.since, place.rank));
     }
 
     fn count_out(&mut self, place: Place) {
         self.len -= 1;
-        self.work -= place.lasts;
+        self.work.remove(place.lasts);
         self.waits.remove(&(place.since, place.rank));
     }
 
@@ -269,7 +279,7 @@ impl Queue {
             lane.turns.clear();
             lane.picky.clear();
             lane.waits.clear();
-            lane.work = Duration::ZERO;
+            lane.work = Work::default();
             lane.len = 0;
         }
         self.len = 0;
@@ -337,7 +347,7 @@ impl Queue {
             assert_eq!(lane.plain.len(), turns.len(), "a client without builds is kept");
             assert_eq!(lane.iter().count(), lane.len, "a lane has miscounted");
             assert_eq!(lane.waits.len(), lane.len, "a lane does not know since when its builds wait");
-            assert!(lane.len > 0 || lane.work.is_zero(), "an empty lane has work");
+            assert!(lane.len > 0 || lane.work == Work::default(), "an empty lane has work");
         }
         let all: Vec<_> = self.lanes.iter().flat_map(Lane::iter).collect();
         assert_eq!(all.len(), self.len, "the queue has miscounted");
@@ -381,7 +391,7 @@ mod tests {
         assert_eq!(queue.competition(first), 3);
         assert_eq!(queue.heads(PoolIx(0), 2), [BuildId(1), BuildId(2)]);
         assert_eq!(queue.builds().len(), 4);
-        assert_eq!(queue.lane(both).mean(), Duration::from_millis(2_500));
+        assert_eq!(queue.lane(both).work_within(Duration::from_secs(3)), Duration::from_secs(4));
         assert_eq!(queue.drain().len(), 4);
         assert!(queue.is_empty() && queue.builds().is_empty());
     }

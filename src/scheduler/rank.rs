@@ -26,6 +26,9 @@ pub(super) struct Rank {
 }
 
 impl Rank {
+    /// No other comes after it.
+    pub(super) const LAST: Self = Self { at: i64::MAX, ticket: Ticket(u64::MAX) };
+
     pub(super) fn new(
         fleet_began: Instant,
         accepted_at: Instant,

@@ -2,9 +2,10 @@
 //!
 //! Arithmetic only; a pool that rests or is full has no room here.
 //!
-//! A slot does as many builds one after the other as end in the time that a launch takes: a builder for these alone would
-//! come when they are done, or have nothing to do a minute later. A build that takes longer, or of whose like nothing is
-//! known, counts for a slot of its own.
+//! A slot counts for as much work as it does in the time that a launch takes: a builder for less would come when that is
+//! done, or have nothing to do a minute later. A build that takes longer, or of whose like nothing is known, counts for a
+//! slot of its own. To count with several times that long would cost less and end later: nobody says how many processors
+//! a build uses, and a small machine is slow for those that use many.
 //!
 //! The queue is first spread over builders of the size that each pool is planned with, pool by pool in the order of the
 //! configuration. What then finds no room any more makes the machines larger that are launched anyway, where a pool's
@@ -15,7 +16,7 @@ use std::time::Duration;
 use super::builder::room_of_big;
 use super::pool::PoolIx;
 
-/// Builds in a row on one slot at most, for which no builder is launched: predictions may be wrong.
+/// Builds that a slot counts for at most: predictions may be wrong.
 const MOST_IN_A_ROW: u64 = 32;
 
 /// Slots, told apart by what may become of them.
@@ -30,8 +31,10 @@ pub(super) struct Stock {
 /// What one pool has and could have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Supply {
-    /// Slots that are free, or will be when the builders on their way are ready or before one could be launched.
-    pub(super) slots: Stock,
+    /// Slots that are free.
+    pub(super) free: Stock,
+    /// Slots that will be when the builders on their way are ready, or before one could be launched.
+    pub(super) coming: Stock,
     /// Slots a further builder is planned to bring. Invariant: at least 1.
     pub(super) per_builder: u32,
     /// Builders that may be launched.
@@ -55,10 +58,12 @@ pub(super) struct Want<'a> {
     pub(super) waiting: usize,
     /// Whether each of them gets half a machine.
     pub(super) is_big: bool,
-    /// How long one of them will run, on average.
+    /// How long one of them will run on average, none counting for more than the longest launch.
     pub(super) mean: Duration,
     /// Only slots that cannot be taken away will do: they have lost such a one.
     pub(super) steady: bool,
+    /// None of the slots that are free will do: they have failed there.
+    pub(super) elsewhere: bool,
 }
 
 /// What to launch in one pool.
@@ -109,7 +114,7 @@ pub(super) fn plan<'a>(wants: impl Iterator<Item = Want<'a>>, supply: Vec<Supply
                 break;
             }
             let pool = &mut pools[ix.0];
-            let slots = waiting.div_ceil(pool.serves(want)).saturating_mul(pool.each(want));
+            let slots = pool.slots_for(waiting, want).saturating_mul(pool.each(want));
             let wanted = slots.div_ceil(u64::from(pool.supply.per_builder));
             pool.launch(u32::try_from(wanted).unwrap_or(u32::MAX), want.steady);
             waiting -= pool.take(waiting, want);
@@ -135,7 +140,7 @@ fn enlarge(pools: &mut [Pool], want: Want<'_>, waiting: u64) {
         let share = if launches(pool) == over && over > 0 { waiting } else { share };
         over -= launches(pool);
         waiting -= share;
-        let slots = share.div_ceil(pool.serves(want)).saturating_mul(pool.each(want));
+        let slots = pool.slots_for(share, want).saturating_mul(pool.each(want));
         pool.plan.slots = pool.plan.slots.saturating_add(slots);
     }
 }
@@ -157,28 +162,34 @@ impl Pool {
         if want.is_big { u64::from(room_of_big(self.supply.per_builder)) } else { 1 }
     }
 
-    /// Builds that a slot here does one after the other, before a builder that is launched for them could be up.
-    fn serves(&self, want: Want<'_>) -> u64 {
-        let serves = self.supply.launch.as_millis() / want.mean.as_millis().max(1);
-        u64::try_from(serves).unwrap_or(u64::MAX).clamp(1, MOST_IN_A_ROW)
+    /// How long one of these builds and a launch take, in milliseconds; the former is no more than the latter.
+    fn parts(&self, want: Want<'_>) -> (u64, u64) {
+        let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        let whole = millis(self.supply.launch).max(1);
+        (millis(want.mean).clamp(whole.div_ceil(MOST_IN_A_ROW), whole), whole)
+    }
+
+    /// Slots for so many builds.
+    fn slots_for(&self, builds: u64, want: Want<'_>) -> u64 {
+        let (part, whole) = self.parts(want);
+        u64::try_from((u128::from(builds) * u128::from(part)).div_ceil(u128::from(whole))).unwrap_or(u64::MAX)
+    }
+
+    /// Builds that so many slots count for.
+    fn served_by(&self, slots: u64, want: Want<'_>) -> u64 {
+        let (part, whole) = self.parts(want);
+        u64::try_from(u128::from(slots) * u128::from(whole) / u128::from(part)).unwrap_or(u64::MAX)
     }
 
     /// Gives slots to so many builds, or to as many as there are slots for. Answers to how many.
     fn take(&mut self, wanted: u64, want: Want<'_>) -> u64 {
-        let (each, serves) = (self.each(want), self.serves(want));
-        let needed = wanted.div_ceil(serves);
-        let from_there = self.supply.slots.take(needed, each, want.steady);
+        let each = self.each(want);
+        let needed = self.slots_for(wanted, want);
+        let from_free = if want.elsewhere { 0 } else { self.supply.free.take(needed, each, want.steady) };
+        let from_there = from_free + self.supply.coming.take(needed - from_free, each, want.steady);
         let from_fresh = self.fresh.take(needed - from_there, each, want.steady);
         self.plan.slots += from_fresh * each;
-        wanted.min((from_there + from_fresh).saturating_mul(serves))
-    }
-}
-
-impl std::ops::Add for Stock {
-    type Output = Self;
-
-    fn add(self, other: Self) -> Self {
-        Self { loose: self.loose + other.loose, steady: self.steady + other.steady }
+        wanted.min(self.served_by(from_there + from_fresh, want))
     }
 }
 
@@ -207,9 +218,13 @@ mod tests {
     const A: PoolIx = PoolIx(0);
     const B: PoolIx = PoolIx(1);
 
+    const ONE: Want<'_> =
+        Want { pools: &[A], waiting: 1, is_big: false, mean: HOUR, steady: false, elsewhere: false };
+
     fn supply(slots: u64, room: u32) -> Supply {
         Supply {
-            slots: Stock { loose: 0, steady: slots },
+            free: Stock { loose: 0, steady: slots },
+            coming: Stock::default(),
             per_builder: 4,
             room,
             short_of_minimum: 0,
@@ -230,6 +245,7 @@ mod tests {
             is_big: false,
             mean: HOUR,
             steady: false,
+            elsewhere: false,
         });
         plan(wants, supply.to_vec())
     }
@@ -289,18 +305,18 @@ mod tests {
 
     #[test]
     fn a_build_that_lost_a_machine_is_planned_for_on_one_that_stays() {
-        let spot = Supply { is_loose: true, slots: Stock { loose: 8, steady: 0 }, ..sized(3) };
-        let want = |waiting, steady| Want { pools: &[A], waiting, is_big: false, mean: HOUR, steady };
+        let spot = Supply { is_loose: true, free: Stock { loose: 8, steady: 0 }, ..sized(3) };
+        let want = |waiting, steady| Want { waiting, steady, ..ONE };
         let decided = plan([want(2, true), want(9, false)].into_iter(), vec![spot]);
         assert_eq!(decided, [Plan { launches: 1, steady: 1, slots: 3 }]);
-        let steady = Supply { slots: Stock { loose: 8, steady: 2 }, ..spot };
+        let steady = Supply { free: Stock { loose: 8, steady: 2 }, ..spot };
         let decided = plan([want(2, true), want(9, false)].into_iter(), vec![steady]);
         assert_eq!(decided, [Plan { launches: 1, steady: 0, slots: 1 }]);
     }
 
     #[test]
     fn a_build_that_uses_all_processors_gets_half_a_machine() {
-        let big = |waiting| Want { pools: &[A], waiting, is_big: true, mean: HOUR, steady: false };
+        let big = |waiting| Want { waiting, is_big: true, ..ONE };
         let launches = |want, supply| plan([want].into_iter(), vec![supply])[0];
         assert_eq!(launches(big(3), supply(4, 9)), Plan { launches: 1, steady: 0, slots: 2 });
         assert_eq!(launches(big(1), sized(9)).shares().collect::<Vec<_>>(), [2]);
@@ -313,10 +329,7 @@ mod tests {
     fn a_slot_does_what_ends_before_another_could_be_launched() {
         let launches = |waiting, millis, supply| {
             let mean = Duration::from_millis(millis);
-            plan(
-                [Want { pools: &[A], waiting, is_big: false, mean, steady: false }].into_iter(),
-                vec![supply],
-            )[0]
+            plan([Want { waiting, mean, ..ONE }].into_iter(), vec![supply])[0]
         };
         // Four slots, a minute to launch: four times three builds of twenty seconds.
         assert_eq!(launches(12, 20_000, supply(4, 9)).launches, 0);
@@ -328,6 +341,27 @@ mod tests {
         // However short, they are not all left to one slot.
         assert_eq!(launches(1_000, 1, supply(4, 9)).launches, 7);
         assert_eq!(launches(8, 61_000, supply(4, 9)).launches, 1);
+    }
+
+    #[test]
+    fn work_is_summed_up_and_not_rounded_up_build_by_build() {
+        let slots = |waiting, millis, supply| {
+            let mean = Duration::from_millis(millis);
+            plan([Want { waiting, mean, ..ONE }].into_iter(), vec![supply])[0].slots
+        };
+        // Two thirds of what a launch takes: 200 builds are work for 134 slots.
+        assert_eq!(slots(200, 40_000, sized(1)), 134);
+        assert_eq!(slots(200, 40_000, sized(9)), 134);
+        assert_eq!(slots(200, 60_000, sized(1)), 200);
+        assert_eq!(slots(200, 3_600_000, sized(1)), 200);
+    }
+
+    #[test]
+    fn what_refuses_the_slots_that_are_free_is_launched_for() {
+        let launches = |supply| plan([Want { elsewhere: true, ..ONE }].into_iter(), vec![supply])[0].launches;
+        assert_eq!(launches(supply(4, 1)), 1);
+        let coming = Supply { coming: Stock { loose: 0, steady: 1 }, ..supply(4, 1) };
+        assert_eq!(launches(coming), 0);
     }
 
     #[test]

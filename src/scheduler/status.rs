@@ -84,6 +84,7 @@ impl Fleet {
             slots: 0,
             queued: self.queue.counts_by_first_pool().get(&ix).copied().unwrap_or(0),
             idle_timeout: pool.spec.idle_timeout,
+            surplus_idle_timeout: pool.spec.surplus_idle_timeout,
             last_fault: pool
                 .last_fault
                 .as_ref()
@@ -133,11 +134,11 @@ impl Fleet {
 
     /// How long until an idle builder ends, unless its pool keeps it.
     fn ends_in(&self, now: Instant, builder: &Builder) -> Option<Duration> {
-        let Life::Ready { idle_deadline: Some(at), lifetime_deadline, .. } = &builder.life else {
+        let Life::Ready { idle: Some(_), lifetime_deadline, .. } = &builder.life else {
             return None;
         };
-        let kept = self.roster.census(builder.pool).staffed() <= self.pools[builder.pool.0].spec.min_builders;
-        let ends_at = if kept { *lifetime_deadline } else { *at.min(lifetime_deadline) };
+        let idle_end = self.idle_end(builder).map(|(at, _)| at.max(now));
+        let ends_at = idle_end.map_or(*lifetime_deadline, |at| at.min(*lifetime_deadline));
         Some(ends_at.saturating_duration_since(now))
     }
 

@@ -2,18 +2,20 @@
 //! are believed to take, which slots will be free before a launch could bring others, and until when that is believed.
 //!
 //! A prediction may be wrong, and then what waits for a slot waits for long. A slot that should be free by now counts for
-//! nothing, and after the time of [`PATIENCE`] launches what waits is launched for as if nothing were known of it.
+//! nothing, and what has waited for the time of [`PATIENCE`] launches is launched for as if nothing were known of it.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use super::build::Stage;
+use super::builder::Builder;
 use super::fleet::Fleet;
 use super::pool::PoolIx;
 use super::queue::Lane;
+use super::roster::Roster;
 use super::scaling::Stock;
 use super::trail::Why;
-use crate::model::{BuildId, LeaseId};
+use crate::model::{BuildId, BuilderId, LeaseId};
 
 /// So many times as long as a launch takes may a build wait for slots that should have been free.
 const PATIENCE: u32 = 3;
@@ -22,6 +24,9 @@ const PATIENCE: u32 = 3;
 const A_MOMENT: Duration = Duration::from_millis(10);
 /// Slots that are counted at most of those that will be free soon.
 const MOST_SOON: usize = 256;
+
+/// Builds of a lane that are counted at most of those that have waited for too long.
+const MOST_DOUBTED: usize = 256;
 
 /// When running builds will probably end, by pool; those of whose like nothing is known are left out.
 #[derive(Clone, Debug)]
@@ -32,6 +37,7 @@ pub(super) struct Ends(Vec<BTreeSet<End>>);
 pub(super) struct End {
     pub(super) at: Instant,
     pub(super) lease: LeaseId,
+    pub(super) builder: BuilderId,
     /// Whether its slot may be taken away.
     pub(super) is_loose: bool,
 }
@@ -49,10 +55,11 @@ impl Ends {
         self.0[pool.0].remove(&end);
     }
 
-    /// Slots that will be free in this time.
-    pub(super) fn soon(&self, pool: PoolIx, now: Instant, within: Duration) -> Stock {
+    /// Slots that will be free in this time, on builders that take another build.
+    pub(super) fn soon(&self, pool: PoolIx, now: Instant, within: Duration, roster: &Roster) -> Stock {
         let mut stock = Stock::default();
-        for end in self.after(pool, now).take_while(|end| end.at <= now + within).take(MOST_SOON) {
+        let soon = self.after(pool, now).take_while(|end| end.at <= now + within).take(MOST_SOON);
+        for end in soon.filter(|end| roster.get(end.builder).is_some_and(Builder::is_ready)) {
             *stock.of(end.is_loose) += 1;
         }
         stock
@@ -60,7 +67,7 @@ impl Ends {
 
     fn after(&self, pool: PoolIx, now: Instant) -> impl Iterator<Item = &End> {
         // Nothing that is due now: it ends with its own event, or has been expected in vain.
-        let first = End { at: now, lease: LeaseId(u64::MAX), is_loose: true };
+        let first = End { at: now, lease: LeaseId(u64::MAX), builder: BuilderId(u64::MAX), is_loose: true };
         self.0[pool.0].range(first..)
     }
 
@@ -72,17 +79,23 @@ impl Ends {
 }
 
 impl Fleet {
-    /// How long one of the builds that wait here is believed to take.
+    /// How long one of the builds that wait here is believed to take on average, none counting for more than a launch.
     pub(super) fn mean_of(&self, lane: &Lane) -> Duration {
-        match self.patient_until(lane) {
-            Some(until) if self.now >= until => Duration::MAX,
-            Some(_) | None => lane.mean(),
-        }
+        let longest = self.longest_launch(lane);
+        let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+        let doubted = self.doubted_since(lane).map_or(0, |since| lane.waiting_since(since, MOST_DOUBTED));
+        let len = count(lane.len()).max(1);
+        let believed = lane.work_within(longest) / len;
+        believed + (longest.saturating_sub(believed) / len).saturating_mul(count(doubted).min(len))
     }
 
-    /// Until when the predictions about what waits here are believed.
-    fn patient_until(&self, lane: &Lane) -> Option<Instant> {
-        Some(lane.oldest()? + self.longest_launch(lane).saturating_mul(PATIENCE))
+    /// Of what waits since then or longer no prediction is believed any more.
+    fn doubted_since(&self, lane: &Lane) -> Option<Instant> {
+        self.now.checked_sub(self.patience(lane))
+    }
+
+    fn patience(&self, lane: &Lane) -> Duration {
+        self.longest_launch(lane).saturating_mul(PATIENCE)
     }
 
     fn longest_launch(&self, lane: &Lane) -> Duration {
@@ -96,8 +109,10 @@ impl Fleet {
 
     /// When what waits has waited for too long, or a slot should be free that it waits for.
     pub(super) fn impatient_at(&self) -> Option<Instant> {
-        let thrifty = self.queue.lanes().filter(|(_, lane)| self.is_thrifty(lane));
-        let patience = thrifty.filter_map(|(_, lane)| self.patient_until(lane));
+        let patience = self
+            .queue
+            .lanes()
+            .filter_map(|(_, lane)| Some(lane.first_since(self.doubted_since(lane))? + self.patience(lane)));
         let waits = !self.queue.is_empty();
         let free = (0..self.pools.len()).map(PoolIx).filter(|_| waits);
         let free = free.filter_map(|ix| self.ends.after(ix, self.now).next().map(|end| end.at));
@@ -115,7 +130,7 @@ impl Fleet {
             if self.awaits_a_start(*id) || !self.is_thrifty(lane) {
                 continue;
             }
-            let (mean, launch) = (lane.mean(), self.longest_launch(lane));
+            let (mean, launch) = (self.mean_of(lane), self.longest_launch(lane));
             if let Some(build) = self.builds.get_mut(id) {
                 build.trail.push(self.now, Why::NotWorthALaunch { mean, launch });
             }

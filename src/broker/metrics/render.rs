@@ -264,6 +264,7 @@ mod tests {
             slots: 8,
             queued: 4,
             idle_timeout: Duration::from_secs(600),
+            surplus_idle_timeout: Duration::from_secs(600),
             last_fault: None,
             cooling: Some(Duration::from_secs(9)),
             capped: None,

@@ -53,6 +53,7 @@ fn pool(provider: ProviderSpec) -> PoolSpec {
         min_builders: 0,
         max_builders: 1,
         idle_timeout: Duration::from_secs(1),
+        surplus_idle_timeout: Duration::from_secs(1),
         max_lifetime: Duration::from_secs(1),
         launch_timeout: Duration::from_secs(1),
         declines: [].into(),
@@ -413,6 +414,7 @@ fn each_trouble_with_the_broker_has_its_own_words() {
                 slots: 0,
                 queued: 0,
                 idle_timeout: 600.0,
+                surplus_idle_timeout: 600.0,
                 last_fault: Some(fault),
                 cooling: None,
             });

@@ -22,6 +22,7 @@ fn pool(name: &str) -> PoolView {
         slots: 0,
         queued: 0,
         idle_timeout: 600.0,
+        surplus_idle_timeout: 600.0,
         last_fault: None,
         cooling: None,
         capped: None,

@@ -10,16 +10,20 @@ mod tests;
 
 use std::time::Duration;
 
+use super::pool::Times;
 use super::problem::{Problems, did_you_mean, quote};
 use super::section::{Section, Text};
 use crate::catalog::{Catalog, microarch};
 use crate::model::ec2::{DiskSpec, IdleAction, ImageSpec, Market, Reach};
 use crate::model::{Ec2Spec, HourlyRate};
 
-pub(super) const IDLE_TIMEOUT: Duration = Duration::from_secs(20 * 60);
-pub(super) const MAX_LIFETIME: Duration = Duration::from_secs(8 * 60 * 60);
-/// Boot and preparation take about a minute; after this long something is wrong.
-pub(super) const LAUNCH_TIMEOUT: Duration = Duration::from_secs(5 * 60);
+pub(super) const TIMES: Times = Times {
+    idle: Duration::from_secs(20 * 60),
+    surplus_idle: Duration::from_secs(3 * 60),
+    lifetime: Duration::from_secs(8 * 60 * 60),
+    // Boot and preparation take about a minute; after this long something is wrong.
+    launch: Duration::from_secs(5 * 60),
+};
 
 /// The account that publishes the NixOS images.
 const NIXOS_OWNER: &str = "427812963091";

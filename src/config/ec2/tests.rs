@@ -36,8 +36,8 @@ fn an_empty_table_gets_every_default() {
     let pool = &config.pools[0];
     assert_eq!((pool.min_builders, pool.max_builders), (0, 1));
     assert_eq!(pool.slots, Slots::Auto { expected: 8 });
-    let times = [pool.idle_timeout, pool.max_lifetime, pool.launch_timeout].map(|time| time.as_secs());
-    assert_eq!(times, [1_200, 28_800, 300]);
+    let times = [pool.idle_timeout, pool.surplus_idle_timeout, pool.max_lifetime, pool.launch_timeout];
+    assert_eq!(times.map(|time| time.as_secs()), [1_200, 180, 28_800, 300]);
     assert_eq!(
         *ec2(pool),
         Ec2Spec {
@@ -92,6 +92,7 @@ fn every_key_is_taken_as_written() {
     assert_eq!((config.caps, config.warnings), (caps, vec![]));
     let pool = &config.pools[0];
     assert_eq!((pool.max_builders, pool.idle_timeout.as_secs()), (3, 60));
+    assert_eq!(pool.surplus_idle_timeout, pool.idle_timeout, "no longer than the last one");
     assert_eq!(pool.slots, Slots::Auto { expected: 16 }, "the smallest that is listed");
     assert_eq!(
         *ec2(pool),

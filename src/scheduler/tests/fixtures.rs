@@ -40,6 +40,7 @@ pub(super) fn pool(name: &str, system: &str, offered: &[&str]) -> PoolSpec {
         min_builders: 0,
         max_builders: 2,
         idle_timeout: seconds(600),
+        surplus_idle_timeout: seconds(600),
         max_lifetime: seconds(3600),
         launch_timeout: seconds(300),
         declines: [].into(),
@@ -361,13 +362,29 @@ impl Fleet {
         self.check_nothing_could_start();
     }
 
-    /// A build waits only if none of its pools has a slot for it, but for those that avoid a builder.
+    /// A build waits only if none of its pools has a slot for it; or, if it avoids a builder, for something that comes; and
+    /// where nothing is there, something is on its way as long as anything may be launched.
     fn check_nothing_could_start(&self) {
         for (_, lane) in self.queue.lanes() {
-            if lane.first_plain().is_some() {
-                let idle = lane.fit.pools.iter().any(|ix| !self.roster.census(*ix).open.is_empty());
-                assert!(!idle, "a build waits beside a free slot");
+            let pools = || lane.fit.pools.iter();
+            let census = || pools().map(|ix| self.roster.census(*ix));
+            let is_open = census().any(|census| !census.open.is_empty());
+            assert!(!is_open || lane.first_plain().is_none(), "a build waits beside a free slot");
+            let ready = || census().flat_map(|census| &census.ready).filter_map(|id| self.roster.get(*id));
+            let gathers = pools().any(|ix| self.pools[ix.0].gathers_until().is_some());
+            let launches = pools().any(|ix| self.room(*ix) > 0);
+            let starts = census().any(|census| !census.starting.is_empty());
+            // Suspicions end by themselves, and so does a gathering.
+            let is_settled = ready().all(|builder| builder.is_open() || builder.free() == 0);
+            let ends_soon = pools().any(|ix| {
+                let soon = self.ends.soon(*ix, self.now, self.pools[ix.0].launch_takes(), &self.roster);
+                soon != Default::default()
+            });
+            if starts || !is_settled || ends_soon || gathers || !launches {
+                continue;
             }
+            assert!(!is_open, "a build waits beside a free slot, and nothing is launched for it");
+            assert!(ready().next().is_some(), "a build waits, and nothing is launched for it");
         }
     }
 }

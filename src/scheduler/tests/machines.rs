@@ -3,10 +3,20 @@
 use super::fixtures::*;
 use crate::model::ec2::Market;
 use crate::model::{
-    BuildId, BuilderId, BuilderState, Caps, FailureKind, HourlyRate, Instance, InstanceId, Phases, PoolName,
-    PoolSpec, Record, Slots, Usd, UtcDay,
+    BuildId, BuildRequest, BuilderId, BuilderState, Caps, FailureKind, HourlyRate, Instance, InstanceId,
+    Phases, PoolName, PoolSpec, Prediction, Record, Slots, Usd, UtcDay,
 };
-use crate::scheduler::{Action, Adoption, Answer, AttemptEnd, BuilderFaultKind, Event, Fleet, RunPhase};
+use crate::scheduler::{
+    Action, Adoption, Answer, AttemptEnd, BuilderFaultKind, Event, Fleet, RunPhase, Selection,
+};
+
+/// A build that takes so many seconds.
+fn ask(world: &mut World, build: u64, lasts: u64) {
+    let prediction = Prediction::exact(seconds(lasts));
+    let request = BuildRequest { drv: drv(build), prediction, ..request(X86, &[]) };
+    world.apply(Event::Accepted { build: BuildId(build), request });
+    world.apply(Event::InputsKnown(BuildId(build)));
+}
 
 fn ec2(market: Market, max_builders: u32) -> World {
     World::new(vec![PoolSpec { max_builders, ..ec2_pool("ec2", market) }])
@@ -151,6 +161,34 @@ fn a_build_that_shuns_spot_goes_back_to_where_it_failed_when_nothing_is_launched
     // Both connections turn out to be in order. There is room for a third machine, but a free slot is there already.
     world.wait(60);
     assert_eq!((world.builder_of(1), world.launches()), (Some(2), 2));
+}
+
+#[test]
+fn a_build_that_failed_where_there_is_room_gets_another_machine_when_the_others_are_full() {
+    let spec = PoolSpec { slots: Slots::Fixed(1), max_builders: 3, ..pool("x86", X86, &[]) };
+    let mut world = World::new(vec![spec]);
+    for build in [1, 2] {
+        world.accept(build, X86, &[]);
+        world.ready(build);
+    }
+    world.end(2, failed(FailureKind::Transient));
+    // The second builder has room, but it has failed there; the first works for who knows how long.
+    assert_eq!((world.builder_of(2), world.launches()), (None, 3));
+    world.ready(3);
+    assert_eq!(world.builder_of(2), Some(3));
+}
+
+#[test]
+fn a_slot_of_a_builder_that_takes_no_more_is_not_waited_for() {
+    let spec = PoolSpec { slots: Slots::Fixed(1), max_builders: 2, ..ec2_pool("ec2", Market::Spot) };
+    let mut world = World::new(vec![spec]);
+    ask(&mut world, 1, 30);
+    world.wait(60);
+    world.ready(1);
+    ask(&mut world, 2, 30);
+    assert_eq!(world.launches(), 1, "its slot is free before another could be there");
+    world.apply(Event::DrainRequested(Selection::One(BuilderId(1))));
+    assert_eq!(world.launches(), 2);
 }
 
 #[test]

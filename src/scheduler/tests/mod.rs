@@ -2,6 +2,7 @@
 
 mod choices;
 mod fixtures;
+mod idle;
 mod machines;
 mod properties;
 mod stories;

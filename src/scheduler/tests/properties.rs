@@ -114,6 +114,20 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
+/// Builds of one kind that fail or lose their builder as often as not, and machines that come up well.
+fn failing_step() -> impl Strategy<Value = Step> {
+    let index = any::<Index>;
+    let end = prop_oneof![Just(0_usize), Just(5), Just(6)];
+    prop_oneof![
+        4 => asked().prop_map(|asked| Step::Accept(Asked { kind: 0, ..asked })),
+        3 => index().prop_map(Step::Launched),
+        5 => index().prop_map(|at| Step::Ready(at, 5)),
+        6 => (index(), end).prop_map(|(at, end)| Step::EndAttempt(at, end)),
+        2 => Just(Step::Pass(6)),
+        3 => Just(Step::Tick),
+    ]
+}
+
 /// What builds ask for: something each pool has, something both have, something nobody has.
 const KINDS: [(&str, &[&str]); 7] = [
     (X86, &[]),
@@ -166,7 +180,8 @@ fn fault_kind(number: usize) -> BuilderFaultKind {
 
 fn pools() -> impl Strategy<Value = Vec<PoolSpec>> {
     let shape = || {
-        (0..2_u32, 1..4_u32, 1..4_u32, prop_oneof![Just(0_u64), Just(5), Just(600)], any::<bool>(), 0..3_u8)
+        let idle = prop_oneof![Just((0_u64, 0_u64)), Just((5, 5)), Just((600, 600)), Just((600, 60))];
+        (0..2_u32, 1..4_u32, 1..4_u32, idle, any::<bool>(), 0..3_u8)
     };
     (shape(), shape(), shape()).prop_map(|(a, b, c)| {
         let specs =
@@ -174,7 +189,7 @@ fn pools() -> impl Strategy<Value = Vec<PoolSpec>> {
         specs
             .into_iter()
             .zip([a, b, c])
-            .map(|(spec, (min, max, slots, idle, auto, machines))| PoolSpec {
+            .map(|(spec, (min, max, slots, (idle, surplus), auto, machines))| PoolSpec {
                 provider: match machines {
                     0 => ec2_pool("ec2", Market::OnDemand).provider,
                     1 => ec2_pool("ec2", Market::Spot).provider,
@@ -184,6 +199,7 @@ fn pools() -> impl Strategy<Value = Vec<PoolSpec>> {
                 max_builders: max,
                 slots: if auto { Slots::Auto { expected: slots } } else { Slots::Fixed(slots) },
                 idle_timeout: seconds(idle),
+                surplus_idle_timeout: seconds(surplus),
                 ..spec
             })
             .collect()
@@ -614,6 +630,22 @@ proptest! {
             }
         }
         prop_assert_eq!(world.ended.len(), asked.len());
+    }
+
+    /// The invariants say it after every event; here builds fail often, on machines that are full and of both kinds.
+    #[test]
+    fn what_avoids_a_builder_waits_for_something_that_comes(
+        shapes in vec((1..4_u32, 1..4_u32, any::<bool>()), 1..3),
+        steps in vec(failing_step(), 10..80),
+    ) {
+        let specs = shapes.iter().zip(["plain", "kvm"]).map(|((max_builders, slots, is_spot), name)| {
+            let market = if *is_spot { Market::Spot } else { Market::OnDemand };
+            PoolSpec { max_builders: *max_builders, slots: Slots::Fixed(*slots), ..ec2_pool(name, market) }
+        });
+        let mut chaos = Chaos::new(specs.collect());
+        for step in &steps {
+            chaos.perform(step);
+        }
     }
 
     #[test]
