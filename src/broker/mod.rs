@@ -14,6 +14,7 @@ mod bills;
 mod build;
 mod build_task;
 mod builder_task;
+mod direct;
 mod driver;
 mod endpoint_client;
 mod guests;

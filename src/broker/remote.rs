@@ -16,6 +16,7 @@ use tokio::time::{Instant, timeout};
 use tokio_util::task::TaskTracker;
 
 use self::daemons::{Daemons, OPEN_LIMIT};
+use super::direct::{self, Door};
 use super::metrics::Traffic;
 use super::roots::Roots;
 use super::stall::unless_stalled;
@@ -24,6 +25,7 @@ use crate::model::{BuilderId, StorePath};
 use crate::protocol::worker::operation::{QueryValidPaths, SetOptions};
 use crate::protocol::worker::{ClientOptions, Substitute};
 use crate::ssh::{self, Sessions};
+use crate::transfer::direct::Parts;
 use crate::transfer::download::Arriving;
 use crate::transfer::{Beat, Cargo, Claim, InFlight, LocalStore, Presence, download, upload};
 
@@ -54,6 +56,8 @@ pub(crate) struct Remote {
     local: Arc<LocalStore>,
     tasks: TaskTracker,
     pub(super) presence: Presence,
+    /// How other builders of ours come here; without it they do not, and give nothing.
+    pub(super) door: Option<Door>,
     /// Keeps what is in `presence` from being collected.
     roots: Roots,
     daemons: Mutex<Daemons>,
@@ -63,7 +67,8 @@ pub(crate) struct Remote {
     in_use: Arc<()>,
     can_stripe: AtomicBool,
     packs: OnceLock<bool>,
-    is_slow: AtomicBool,
+    /// Bytes per second, when something was last sent as it is over one connection.
+    pace: Mutex<Option<f64>>,
     /// The shortest that was measured: the route's own, whatever else was on it.
     round_trip: Mutex<Option<Duration>>,
 }
@@ -76,6 +81,7 @@ impl Remote {
         sessions: Sessions,
         local: Arc<LocalStore>,
         tasks: TaskTracker,
+        door: Option<Door>,
     ) -> Self {
         Self {
             builder,
@@ -84,13 +90,14 @@ impl Remote {
             local,
             tasks,
             presence: Presence::default(),
+            door,
             roots: Roots::default(),
             daemons: Mutex::default(),
             returned: Notify::new(),
             in_use: Arc::default(),
             can_stripe: AtomicBool::new(true),
             packs: OnceLock::new(),
-            is_slow: AtomicBool::new(false),
+            pace: Mutex::default(),
             round_trip: Mutex::default(),
         }
     }
@@ -103,6 +110,16 @@ impl Remote {
     /// Whether a build or a transfer is under way there.
     pub(crate) fn is_in_use(&self) -> bool {
         Arc::strong_count(&self.in_use) > 1
+    }
+
+    /// Notices what it holds no longer.
+    pub(super) fn look(&self) {
+        self.roots.look(&self.presence);
+    }
+
+    /// It counts as used as long as this lives.
+    pub(super) fn occupy(&self) -> impl Send + use<> {
+        Arc::clone(&self.in_use)
     }
 
     /// Its connections.
@@ -119,7 +136,7 @@ impl Remote {
     ) -> anyhow::Result<u64> {
         let mut sent = 0;
         loop {
-            self.roots.look(&self.presence);
+            self.look();
             let (claim, in_flight) = self.presence.claim(paths);
             if claim.paths().is_empty() {
                 if in_flight.is_empty() {
@@ -167,14 +184,41 @@ impl Remote {
         Ok(sent)
     }
 
-    /// Sends paths; when some are huge, the others first, for builds that want no more than those.
+    /// Makes another builder send what it has, if that is sooner here; sends the rest.
     async fn upload_all(
         self: &Arc<Self>,
         missing: &BTreeSet<StorePath>,
         claim: &mut Claim,
     ) -> anyhow::Result<u64> {
         let cargo = Cargo::of(&self.local, missing).await;
-        let cargo = cargo.with_context(|| format!("upload to builder {}", self.builder))?;
+        let mut cargo = cargo.with_context(|| format!("upload to builder {}", self.builder))?;
+        let mut sent = 0;
+        while let Some((from, paths)) = direct::source_for(self, &cargo).await {
+            let Parts { before, direct, after } = cargo.around(&paths);
+            let paths_before = before.paths();
+            sent += Box::pin(self.send_all(before, claim)).await?;
+            claim.succeed_in_part(&paths_before);
+            match Box::pin(direct::bring(self, &from, direct.clone())).await {
+                Ok(()) => {
+                    claim.succeed_in_part(&direct.paths());
+                    cargo = after;
+                }
+                Err(error) => {
+                    direct::keep_apart(self, &from, &error);
+                    // Some of it may have come.
+                    let missing = self.missing(&direct.paths()).await?;
+                    cargo = direct.only_then(&missing, after);
+                }
+            }
+        }
+        Ok(sent + Box::pin(self.send_all(cargo, claim)).await?)
+    }
+
+    /// Sends paths; when some are huge, the others first, for builds that want no more than those.
+    async fn send_all(self: &Arc<Self>, cargo: Cargo, claim: &mut Claim) -> anyhow::Result<u64> {
+        if cargo.is_empty() {
+            return Ok(0);
+        }
         let (small, huge) = cargo.split(wide::worth_it(self));
         // What was missing and has arrived is held by the roots that were taken before the question.
         if huge.size() > 0 && small.size() > 0 {
@@ -317,13 +361,19 @@ impl Remote {
 
     /// Whether the link was slow when something was last sent over it as it is.
     pub(super) fn is_slow(&self) -> bool {
-        self.is_slow.load(Ordering::Relaxed)
+        self.pace().is_some_and(|pace| pace < SLOW_LINK)
+    }
+
+    /// How fast the link was then, in bytes per second.
+    pub(super) fn pace(&self) -> Option<f64> {
+        *self.pace.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn note_pace(&self, size: u64, took: Duration) {
         if size >= TELLING {
             let took = took.saturating_sub(self.round_trip().unwrap_or_default() * 2);
-            self.is_slow.store(size as f64 / took.as_secs_f64() < SLOW_LINK, Ordering::Relaxed);
+            let pace = size as f64 / took.as_secs_f64();
+            *self.pace.lock().unwrap_or_else(PoisonError::into_inner) = Some(pace);
         }
     }
 
