@@ -49,7 +49,7 @@ real:
 	$(LAB)/nix-files.sh
 	$(LAB)/moto.sh
 	cargo test --locked --test worker_live --test user_data_live --test end_to_end --test operations --test faults \
-		--test transfers --test economics --test nixos --test run --test install --test activation --test readme --test faces \
+		--test transfers --test direct --test economics --test nixos --test run --test install --test activation --test readme --test faces \
 		-- --test-threads=2
 	# Its tests mostly wait.
 	cargo test --locked --test ec2_end_to_end -- --test-threads=4

@@ -177,6 +177,10 @@ let
       decline = maybe (types.listOf (types.enum [ "prefer-local" "fixed-output" "tiny" "short" ])) [ "prefer-local" ] ''
         What this machine builds itself while it has a job free; all four unless set.
       '';
+      direct = maybe types.bool false ''
+        Whether its builders send to other builders what those need and they have, over their own network; they do unless
+        set.
+      '';
       hosts = mkOption {
         type = types.listOf host;
         default = [ ];

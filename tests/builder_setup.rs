@@ -48,7 +48,10 @@ fn read(root: &TempDir, name: &str) -> String {
 fn a_few_lines_of_user_data_make_a_builder() {
     for shell in SHELLS {
         let root = run(shell, Some(GOOD));
-        assert_eq!(read(&root, "root/.ssh/authorized_keys"), "ssh-ed25519 AAAAC3Nz broker@tiger\n");
+        assert_eq!(
+            read(&root, "root/.ssh/authorized_keys"),
+            "ssh-ed25519 AAAAC3Nz broker@tiger\ncert-authority,restrict ssh-ed25519 AAAAC3Nz broker@tiger\n"
+        );
         let mode = |name: &str| root.path().join(name).metadata().unwrap().permissions().mode() & 0o777;
         assert_eq!([mode("root/.ssh"), mode("root/.ssh/authorized_keys")], [0o700, 0o600]);
         assert_eq!(read(&root, "run/nix-broker/nix.conf"), "system-features = big-parallel gccarch-znver3\n");

@@ -191,6 +191,7 @@ fn pool(market: Market, idle_action: IdleAction) -> PoolSpec {
         max_lifetime: HARD,
         launch_timeout: Duration::from_secs(300),
         declines: [].into(),
+        direct: true,
         provider: ProviderSpec::Ec2(ec2),
     }
 }

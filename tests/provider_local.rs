@@ -79,6 +79,7 @@ impl Ground {
             max_lifetime: PATIENCE,
             launch_timeout: PATIENCE,
             declines: [].into(),
+            direct: true,
             provider: ProviderSpec::Local(spec),
         }
     }

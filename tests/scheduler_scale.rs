@@ -31,6 +31,7 @@ fn pool(name: &str, features: &[&str]) -> PoolSpec {
         max_lifetime: Duration::from_secs(36_000),
         launch_timeout: Duration::from_secs(300),
         declines: [].into(),
+        direct: true,
         provider: ProviderSpec::Local(LocalSpec { nix_daemon: None, sshd: None, sandbox_paths: vec![] }),
     }
 }

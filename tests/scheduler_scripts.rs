@@ -384,6 +384,7 @@ fn pool(name: &str, settings: &[&str]) -> Parsed<PoolSpec> {
         max_lifetime: Duration::from_secs(86_400),
         launch_timeout: Duration::from_secs(300),
         declines: [].into(),
+        direct: true,
         provider: ProviderSpec::Local(LocalSpec { nix_daemon: None, sshd: None, sandbox_paths: vec![] }),
     };
     for setting in settings {

@@ -43,7 +43,7 @@ case $key in
 *) fail "the user-data has no client-key" ;;
 esac
 mkdir -p "$root/root/.ssh" && chmod 700 "$root/root/.ssh" &&
-  echo "$key" >"$root/root/.ssh/authorized_keys.new" && chmod 600 "$root/root/.ssh/authorized_keys.new" &&
+  printf '%s\ncert-authority,restrict %s\n' "$key" "$key" >"$root/root/.ssh/authorized_keys.new" && chmod 600 "$root/root/.ssh/authorized_keys.new" &&
   mv -f "$root/root/.ssh/authorized_keys.new" "$root/root/.ssh/authorized_keys" || fail "the client-key cannot be put in place"
 phase "sshd configured"
 

@@ -17,6 +17,7 @@ use backon::{BackoffBuilder, ExponentialBuilder};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::direct::Door;
 use super::driver::DriverHandle;
 use super::load;
 use super::remote::Remote;
@@ -26,7 +27,7 @@ use crate::model::{
 };
 use crate::provider::{BuilderNotice, LaunchOrder, Launched, ProviderErrorKind, Readiness, probe};
 use crate::scheduler::{BuilderFault, BuilderFaultKind, Event};
-use crate::ssh::{RunOnceError, Sessions};
+use crate::ssh::{RunOnceError, Sessions, Target};
 
 /// How long a builder that no longer answers is dialled again before it counts as lost.
 const REDIAL_DEADLINE: Duration = Duration::from_secs(10);
@@ -219,8 +220,8 @@ impl Task {
     }
 
     async fn boot_and_watch(&self, launched: &Launched) -> BuilderFault {
-        let sessions = match self.runtime.target(&launched.address) {
-            Ok(target) => Sessions::new(target),
+        let (sessions, door) = match self.runtime.target(&launched.address) {
+            Ok(target) => (Sessions::new(target.clone()), self.door(launched, target)),
             Err(error) => return fault(BuilderFaultKind::Unfit, chain(&error)),
         };
         let facts = match self.first_contact(&sessions, &launched.instance.id).await {
@@ -229,11 +230,12 @@ impl Task {
         };
         let (local, tasks) = (Arc::clone(&self.shared.local_store), self.shared.tasks.clone());
         let traffic = Arc::clone(&self.shared.metrics.traffic);
-        let remote = Arc::new(Remote::new(self.builder, traffic, sessions, local, tasks));
+        let remote = Arc::new(Remote::new(self.builder, traffic, sessions, local, tasks, door));
         let remote = self.remote.get_or_init(|| remote);
         if let Err(error) = remote.open_first().await {
             return fault(BuilderFaultKind::BootFailed, chain(&error));
         }
+        self.shared.neighbours.join(remote);
         tracing::info!(builder = %self.builder, processors = facts.processors, nix = ?facts.nix_version, "ready");
         // A builder comes up because builds wait for it: one daemon for each that it takes at once.
         remote.warm(match self.runtime.spec.slots {
@@ -246,6 +248,12 @@ impl Task {
             fault = self.beat(remote, &launched.instance.id) => fault,
             never = load::tell(self.builder, remote, &self.driver, &self.shared.looks) => match never {},
         }
+    }
+
+    /// How other builders come to it, where they may.
+    fn door(&self, launched: &Launched, target: Target) -> Option<Door> {
+        let address = launched.address.inner_host.clone().filter(|_| self.runtime.spec.direct)?;
+        Some(Door { neighbours: Arc::clone(&self.shared.neighbours), address, target })
     }
 
     /// Until it no longer answers.

@@ -15,6 +15,7 @@ mod build;
 mod build_task;
 mod builder_task;
 mod collect;
+mod direct;
 mod driver;
 mod endpoint_client;
 mod guests;

@@ -16,6 +16,7 @@ use tokio_util::task::TaskTracker;
 
 use self::daemons::{Daemons, OPEN_LIMIT};
 use self::link::Link;
+use super::direct::{self, Door};
 use super::metrics::Traffic;
 use super::roots::Roots;
 use super::stall::unless_stalled;
@@ -24,6 +25,7 @@ use crate::model::{BuilderId, StorePath};
 use crate::protocol::worker::operation::{QueryValidPaths, SetOptions};
 use crate::protocol::worker::{ClientOptions, Substitute};
 use crate::ssh::{self, Sessions};
+use crate::transfer::direct::Parts;
 use crate::transfer::download::Arriving;
 use crate::transfer::{Beat, Cargo, Claim, InFlight, LocalStore, Presence, download, upload};
 
@@ -50,6 +52,8 @@ pub(crate) struct Remote {
     local: Arc<LocalStore>,
     tasks: TaskTracker,
     pub(super) presence: Presence,
+    /// How other builders of ours come here; without it they do not, and give nothing.
+    pub(super) door: Option<Door>,
     /// Keeps what is in `presence` from being collected.
     roots: Roots,
     daemons: Mutex<Daemons>,
@@ -68,6 +72,7 @@ impl Remote {
         sessions: Sessions,
         local: Arc<LocalStore>,
         tasks: TaskTracker,
+        door: Option<Door>,
     ) -> Self {
         Self {
             builder,
@@ -76,6 +81,7 @@ impl Remote {
             local,
             tasks,
             presence: Presence::default(),
+            door,
             roots: Roots::default(),
             daemons: Mutex::default(),
             returned: Notify::new(),
@@ -99,6 +105,16 @@ impl Remote {
         &self.link
     }
 
+    /// Notices what it holds no longer.
+    pub(super) fn look(&self) {
+        self.roots.look(&self.presence);
+    }
+
+    /// It counts as used as long as this lives.
+    pub(super) fn occupy(&self) -> impl Send + use<> {
+        Arc::clone(&self.in_use)
+    }
+
     /// Its connections.
     pub(crate) fn sessions(&self) -> &Sessions {
         &self.sessions
@@ -113,7 +129,7 @@ impl Remote {
     ) -> anyhow::Result<u64> {
         let mut sent = 0;
         loop {
-            self.roots.look(&self.presence);
+            self.look();
             let (claim, in_flight) = self.presence.claim(paths);
             if claim.paths().is_empty() {
                 if in_flight.is_empty() {
@@ -161,14 +177,41 @@ impl Remote {
         Ok(sent)
     }
 
-    /// Sends paths; when some are huge, the others first, for builds that want no more than those.
+    /// Makes another builder send what it has, if that is sooner here; sends the rest.
     async fn upload_all(
         self: &Arc<Self>,
         missing: &BTreeSet<StorePath>,
         claim: &mut Claim,
     ) -> anyhow::Result<u64> {
         let cargo = Cargo::of(&self.local, missing).await;
-        let cargo = cargo.with_context(|| format!("upload to builder {}", self.builder))?;
+        let mut cargo = cargo.with_context(|| format!("upload to builder {}", self.builder))?;
+        let mut sent = 0;
+        while let Some((from, paths)) = direct::source_for(self, &cargo).await {
+            let Parts { before, direct, after } = cargo.around(&paths);
+            let paths_before = before.paths();
+            sent += Box::pin(self.send_all(before, claim)).await?;
+            claim.succeed_in_part(&paths_before);
+            match Box::pin(direct::bring(self, &from, direct.clone())).await {
+                Ok(()) => {
+                    claim.succeed_in_part(&direct.paths());
+                    cargo = after;
+                }
+                Err(error) => {
+                    direct::keep_apart(self, &from, &error);
+                    // Some of it may have come.
+                    let missing = self.missing(&direct.paths()).await?;
+                    cargo = direct.only_then(&missing, after);
+                }
+            }
+        }
+        Ok(sent + Box::pin(self.send_all(cargo, claim)).await?)
+    }
+
+    /// Sends paths; when some are huge, the others first, for builds that want no more than those.
+    async fn send_all(self: &Arc<Self>, cargo: Cargo, claim: &mut Claim) -> anyhow::Result<u64> {
+        if cargo.is_empty() {
+            return Ok(0);
+        }
         let (small, huge) = cargo.split(wide::worth_it(self));
         // What was missing and has arrived is held by the roots that were taken before the question.
         if huge.size() > 0 && small.size() > 0 {

@@ -13,6 +13,7 @@ use tokio_util::task::TaskTracker;
 
 use super::build::Shelf;
 use super::chain;
+use super::direct::Neighbours;
 use super::guests::Guests;
 use super::lineage::Lineages;
 use super::load::Looks;
@@ -44,6 +45,7 @@ pub(crate) struct Shared {
     pub(crate) local_store: Arc<LocalStore>,
     pub(crate) lineages: Lineages,
     pub(crate) origins: Origins,
+    pub(crate) neighbours: Arc<Neighbours>,
     pub(crate) shelf: Shelf,
     /// Builder and build tasks: the shutdown waits for them.
     pub(crate) tasks: TaskTracker,
@@ -121,6 +123,7 @@ impl Shared {
             local_store: Arc::default(),
             lineages: Lineages::default(),
             origins: Origins::default(),
+            neighbours: Arc::default(),
             shelf: Shelf::default(),
             tasks: TaskTracker::new(),
             clients: TaskTracker::new(),

@@ -9,7 +9,16 @@ use crate::transfer::Beat;
 const STALL_LIMIT: Duration = Duration::from_secs(15 * 60);
 
 /// Does the work, unless nothing moves for too long.
-pub(crate) async fn unless_stalled<T>(
+pub(crate) fn unless_stalled<T>(
+    beat: &Beat,
+    work: impl Future<Output = anyhow::Result<T>>,
+) -> impl Future<Output = anyhow::Result<T>> {
+    unless_still(STALL_LIMIT, beat, work)
+}
+
+/// Does the work, unless nothing moves for so long.
+pub(crate) async fn unless_still<T>(
+    limit: Duration,
     beat: &Beat,
     work: impl Future<Output = anyhow::Result<T>>,
 ) -> anyhow::Result<T> {
@@ -18,9 +27,9 @@ pub(crate) async fn unless_stalled<T>(
         let before = beat.count();
         tokio::select! {
             done = &mut work => return done,
-            () = tokio::time::sleep(STALL_LIMIT) => {
+            () = tokio::time::sleep(limit) => {
                 if beat.count() == before {
-                    anyhow::bail!("nothing has moved for {} minutes", STALL_LIMIT.as_secs() / 60);
+                    anyhow::bail!("nothing has moved for {} minutes", limit.as_secs() / 60);
                 }
             }
         }

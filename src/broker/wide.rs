@@ -235,7 +235,7 @@ async fn while_opening<T>(
     }
 }
 
-async fn start(remote: &Remote, load: Load, command: &str) -> anyhow::Result<Channel> {
+pub(super) async fn start(remote: &Remote, load: Load, command: &str) -> anyhow::Result<Channel> {
     Ok(remote.sessions().open_for(load, command, Instant::now() + LANE_LIMIT).await?)
 }
 
@@ -245,7 +245,7 @@ async fn expect_ready(channel: &mut Channel) -> anyhow::Result<()> {
 }
 
 /// The first word of the stream's own script; whether the builder can pack.
-async fn expect_main(channel: &mut Channel, remote: &Remote) -> anyhow::Result<bool> {
+pub(super) async fn expect_main(channel: &mut Channel, remote: &Remote) -> anyhow::Result<bool> {
     let said: [u8; READY_TO_PACK.len()] = first_word(channel).await?;
     let packs = said == *READY_TO_PACK;
     if !packs && said != *READY_PLAIN {

@@ -22,6 +22,7 @@
 //! launch-timeout = "1m"                    # from the launch until it is ready, at most
 //! priority = 0                             # pools with a higher one come before those with a lower one
 //! decline = ["prefer-local", "fixed-output", "tiny", "short"]  # what this machine builds while it has a job free
+//! direct = true                            # builders send to each other what they have; see the README, "Security"
 //!
 //! [pool.local]                             # where its machines come from: one of `local`, `hosts`, `ec2`
 //! sandbox-paths = []                       # programs of this host that builds may see

@@ -103,6 +103,7 @@ fn read_pool(
     let launch_timeout = section.duration("launch-timeout", ONE_SECOND, problems);
     let priority = section.number("priority", 0..=MAX_PRIORITY, problems).unwrap_or(0);
     let declines = read_declines(&mut section, problems);
+    let direct = section.truth("direct", problems).unwrap_or(true);
     let provider = read_provider(&mut section, &mut offer, defaults, read, problems);
     let times = match &provider {
         Some(ProviderSpec::Ec2(_)) => ec2::TIMES,
@@ -158,6 +159,7 @@ fn read_pool(
         max_lifetime,
         launch_timeout,
         declines,
+        direct,
         provider: provider?,
     };
     Some(ReadPool { spec, line, path, priority })

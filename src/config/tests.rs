@@ -156,6 +156,13 @@ fn what_is_left_to_this_machine_is_everything_or_what_is_named() {
 }
 
 #[test]
+fn builders_send_to_each_other_unless_their_pool_says_otherwise() {
+    let direct = |body: &str| good(&local(body)).pools[0].direct;
+    assert!(direct(""));
+    assert!(!direct("direct = false"));
+}
+
+#[test]
 fn pools_come_by_priority_and_then_as_written() {
     let pool = |name: &str, body: &str| format!("[[pool]]\nname = \"{name}\"\n{body}\n[pool.local]\n");
     let file = [pool("a", ""), pool("b", "priority = 7"), pool("c", ""), pool("d", "priority = 7")].concat();

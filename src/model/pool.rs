@@ -29,6 +29,8 @@ pub struct PoolSpec {
     pub launch_timeout: Duration,
     /// What is left to this machine while it has a job free.
     pub declines: BTreeSet<DeclineRule>,
+    /// Whether its builders give store paths to other builders, and take from them, over their own network.
+    pub direct: bool,
     /// Where its machines come from.
     pub provider: ProviderSpec,
 }

@@ -44,6 +44,7 @@ impl Hosts {
             instance: Instance { id: id(host), pool: pool.clone(), class: None },
             address: Address {
                 host: host.address.clone(),
+                inner_host: Some(host.address.clone()),
                 port: host.port,
                 user: host.user.clone(),
                 host_keys: host.host_keys.clone(),

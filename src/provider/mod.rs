@@ -186,6 +186,8 @@ pub enum BuilderNotice {
 pub struct Address {
     /// Name or address.
     pub host: String,
+    /// Name or address for other builders, where those may connect to it.
+    pub inner_host: Option<String>,
     /// TCP port of its sshd.
     pub port: u16,
     /// The user to log in as.

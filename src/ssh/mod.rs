@@ -5,11 +5,13 @@
 //! dial and when to try again is for its callers.
 //!
 //! - [`Session`]: one connection, authenticated. [`Channel`]: one program on the other side.
+//! - [`Pass`]: what another machine of ours needs to reach one program.
 //! - [`Sessions`]: all connections to one builder, and the rule how channels are spread over them.
 
 mod channel;
 mod dial;
 mod key;
+mod pass;
 mod proxy;
 mod session;
 mod sessions;
@@ -20,5 +22,6 @@ mod tests;
 pub use channel::{Channel, Exit, Remote, Stdin, Stdout};
 pub use dial::{DialError, Phase, Target};
 pub use key::{ClientKey, HostKey, HostKeyPair, KeyError};
+pub use pass::{Pass, PassError};
 pub use session::{ExecError, Output, RunError, Session};
 pub use sessions::{Load, Losses, OpenError, RunOnceError, Sessions};

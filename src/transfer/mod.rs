@@ -4,6 +4,7 @@
 //! builder, over which connection, and when to give up is the broker's.
 
 pub mod beat;
+pub mod direct;
 pub mod download;
 pub mod local_store;
 pub mod nar_source;
@@ -17,4 +18,4 @@ pub use download::{DownloadError, Output, Products};
 pub use local_store::{LocalStore, LocalStoreError};
 pub use presence::{Claim, InFlight, Presence};
 pub use spool::{Spool, SpoolReader, SpoolWriter};
-pub use upload::{Cargo, upload};
+pub use upload::{Cargo, announce, upload};

@@ -103,6 +103,12 @@ impl Presence {
         state.present.clear();
     }
 
+    /// Those of these paths that are present.
+    pub fn of(&self, paths: &BTreeSet<StorePath>) -> BTreeSet<StorePath> {
+        let state = self.lock();
+        paths.intersection(&state.present).cloned().collect()
+    }
+
     fn has(&self, paths: &BTreeSet<StorePath>) -> bool {
         let state = self.lock();
         paths.iter().all(|path| state.present.contains(path))

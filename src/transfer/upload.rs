@@ -5,8 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use futures_util::stream;
 
 use super::beat::Beat;
+use super::direct::{Elsewhere, Parts};
 use super::local_store::{LocalStore, LocalStoreError};
 use super::nar_source::NarSource;
+use super::stripes::BLOCK;
 use crate::model::StorePath;
 use crate::protocol::worker::{Connection, PathInfo, ProtocolError, Repair, Signatures};
 
@@ -38,6 +40,44 @@ impl Cargo {
         (Self { infos: first }, Self { infos: rest })
     }
 
+    /// Divides it around what another builder may bring: paths of these that refer to nothing that comes after them.
+    pub fn around(self, wanted: &BTreeSet<StorePath>) -> Parts {
+        let (mut waits, mut refers_to_waiting) = (BTreeSet::new(), BTreeSet::new());
+        let (mut before, mut direct, mut after) = (Vec::new(), Vec::new(), Vec::new());
+        for info in self.infos {
+            let refers_to =
+                |others: &BTreeSet<StorePath>| info.references.iter().any(|other| others.contains(other));
+            let is_late = refers_to(&refers_to_waiting);
+            if !is_late && wanted.contains(&info.path) {
+                waits.insert(info.path.clone());
+                direct.push(info);
+            } else if is_late || refers_to(&waits) {
+                refers_to_waiting.insert(info.path.clone());
+                after.push(info);
+            } else {
+                before.push(info);
+            }
+        }
+        let [before, direct, after] = [before, direct, after].map(|infos| Self { infos });
+        Parts { before, direct, after }
+    }
+
+    /// Those of these paths, and then all of the others.
+    pub fn only_then(self, paths: &BTreeSet<StorePath>, others: Self) -> Self {
+        let infos = self.infos.into_iter().filter(|info| paths.contains(&info.path));
+        Self { infos: infos.chain(others.infos).collect() }
+    }
+
+    /// Each path, with the bytes of its archive.
+    pub fn sizes(&self) -> impl Iterator<Item = (&StorePath, u64)> {
+        self.infos.iter().map(|info| (&info.path, info.nar_size))
+    }
+
+    /// Whether it is nothing.
+    pub fn is_empty(&self) -> bool {
+        self.infos.is_empty()
+    }
+
     /// Which paths these are.
     pub fn paths(&self) -> BTreeSet<StorePath> {
         self.infos.iter().map(|info| info.path.clone()).collect()
@@ -60,6 +100,19 @@ pub async fn upload(connection: &mut Connection, cargo: Cargo, beat: &Beat) -> R
     // Trusted builders of ours take unsigned paths: this machine's store is the authority here.
     let entries = stream::iter(entries);
     connection.add_multiple_to_store(count, entries, Repair::No, Signatures::DontCheck, &mut ()).await
+}
+
+/// Tells of paths whose archives another builder brings.
+pub async fn announce(
+    connection: &mut Connection,
+    cargo: Cargo,
+    elsewhere: &Elsewhere,
+) -> Result<(), ProtocolError> {
+    let infos = cargo.infos.into_iter().map(|info| PathInfo { ultimate: false, ..info }).collect::<Vec<_>>();
+    let mut due = |bytes| elsewhere.take(bytes);
+    connection
+        .add_multiple_from_elsewhere(&infos, BLOCK as u64, &mut due, Signatures::DontCheck, &mut ())
+        .await
 }
 
 /// Sorts so that every path comes after those it refers to.
@@ -144,6 +197,30 @@ mod tests {
         assert_eq!(first.paths(), paths(&["another", "small"]));
         assert_eq!(rest.paths(), paths(&["huge", "refers", "refers-to-that"]));
         assert_eq!((first.size(), rest.size()), (200, 1002));
+    }
+
+    #[test]
+    fn what_another_builder_brings_comes_after_what_it_refers_to_and_before_what_refers_to_it() {
+        let infos = vec![
+            info("base", &[]),
+            info("wanted", &["base"]),
+            info("wanted-too", &["wanted"]),
+            info("refers", &["wanted-too"]),
+            info("wanted-too-late", &["refers"]),
+            info("refers-to-that", &["wanted-too-late", "base"]),
+            info("beside", &["base"]),
+        ];
+        let paths = |names: &[&str]| names.iter().map(|name| path(name)).collect::<BTreeSet<_>>();
+        let cargo = Cargo { infos: references_first(infos) };
+        let Parts { before, direct, after } =
+            cargo.around(&paths(&["wanted", "wanted-too", "wanted-too-late"]));
+        assert_eq!(before.paths(), paths(&["base", "beside"]));
+        assert_eq!(direct.paths(), paths(&["wanted", "wanted-too"]));
+        assert_eq!(after.paths(), paths(&["refers", "wanted-too-late", "refers-to-that"]));
+        // What did not come goes before the rest, in the same order.
+        let rest = direct.only_then(&paths(&["wanted-too"]), after);
+        let names: Vec<_> = rest.sizes().map(|(path, _)| path.name().to_owned()).collect();
+        assert_eq!(names, ["wanted-too", "refers", "wanted-too-late", "refers-to-that"]);
     }
 
     #[test]

@@ -69,7 +69,9 @@ fn a_fresh_instance_becomes_a_builder() {
         }
 
         let authorized = machine.path("root/.ssh/authorized_keys");
-        assert_eq!(fs::read_to_string(&authorized).unwrap(), format!("{}\n", machine.keys.client));
+        let key = &machine.keys.client;
+        let expected = format!("{key}\ncert-authority,restrict {key}\n");
+        assert_eq!(fs::read_to_string(&authorized).unwrap(), expected);
         assert_eq!(fs::metadata(&authorized).unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!(fs::metadata(machine.path("root/.ssh")).unwrap().permissions().mode() & 0o777, 0o700);
 

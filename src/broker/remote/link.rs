@@ -15,8 +15,8 @@ const TELLING: u64 = 1 << 20;
 pub(in crate::broker) struct Link {
     has_failed_striped: AtomicBool,
     packs: OnceLock<bool>,
-    is_slow: AtomicBool,
     is_narrow: AtomicBool,
+    pace: Mutex<Option<f64>>,
     round_trip: Mutex<Option<Duration>>,
 }
 
@@ -42,14 +42,20 @@ impl Link {
 
     /// Whether the link was slow when something was last sent over it as it is.
     pub(in crate::broker) fn is_slow(&self) -> bool {
-        self.is_slow.load(Ordering::Relaxed)
+        self.pace().is_some_and(|pace| pace < SLOW)
+    }
+
+    /// How fast the link was then, in bytes per second.
+    pub(in crate::broker) fn pace(&self) -> Option<f64> {
+        *self.pace.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// So many bytes went over one channel in this time.
     pub(in crate::broker) fn note_pace(&self, size: u64, took: Duration) {
         if size >= TELLING {
             let took = took.saturating_sub(self.round_trip().unwrap_or_default() * 2);
-            self.is_slow.store(size as f64 / took.as_secs_f64() < SLOW, Ordering::Relaxed);
+            let pace = size as f64 / took.as_secs_f64();
+            *self.pace.lock().unwrap_or_else(PoisonError::into_inner) = Some(pace);
         }
     }
 

@@ -31,7 +31,7 @@ pub(in crate::cli) fn of_pools(
         let of_pool = match &pool.provider {
             ProviderSpec::Local(local) => of_local(pool, local, account, host),
             ProviderSpec::Hosts(hosts) => {
-                hosts.iter().flat_map(|spec| of_host(spec, state_dir, account, host)).collect()
+                hosts.iter().flat_map(|spec| of_host(pool, spec, state_dir, account, host)).collect()
             }
             // What EC2 itself has to say is asked by `doctor --aws`.
             ProviderSpec::Ec2(_) => Vec::new(),
@@ -173,7 +173,13 @@ fn shell(account: &Account) -> Finding {
     Finding::ok(format!("`local` pools: the shell of `{}` is `{}`", account.name, shell.display()))
 }
 
-fn of_host(spec: &HostSpec, state_dir: &Path, account: &Account, host: &HostFacts) -> Vec<Finding> {
+fn of_host(
+    pool: &PoolSpec,
+    spec: &HostSpec,
+    state_dir: &Path,
+    account: &Account,
+    host: &HostFacts,
+) -> Vec<Finding> {
     let place = format!("{}@{}", spec.user, spec.address);
     let key_file = spec.identity_file.clone().unwrap_or_else(|| state_dir.join(OWN_KEY));
     let mut findings = Vec::new();
@@ -193,6 +199,11 @@ fn of_host(spec: &HostSpec, state_dir: &Path, account: &Account, host: &HostFact
             key_file.display()
         )),
     });
+    if let Some(key) = host.public_keys.get(&key_file).filter(|_| pool.direct) {
+        findings.push(Finding::note(format!(
+            "`{place}` takes inputs from other builders where a second line says: cert-authority,restrict {key}"
+        )));
+    }
     findings
 }
 

@@ -57,6 +57,7 @@ fn pool(provider: ProviderSpec) -> PoolSpec {
         max_lifetime: Duration::from_secs(1),
         launch_timeout: Duration::from_secs(1),
         declines: [].into(),
+        direct: true,
         provider,
     }
 }
@@ -508,22 +509,26 @@ fn a_host_says_which_key_it_must_let_in() {
     };
     insta::assert_snapshot!(with_files(&[("/etc/key", path("/etc/key", 990, 0o600))]), @r"
     note `nix@10.0.0.7` must let this key in (`~/.ssh/authorized_keys`): ssh-ed25519 BBBB
+    note `nix@10.0.0.7` takes inputs from other builders where a second line says: cert-authority,restrict ssh-ed25519 BBBB
     note `nix@10.0.0.7` must let the key in that `ssh-keygen -y -f /etc/key` prints
     ");
     insta::assert_snapshot!(with_files(&[("/etc/key", path("/etc/key", 0, 0o600))]), @r"
     note `nix@10.0.0.7` must let this key in (`~/.ssh/authorized_keys`): ssh-ed25519 BBBB
+    note `nix@10.0.0.7` takes inputs from other builders where a second line says: cert-authority,restrict ssh-ed25519 BBBB
     fail `nix-broker` may not read the key `/etc/key`: `/etc/key` keeps it out
          -> `chown nix-broker /etc/key`, and let it into the folders above
     note `nix@10.0.0.7` must let the key in that `ssh-keygen -y -f /etc/key` prints
     ");
     insta::assert_snapshot!(with_files(&[("/etc/key", path("/etc/key", 990, 0o644))]), @r"
     note `nix@10.0.0.7` must let this key in (`~/.ssh/authorized_keys`): ssh-ed25519 BBBB
+    note `nix@10.0.0.7` takes inputs from other builders where a second line says: cert-authority,restrict ssh-ed25519 BBBB
     warn others than its owner may use the key `/etc/key`
          -> `chmod 600 /etc/key`
     note `nix@10.0.0.7` must let the key in that `ssh-keygen -y -f /etc/key` prints
     ");
     insta::assert_snapshot!(with_files(&[("/etc/key", PathFact::default())]), @r"
     note `nix@10.0.0.7` must let this key in (`~/.ssh/authorized_keys`): ssh-ed25519 BBBB
+    note `nix@10.0.0.7` takes inputs from other builders where a second line says: cert-authority,restrict ssh-ed25519 BBBB
     fail the key `/etc/key` does not exist
          -> `ssh-keygen -t ed25519 -N '' -f /etc/key`
     note `nix@10.0.0.7` must let the key in that `ssh-keygen -y -f /etc/key` prints

@@ -388,6 +388,25 @@ impl Connection {
         self.end_upload(answer)
     }
 
+    /// As [`add_multiple_to_store`](Self::add_multiple_to_store), for archives that somebody else puts into the stream: when
+    /// everything has been written that goes before bytes of one, `due` is told how many they are, `most` at a time. Some
+    /// daemons keep that much in memory.
+    pub async fn add_multiple_from_elsewhere(
+        &mut self,
+        infos: &[PathInfo],
+        most: u64,
+        due: &mut (impl FnMut(u64) + Send),
+        signatures: Signatures,
+        log: &mut impl LogSink,
+    ) -> Result<(), ProtocolError> {
+        let mut header = WireWriter::new();
+        upload::write_add_multiple_to_store(&mut header, Repair::No, signatures);
+        let mut upload = self.begin_upload(&header, log)?;
+        upload.entries_from_elsewhere(infos, most, due).await;
+        let answer = upload.finish().await;
+        self.end_upload(answer)
+    }
+
     fn begin_upload<'a>(
         &'a mut self,
         header: &WireWriter,

@@ -105,6 +105,31 @@ impl<'a> Upload<'a> {
         }
     }
 
+    /// Sends the count and the entries; each archive is frames of at most `most` bytes, of which only the heads are sent.
+    pub(super) async fn entries_from_elsewhere(
+        &mut self,
+        infos: &[PathInfo],
+        most: u64,
+        due: &mut (impl FnMut(u64) + Send),
+    ) {
+        self.values(|out| out.u64(infos.len() as u64)).await;
+        for info in infos {
+            self.values(|out| info.write(out)).await;
+            if !self.is_wanted() {
+                return;
+            }
+            self.send_frame().await;
+            let mut left = info.nar_size;
+            while left > 0 && self.is_wanted() {
+                let len = left.min(most.max(1));
+                self.send_head(len).await;
+                due(len);
+                left -= len;
+            }
+        }
+        self.is_complete = self.is_wanted();
+    }
+
     /// Sends the only archive.
     pub(super) async fn only_archive(&mut self, info: &PathInfo, archive: impl AsyncRead + Send + Unpin) {
         self.archive(info, archive).await;
@@ -198,8 +223,12 @@ impl<'a> Upload<'a> {
 
     /// Sends the frame and begins the next. An empty frame is the end of the body.
     async fn send_frame(&mut self) {
+        self.send_head((self.pending.len() - self.frame - HEADER) as u64).await;
+    }
+
+    /// Sends the head of a frame of this length, and what there is of it, and begins the next.
+    async fn send_head(&mut self, len: u64) {
         let body = self.frame + HEADER;
-        let len = (self.pending.len() - body) as u64;
         self.pending[self.frame..body].copy_from_slice(&len.to_le_bytes());
         let Self { writer, replies, answered, pending, .. } = self;
         let sending = async {

@@ -319,9 +319,18 @@ impl Ec2 {
                 host_keys: vec![record.host_key.clone()],
                 identity_file: None,
                 proxy_command: self.proxy_command(instance, &host),
+                inner_host: self.inner_host(&host),
                 host,
             },
         })
+    }
+
+    /// From outside, a security group lets nobody in but this machine.
+    fn inner_host(&self, host: &str) -> Option<String> {
+        match &self.spec.reach {
+            Reach::Public => None,
+            Reach::Private | Reach::Proxy(_) => Some(host.to_owned()),
+        }
     }
 
     fn proxy_command(&self, instance: &str, host: &str) -> Option<String> {

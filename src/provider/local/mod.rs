@@ -119,6 +119,8 @@ impl Local {
             user: layout.user,
             host_keys: vec![layout.host_key],
             identity_file: None,
+            // What is here is no nearer to another builder than to us.
+            inner_host: None,
             proxy_command: None,
         };
         Ok(Launched { instance, address })

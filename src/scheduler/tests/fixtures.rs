@@ -44,6 +44,7 @@ pub(super) fn pool(name: &str, system: &str, offered: &[&str]) -> PoolSpec {
         max_lifetime: seconds(3600),
         launch_timeout: seconds(300),
         declines: [].into(),
+        direct: true,
         provider: ProviderSpec::Local(LocalSpec { nix_daemon: None, sshd: None, sandbox_paths: vec![] }),
     }
 }

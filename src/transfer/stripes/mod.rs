@@ -10,6 +10,8 @@
 //!   control: `3 open`, `3 1048576`, `4 open`, `4 300000 z`, ...      lane 3: a block, then the line `.`
 //! ```
 //!
+//! Lane 0 is the channel of the control lines itself: `0 300` has its block, and the `.`, right behind it.
+//!
 //! With ` z`, a block is a Zstandard frame on its way (see `pack`); that many bytes long as it is sent up, or packed from
 //! that many on the way down. A script whose machine has no `zstd` says so, and is never asked.
 //!
@@ -28,18 +30,23 @@ pub use reader::StripedReader;
 pub use writer::StripedWriter;
 
 /// A lane's number is the descriptor of its FIFO in the script, and its name. Shells know ten.
-const FIRST_LANE: u8 = 3;
+pub(super) const FIRST_LANE: u8 = 3;
 /// Lanes at most.
 pub const MAX_LANES: usize = 6;
 /// What goes into a lane at a time. A program is started for each; less would cost the builder more, more would stand in
 /// a window that is full.
-const BLOCK: usize = 1 << 20;
+pub(super) const BLOCK: usize = 1 << 20;
+/// After every block of a lane: the reader's proof that the block was whole.
+pub(super) const END_OF_BLOCK: &[u8] = b".\n";
 /// What the script of a lane says when it is ready.
 pub const READY: &[u8] = b"ready\n";
 /// What the script of a stream says, with `zstd` and without. They are of the same length.
 pub const READY_TO_PACK: &[u8] = b"ready zstd\n";
 /// See [`READY_TO_PACK`].
 pub const READY_PLAIN: &[u8] = b"ready none\n";
+
+/// What comes from another builder takes no longer than this, or comes on another way.
+const ELSEWHERE_SECONDS: u32 = 3600;
 
 /// Where on the builder the FIFOs of one stream are.
 #[derive(Clone, Debug)]
@@ -115,6 +122,11 @@ impl Place {
     /// The command at the other end of a lane of a stream that goes to the builder.
     pub fn lane_up(&self, index: usize) -> String {
         self.lane(index, "exec 3>$f && echo ready && exec cat >&3")
+    }
+
+    /// The same for a lane that another builder opens. Should that one vanish without a word, it does not wait for ever.
+    pub fn lane_from_elsewhere(&self) -> String {
+        self.lane(0, &format!("exec 3>$f && echo ready && exec timeout {ELSEWHERE_SECONDS} cat >&3"))
     }
 
     /// The command at the other end of a lane of a stream that comes from the builder.

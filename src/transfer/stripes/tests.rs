@@ -7,6 +7,7 @@ use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use super::*;
+use crate::transfer::direct::DirectWriter;
 
 struct Program {
     child: Child,
@@ -110,6 +111,60 @@ async fn a_lane_that_is_lost_ends_the_stream_early_and_is_no_end_of_it() {
     writing.await.unwrap();
     assert_eq!(main.child.wait().await.unwrap().code(), Some(0), "of `cat`, the program behind it");
     assert!(!std::path::Path::new(&place.directory()).exists());
+}
+
+#[tokio::test]
+async fn what_comes_from_elsewhere_is_put_between_what_we_write() {
+    let place = place();
+    let mut main = program(&place.merge_into("cat")).await;
+    let mut lane = program(&place.lane_from_elsewhere()).await;
+    let (mut writer, elsewhere) = DirectWriter::new(main.stdin);
+    let (ours, theirs) = (content(BLOCK + 5), content(2 * BLOCK));
+    let sending = tokio::spawn({
+        let theirs = theirs.clone();
+        async move {
+            for block in theirs.chunks(BLOCK) {
+                lane.stdin.write_all(block).await.unwrap();
+                lane.stdin.write_all(END_OF_BLOCK).await.unwrap();
+            }
+            drop(lane.stdin);
+            assert!(lane.child.wait().await.unwrap().success());
+        }
+    });
+    let expected = [&ours[..], &theirs, b"and at last"].concat();
+    let writing = tokio::spawn(async move {
+        writer.write_all(&ours).await.unwrap();
+        elsewhere.take(BLOCK as u64);
+        elsewhere.take(BLOCK as u64);
+        writer.write_all(b"and at last").await.unwrap();
+        writer.shutdown().await.unwrap();
+    });
+    let mut read = Vec::new();
+    main.stdout.read_to_end(&mut read).await.unwrap();
+    assert!(read == expected, "{} bytes of {}", read.len(), expected.len());
+    writing.await.unwrap();
+    sending.await.unwrap();
+    assert!(main.child.wait().await.unwrap().success());
+    assert!(!std::path::Path::new(&place.directory()).exists());
+}
+
+#[tokio::test]
+async fn less_from_elsewhere_than_was_said_is_the_end_and_nothing_of_ours_takes_its_place() {
+    let place = place();
+    let mut main = program(&place.merge_into("cat")).await;
+    let mut lane = program(&place.lane_from_elsewhere()).await;
+    let (mut writer, elsewhere) = DirectWriter::new(main.stdin);
+    elsewhere.take(100);
+    writer.write_all(b"ours").await.unwrap();
+    writer.flush().await.unwrap();
+    lane.stdin.write_all(b"short").await.unwrap();
+    drop(lane.stdin);
+    let mut read = Vec::new();
+    main.stdout.read_to_end(&mut read).await.unwrap();
+    assert_eq!(read, b"short");
+    assert!(lane.child.wait().await.unwrap().success());
+    drop(writer);
+    assert_eq!(main.child.wait().await.unwrap().code(), Some(0), "of `cat`, the program behind it");
 }
 
 #[tokio::test]

@@ -11,10 +11,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::pack::{self, Choice, Packed};
-use super::{BLOCK, Lane};
-
-/// After every block of a lane: the reader's proof that the block was whole.
-const END_OF_BLOCK: &[u8] = b".\n";
+use super::{BLOCK, END_OF_BLOCK, Lane};
 
 /// Cuts what is written into blocks, each into whichever lane has room. Lanes join as they come.
 #[derive(Debug)]

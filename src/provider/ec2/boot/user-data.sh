@@ -73,6 +73,7 @@ authorize() {
   mkdir -p "$root/root/.ssh" && chmod 700 "$root/root/.ssh" &&
     cat >"$root/root/.ssh/authorized_keys.nix-broker" <<'CLIENT_KEY' &&
 @CLIENT_KEY@
+cert-authority,restrict @CLIENT_KEY@
 CLIENT_KEY
     replace "$root/root/.ssh/authorized_keys" 600
 }

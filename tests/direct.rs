@@ -1,0 +1,307 @@
+//! What one builder has goes to another without us: two builders that reach each other, each behind a wire of its own for
+//! the broker, which is slow and counts. What is looked at is what went over the wires, and what is left on the builders.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on says so by panicking")]
+
+// Harness code: not every test file uses all of it.
+#[allow(dead_code)]
+#[path = "common/lab.rs"]
+mod lab;
+
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use lab::{LOCAL_POOL, Lab, on_every_release, on_release, text};
+
+/// A builder: a machine of its own with root's stock sshd, on the lab's network. Dropped, it is gone.
+struct Far {
+    name: String,
+    /// `a` or `b`: the feature that only it has. Others know it as `far-a`.
+    letter: char,
+}
+
+/// What makes one of it: its address, and the lines of `authorized_keys`.
+const SETUP: &str = r#"
+mkdir -p /m/bin; cd /m
+ssh-keygen -q -t ed25519 -N '' -f host_key
+printf '%s\n' "$2" > keys
+cat > sshd_config <<C
+ListenAddress $1
+Port 2200
+HostKey /m/host_key
+PidFile none
+AuthorizedKeysFile /m/keys
+UsePAM no
+StrictModes no
+SetEnv PATH=/m/bin:/usr/bin:/bin
+C
+cat >> /etc/nix/nix.conf <<'C'
+system-features = a b
+builders =
+C
+setsid /usr/sbin/sshd -D -e -f sshd_config </dev/null >/m/log 2>&1 &
+"#;
+
+impl Far {
+    fn beside(lab: &Lab, letter: char) -> Self {
+        let far = Self { name: format!("{}-{letter}", lab.name()), letter };
+        far.host(&["up", &far.name, lab.release(), lab.name()]);
+        let key = lab.sh("cat /var/lib/nix-broker/id_ed25519.pub");
+        let keys = format!("{key}\ncert-authority,restrict {key}");
+        far.host(&["in", &far.name, "sh", "-euc", SETUP, "-", far.address(), &keys]);
+        far.host(&["daemon", &far.name]);
+        far
+    }
+
+    /// Where its sshd is.
+    fn address(&self) -> &'static str {
+        if self.letter == 'a' { "127.0.0.5" } else { "127.0.0.6" }
+    }
+
+    /// Where the broker's wire to it begins.
+    fn wire(&self) -> &'static str {
+        if self.letter == 'a' { "127.0.0.15" } else { "127.0.0.16" }
+    }
+
+    fn pool(&self) -> String {
+        let (letter, key) = (self.letter, self.sh("cut -d' ' -f1,2 /m/host_key.pub"));
+        format!(
+            "[[pool]]\nname = \"{letter}\"\nslots = 4\nidle-timeout = \"600s\"\nlaunch-timeout = \"60s\"\n\
+             features = [\"{letter}\"]\n[[pool.hosts]]\naddress = \"far-{letter}\"\nport = 2200\nuser = \"root\"\n\
+             host-keys = [\"{key}\"]\n"
+        )
+    }
+
+    fn host(&self, words: &[&str]) -> String {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/lab/host.sh");
+        let output = Command::new(script).args(words).stdin(Stdio::null()).output().unwrap();
+        assert!(output.status.success(), "{words:?}: {}", text(&output));
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    }
+
+    /// Puts a program that is `sh` before the real one of that name, which it knows as `$real`.
+    fn install(&self, name: &str, script: &str) {
+        self.sh(&format!(
+            "cat >/m/bin/{name} <<'E'\n#!/bin/sh\nreal=/usr/bin/{name}\n{script}\nE\nchmod 755 /m/bin/{name}"
+        ));
+    }
+
+    /// Ends all that runs there, as when power is lost.
+    fn halt(&self) {
+        self.host(&["halt", &self.name]);
+    }
+
+    /// Files and programs of transfers.
+    fn left(&self) -> String {
+        self.sh("ls -d /tmp/nix-broker-* 2>/dev/null || true; pgrep -a '^(ssh|cat|head|timeout)$' || true")
+    }
+
+    fn sh(&self, script: &str) -> String {
+        self.host(&["in", &self.name, "sh", "-ec", script])
+    }
+}
+
+impl Drop for Far {
+    fn drop(&mut self) {
+        if std::env::var_os("NIX_BROKER_LAB_KEEP").is_some() {
+            return;
+        }
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/lab/host.sh");
+        let _gone = Command::new(script).args(["down", &self.name]).stdin(Stdio::null()).status();
+    }
+}
+
+/// Where a builder finds the other.
+#[derive(Clone, Copy)]
+enum Between {
+    /// On their own network.
+    Network,
+    /// Something that takes connections and says nothing, as behind a bad firewall.
+    Silence,
+}
+
+/// Makes the builders of a lab two, each at the other end of a wire of 40 ms and 100 Mbit/s.
+fn prepare(lab: &mut Lab, between: Between) -> [Far; 2] {
+    let both = ['a', 'b'].map(|letter| Far::beside(lab, letter));
+    lab.write("/m/wire.pl", include_str!("lab/wire.pl"));
+    lab.write("/t/direct.nix", include_str!("nix/direct.nix"));
+    let silence = "use IO::Socket::INET; my $s = IO::Socket::INET->new(LocalAddr => q(127.0.0.77:2200), Listen => 9); sleep";
+    lab.sh(&format!("setsid perl -e '{silence}' </dev/null >/dev/null 2>&1 &"));
+    for far in &both {
+        let Far { letter, .. } = far;
+        lab.sh(&format!(
+            "echo {wire} far-{letter} >>/etc/hosts
+            setsid perl /m/wire.pl {wire}:2200 {address}:2200 20 12500 /m/counts-{letter} </dev/null >/m/wire-{letter}.log 2>&1 &",
+            wire = far.wire(),
+            address = far.address(),
+        ));
+        for other in &both {
+            let address = match between {
+                Between::Network => other.address(),
+                Between::Silence => "127.0.0.77",
+            };
+            far.sh(&format!("echo {address} far-{} >>/etc/hosts", other.letter));
+        }
+    }
+    configure(lab, &both.each_ref().map(Far::pool).concat());
+    both
+}
+
+/// Starts the broker anew with this configuration.
+fn configure(lab: &mut Lab, config: &str) {
+    assert!(lab.stop_broker().success());
+    lab.write("/etc/nix-broker/config.toml", config);
+    lab.start_broker();
+}
+
+/// Bytes to a builder, up to now.
+fn sent_to(lab: &Lab, letter: char) -> u64 {
+    lab.sh(&format!("sleep 1; cut -d' ' -f1 /m/counts-{letter}")).parse().unwrap()
+}
+
+/// What makes `used` of `direct.nix`, and all before it.
+fn words(nonce: &str) -> [&str; 7] {
+    ["/t/direct.nix", "-A", "used", "--argstr", "nonce", nonce, "--argstr"]
+}
+
+/// Builds it; says how many bytes of ours went to the builder that needs what the other made.
+fn build(lab: &Lab, nonce: &str) -> u64 {
+    let before = sent_to(lab, 'b');
+    lab.build("alice", &[&words(nonce)[..], &["mib", "64"]].concat());
+    sent_to(lab, 'b') - before
+}
+
+/// Lines of the broker's log that say this.
+fn said(lab: &Lab, what: &str) -> usize {
+    lab.sh("cat /var/lib/nix-broker/broker.log").lines().filter(|line| line.contains(what)).count()
+}
+
+fn assert_nothing_left(lab: &Lab, builders: &[&Far]) {
+    for far in builders {
+        lab.wait("files and programs of the transfer to be gone", || far.left().is_empty());
+        let verified = far.sh("nix-store --verify --check-contents 2>&1");
+        assert!(!["error", "warning", "modified"].iter().any(|word| verified.contains(word)), "{verified}");
+    }
+}
+
+const MIB: u64 = 1 << 20;
+const SIZE: u64 = 64 * MIB;
+const CAME: &str = "inputs came from another builder";
+const CANNOT: &str = "one builder is not to send to another";
+
+/// Begins to build it, and returns while a builder sends the other a part of it, the rest of which it keeps for a while.
+fn begin_transfer(lab: &Lab, to: &Far, nonce: &str) -> Child {
+    let held = || -> u64 { to.sh("du -smc /nix/store | tail -n 1 | cut -f1").parse().unwrap() };
+    let before = held();
+    let words = [&["nix-build", "--no-out-link"], &words(nonce)[..], &["mib", "64"]].concat();
+    let mut command = lab.command("alice", &words);
+    let build = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    lab.wait("the transfer to be under way", || held() > before + 20);
+    build
+}
+
+#[test]
+fn what_one_builder_made_comes_to_another_without_us_and_leaves_nothing_behind() {
+    on_every_release(LOCAL_POOL, |lab| {
+        let [a, b] = prepare(lab, Between::Network);
+        let sent = build(lab, "1");
+        assert!(sent < 4 * MIB, "{sent} bytes that another builder could send\n{}", lab.diagnosis());
+        assert_eq!((said(lab, CAME), said(lab, CANNOT)), (1, 0), "{}", lab.diagnosis());
+        assert_nothing_left(lab, &[&a, &b]);
+        // Whoever does not want it says so.
+        configure(lab, &[a.pool().replace("slots", "direct = false\nslots"), b.pool()].concat());
+        let sent = build(lab, "2");
+        assert!(sent > SIZE, "{sent} bytes: another builder sent what it was not to\n{}", lab.diagnosis());
+    });
+}
+
+#[test]
+fn builders_that_do_not_reach_each_other_get_everything_from_us() {
+    on_release("forky", LOCAL_POOL, |lab| {
+        let [a, b] = prepare(lab, Between::Silence);
+        for nonce in ["1", "2"] {
+            let sent = build(lab, nonce);
+            assert!(sent > SIZE, "{sent} bytes\n{}", lab.diagnosis());
+        }
+        // The second time it is not even tried.
+        assert_eq!((said(lab, CAME), said(lab, CANNOT)), (0, 1), "{}", lab.diagnosis());
+        assert_nothing_left(lab, &[&a, &b]);
+        // Where the broker's word does not count, neither.
+        b.sh("sed -i /cert-authority/d /m/keys; echo 127.0.0.6 far-b >/etc/hosts");
+        a.sh("echo 127.0.0.6 far-b >/etc/hosts");
+        configure(lab, &[a.pool(), b.pool()].concat());
+        let sent = build(lab, "3");
+        assert!(sent > SIZE, "{sent} bytes\n{}", lab.diagnosis());
+        assert_eq!((said(lab, "Permission denied"), said(lab, CANNOT)), (1, 2), "{}", lab.diagnosis());
+        assert_nothing_left(lab, &[&a, &b]);
+    });
+}
+
+#[test]
+fn a_builder_that_is_lost_while_it_sends_or_sends_something_else_costs_nothing_but_time() {
+    on_release("trixie", LOCAL_POOL, |lab| {
+        let [a, b] = prepare(lab, Between::Network);
+        // Some bytes of it are others.
+        a.install("ssh", "{ head -c 30000000; tr ab ba; } | $real \"$@\"");
+        let sent = build(lab, "1");
+        assert!(sent > SIZE, "{sent} bytes\n{}", lab.diagnosis());
+        assert_eq!((said(lab, CAME), said(lab, CANNOT)), (0, 1), "{}", lab.diagnosis());
+        assert_nothing_left(lab, &[&a, &b]);
+        // Nobody wants it any more.
+        configure(lab, &[a.pool(), b.pool()].concat());
+        a.install("ssh", "{ head -c 30000000; sleep 9; cat; } | $real \"$@\"");
+        let cancelled = begin_transfer(lab, &b, "2");
+        lab.signal("-INT", &["-x", "nix-build"]);
+        let output = cancelled.wait_with_output().unwrap();
+        assert!(!output.status.success(), "{}", text(&output));
+        assert_nothing_left(lab, &[&a, &b]);
+        assert_eq!((said(lab, CAME), said(lab, CANNOT)), (0, 1), "{}", lab.diagnosis());
+        // Its power is cut.
+        let before = sent_to(lab, 'b');
+        let build = begin_transfer(lab, &b, "3");
+        a.halt();
+        let output = build.wait_with_output().unwrap();
+        assert!(output.status.success(), "{}\n{}", text(&output), lab.diagnosis());
+        let sent = sent_to(lab, 'b') - before;
+        assert!(sent > SIZE, "{sent} bytes\n{}", lab.diagnosis());
+        assert_nothing_left(lab, &[&b]);
+    });
+}
+
+#[test]
+fn what_lets_a_builder_send_to_another_lets_it_do_nothing_else() {
+    on_release("forky", LOCAL_POOL, |lab| {
+        let [a, b] = prepare(lab, Between::Network);
+        a.install("ssh", "mkdir -p /m/stolen; cp key cert known /m/stolen; exec $real \"$@\"");
+        let sent = build(lab, "1");
+        assert!(sent < 4 * MIB, "{sent} bytes\n{}", lab.diagnosis());
+        a.sh("grep -q 'PRIVATE KEY' /m/stolen/key && grep -q cert /m/stolen/cert");
+        let ssh = |user: &str, options: &str, command: &str| {
+            a.sh(&format!(
+                "cd /m/stolen; echo stolen | timeout 60 /usr/bin/ssh -F none -p 2200 {options} -i key -o IdentitiesOnly=yes \
+                 -o UserKnownHostsFile=known -o HostKeyAlias=builder -o BatchMode=yes -o ConnectTimeout=9 \
+                 {user}@far-b {command} 2>&1 && echo ended 0 || echo \"ended $?\""
+            ))
+        };
+        let with_pass = "-o CertificateFile=cert";
+        // The broker's stream is over, and with it the only thing that the pass was for: whatever is asked, that is what runs.
+        assert_eq!(ssh("root", with_pass, "touch /m/was-here"), "ended 9");
+        assert_eq!(b.sh("ls -A /tmp; ls /m"), "bin\nhost_key\nhost_key.pub\nkeys\nlog\nsshd_config");
+        let forwarded = ssh("root", &format!("{with_pass} -W 127.0.0.1:2200"), "");
+        assert!(forwarded.contains("administratively prohibited"), "{forwarded}");
+        let refused = [ssh("alice", with_pass, "id"), ssh("root", "", "id")];
+        assert!(refused.iter().all(|said| said.contains("Permission denied")), "{refused:?}");
+        // Nor on another builder, although that takes the broker's word too.
+        let here = ssh(
+            "root",
+            &format!(
+                "{with_pass} -o HostName=127.0.0.5 -o StrictHostKeyChecking=no -o UserKnownHostsFile=none"
+            ),
+            "id",
+        );
+        assert!(!here.contains("uid="), "{here}");
+        // And no longer than some minutes.
+        let limits = a.sh("ssh-keygen -L -f /m/stolen/cert");
+        assert!(limits.contains("force-command") && limits.contains("Extensions: (none)"), "{limits}");
+    });
+}
