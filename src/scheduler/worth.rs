@@ -104,7 +104,7 @@ impl Fleet {
 
     /// Whether a slot counts for several of the builds that wait here.
     fn is_thrifty(&self, lane: &Lane) -> bool {
-        self.mean_of(lane).saturating_mul(2) <= self.longest_launch(lane)
+        self.mean_of(lane).saturating_mul(2) < self.longest_launch(lane)
     }
 
     /// When what waits has waited for too long, or a slot should be free that it waits for.
