@@ -430,9 +430,14 @@ in
       systemd.sockets.nix-broker = {
         description = "Socket of the broker of Nix builds";
         wantedBy = [ "sockets.target" ];
-        # What a person has stopped must not be started again by the next build. Not PartOf: with that a restart of the
-        # service would restart the socket, and hang up on the hooks that wait.
-        unitConfig.StopPropagatedFrom = "nix-broker.service";
+        unitConfig = {
+          # What a person has stopped must not be started again by the next build. Not PartOf: with that a restart of the
+          # service would restart the socket, and hang up on the hooks that wait.
+          StopPropagatedFrom = "nix-broker.service";
+          # It starts as often as the service, whose count is the one that counts: at a limit of its own the service
+          # would come back without it.
+          StartLimitIntervalSec = 0;
+        };
         listenStreams = [ cfg.settings.socket ];
         socketConfig = {
           SocketMode = if cfg.group == null then "0666" else "0660";

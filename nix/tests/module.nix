@@ -117,6 +117,7 @@ let
       (socket hosts).unitConfig.StopPropagatedFrom == "nix-broker.service"
       && (socket hosts).partOf or [ ] == [ ]
       && (socket hosts).bindsTo or [ ] == [ ];
+    "a service that may start again gets its socket" = (socket hosts).unitConfig.StartLimitIntervalSec == 0;
     # A runtime directory would be removed under the socket with every stop.
     "the socket's directory is not the service's" = !(unit hosts ? RuntimeDirectory);
 
