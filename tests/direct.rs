@@ -8,48 +8,25 @@
 #[path = "common/lab.rs"]
 mod lab;
 
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::ops::Deref;
+use std::process::{Child, Stdio};
 
 use lab::{LOCAL_POOL, Lab, on_every_release, on_release, text};
 
-/// A builder: a machine of its own with root's stock sshd, on the lab's network. Dropped, it is gone.
+/// A builder: a machine of its own on the lab's network.
 struct Far {
-    name: String,
+    machine: Lab,
     /// `a` or `b`: the feature that only it has. Others know it as `far-a`.
     letter: char,
 }
 
-/// What makes one of it: its address, and the lines of `authorized_keys`.
-const SETUP: &str = r#"
-mkdir -p /m/bin; cd /m
-ssh-keygen -q -t ed25519 -N '' -f host_key
-printf '%s\n' "$2" > keys
-cat > sshd_config <<C
-ListenAddress $1
-Port 2200
-HostKey /m/host_key
-PidFile none
-AuthorizedKeysFile /m/keys
-UsePAM no
-StrictModes no
-SetEnv PATH=/m/bin:/usr/bin:/bin
-C
-cat >> /etc/nix/nix.conf <<'C'
-system-features = a b
-builders =
-C
-setsid /usr/sbin/sshd -D -e -f sshd_config </dev/null >/m/log 2>&1 &
-"#;
-
 impl Far {
     fn beside(lab: &Lab, letter: char) -> Self {
-        let far = Self { name: format!("{}-{letter}", lab.name()), letter };
-        far.host(&["up", &far.name, lab.release(), lab.name()]);
-        let key = lab.sh("cat /var/lib/nix-broker/id_ed25519.pub");
-        let keys = format!("{key}\ncert-authority,restrict {key}");
-        far.host(&["in", &far.name, "sh", "-euc", SETUP, "-", far.address(), &keys]);
-        far.host(&["daemon", &far.name]);
+        let far = Self { machine: Lab::beside(lab, lab.release()), letter };
+        far.serve_ssh(far.address(), lab, "PATH=/m/bin:/usr/bin:/bin");
+        far.sh("mkdir /m/bin; echo \"cert-authority,restrict $(cat /m/keys)\" >> /m/keys
+            printf 'system-features = a b\nbuilders =\n' >> /etc/nix/nix.conf");
+        far.start_daemon(&[]);
         far
     }
 
@@ -64,7 +41,7 @@ impl Far {
     }
 
     fn pool(&self) -> String {
-        let (letter, key) = (self.letter, self.sh("cut -d' ' -f1,2 /m/host_key.pub"));
+        let (letter, key) = (self.letter, self.host_key());
         format!(
             "[[pool]]\nname = \"{letter}\"\nslots = 4\nidle-timeout = \"600s\"\nlaunch-timeout = \"60s\"\n\
              features = [\"{letter}\"]\n[[pool.hosts]]\naddress = \"far-{letter}\"\nport = 2200\nuser = \"root\"\n\
@@ -72,42 +49,22 @@ impl Far {
         )
     }
 
-    fn host(&self, words: &[&str]) -> String {
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/lab/host.sh");
-        let output = Command::new(script).args(words).stdin(Stdio::null()).output().unwrap();
-        assert!(output.status.success(), "{words:?}: {}", text(&output));
-        String::from_utf8(output.stdout).unwrap().trim().to_owned()
-    }
-
     /// Puts a program that is `sh` before the real one of that name, which it knows as `$real`.
-    fn install(&self, name: &str, script: &str) {
-        self.sh(&format!(
-            "cat >/m/bin/{name} <<'E'\n#!/bin/sh\nreal=/usr/bin/{name}\n{script}\nE\nchmod 755 /m/bin/{name}"
-        ));
-    }
-
-    /// Ends all that runs there, as when power is lost.
-    fn halt(&self) {
-        self.host(&["halt", &self.name]);
+    fn shadow(&self, name: &str, script: &str) {
+        self.install(&format!("/m/bin/{name}"), &format!("#!/bin/sh\nreal=/usr/bin/{name}\n{script}\n"));
     }
 
     /// Files and programs of transfers.
     fn left(&self) -> String {
         self.sh("ls -d /tmp/nix-broker-* 2>/dev/null || true; pgrep -a '^(ssh|cat|head|timeout)$' || true")
     }
-
-    fn sh(&self, script: &str) -> String {
-        self.host(&["in", &self.name, "sh", "-ec", script])
-    }
 }
 
-impl Drop for Far {
-    fn drop(&mut self) {
-        if std::env::var_os("NIX_BROKER_LAB_KEEP").is_some() {
-            return;
-        }
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/lab/host.sh");
-        let _gone = Command::new(script).args(["down", &self.name]).stdin(Stdio::null()).status();
+impl Deref for Far {
+    type Target = Lab;
+
+    fn deref(&self) -> &Lab {
+        &self.machine
     }
 }
 
@@ -242,14 +199,14 @@ fn a_builder_that_is_lost_while_it_sends_or_sends_something_else_costs_nothing_b
     on_release("trixie", LOCAL_POOL, |lab| {
         let [a, b] = prepare(lab, Between::Network);
         // Some bytes of it are others.
-        a.install("ssh", "{ head -c 30000000; tr ab ba; } | $real \"$@\"");
+        a.shadow("ssh", "{ head -c 30000000; tr ab ba; } | $real \"$@\"");
         let sent = build(lab, "1");
         assert!(sent > SIZE, "{sent} bytes\n{}", lab.diagnosis());
         assert_eq!((said(lab, CAME), said(lab, CANNOT)), (0, 1), "{}", lab.diagnosis());
         assert_nothing_left(lab, &[&a, &b]);
         // Nobody wants it any more.
         configure(lab, &[a.pool(), b.pool()].concat());
-        a.install("ssh", "{ head -c 30000000; sleep 9; cat; } | $real \"$@\"");
+        a.shadow("ssh", "{ head -c 30000000; sleep 9; cat; } | $real \"$@\"");
         let cancelled = begin_transfer(lab, &b, "2");
         lab.signal("-INT", &["-x", "nix-build"]);
         let output = cancelled.wait_with_output().unwrap();
@@ -272,7 +229,7 @@ fn a_builder_that_is_lost_while_it_sends_or_sends_something_else_costs_nothing_b
 fn what_lets_a_builder_send_to_another_lets_it_do_nothing_else() {
     on_release("forky", LOCAL_POOL, |lab| {
         let [a, b] = prepare(lab, Between::Network);
-        a.install("ssh", "mkdir -p /m/stolen; cp key cert known /m/stolen; exec $real \"$@\"");
+        a.shadow("ssh", "mkdir -p /m/stolen; cp key cert known /m/stolen; exec $real \"$@\"");
         let sent = build(lab, "1");
         assert!(sent < 4 * MIB, "{sent} bytes\n{}", lab.diagnosis());
         a.sh("grep -q 'PRIVATE KEY' /m/stolen/key && grep -q cert /m/stolen/cert");

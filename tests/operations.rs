@@ -81,21 +81,9 @@ fn an_operator_starts_drains_and_stops_builders() {
     });
 }
 
-/// A machine that exists already: a stock sshd of root's on another address, with a store of its own.
+/// What gives a machine that exists already a store of its own, on the machine that has another.
 const HOST: &str = r#"
 mkdir -p /m/conf /m/root; cd /m
-ssh-keygen -q -t ed25519 -N '' -f host_key
-cat /var/lib/nix-broker/id_ed25519.pub > keys
-cat > sshd_config <<'C'
-ListenAddress 127.0.0.5
-Port 2200
-HostKey /m/host_key
-PidFile none
-AuthorizedKeysFile /m/keys
-UsePAM no
-StrictModes no
-SetEnv NIX_REMOTE=local?root=/m/root NIX_CONF_DIR=/m/conf PATH=/usr/bin:/bin
-C
 cat > conf/nix.conf <<'C'
 sandbox = true
 sandbox-fallback = false
@@ -103,8 +91,8 @@ build-users-group =
 substituters =
 builders =
 C
-mkdir -p /run/sshd; setsid /usr/sbin/sshd -D -e -f sshd_config </dev/null >/m/log 2>&1 &
 "#;
+const HOST_ENVIRONMENT: &str = "NIX_REMOTE=local?root=/m/root NIX_CONF_DIR=/m/conf PATH=/usr/bin:/bin";
 
 fn hosts_pool(host_key: &str) -> String {
     format!(
@@ -127,7 +115,8 @@ host-keys = ["{host_key}"]
 fn machines_that_exist_are_used_within_the_limits_of_a_stock_sshd_and_only_with_the_right_key() {
     on_every_release(LOCAL_POOL, |lab| {
         lab.sh(HOST);
-        let right = lab.sh("cut -d' ' -f1,2 /m/host_key.pub");
+        lab.serve_ssh("127.0.0.5", lab, HOST_ENVIRONMENT);
+        let right = lab.host_key();
         assert!(lab.stop_broker().success());
         lab.write("/etc/nix-broker/config.toml", &hosts_pool(&right));
         lab.start_broker();

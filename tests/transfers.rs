@@ -13,26 +13,14 @@ use std::process::Stdio;
 
 use lab::{LOCAL_POOL, Lab, on_every_release, on_release, text};
 
-/// What makes a machine a builder: root's stock sshd. A cache that it may fetch from is for a test to fill.
+/// What makes it one that takes what it can from a cache, which is for a test to fill.
 const SETUP: &str = r#"
-mkdir -p /m/bin /m/cache; cd /m
-ssh-keygen -q -t ed25519 -N '' -f host_key
-cat > sshd_config <<'C'
-ListenAddress 127.0.0.5
-Port 2200
-HostKey /m/host_key
-PidFile none
-AuthorizedKeysFile /m/keys
-UsePAM no
-StrictModes no
-SetEnv PATH=/m/bin:/usr/bin:/bin
-C
+mkdir -p /m/bin /m/cache
 cat >> /etc/nix/nix.conf <<'C'
 substituters = file:///m/cache
 require-sigs = false
 builders =
 C
-setsid /usr/sbin/sshd -D -e -f sshd_config </dev/null >/m/log 2>&1 &
 "#;
 
 /// Gives a builder this machine's own `zstd`, by that name; its libraries are in every Debian root.
@@ -76,7 +64,7 @@ const FAST: Wire = Wire { delay: 0, rate: 1_000_000 };
 /// Makes the only builder of a lab one at the other end of this wire.
 fn prepare(lab: &mut Lab, wire: Wire) -> Lab {
     let far = Lab::beside(lab, lab.release());
-    far.write("/m/keys", &lab.sh("cat /var/lib/nix-broker/id_ed25519.pub"));
+    far.serve_ssh("127.0.0.5", lab, "PATH=/m/bin:/usr/bin:/bin");
     far.sh(SETUP);
     far.start_daemon(&[]);
     lab.write("/m/wire.pl", include_str!("lab/wire.pl"));
@@ -86,7 +74,7 @@ fn prepare(lab: &mut Lab, wire: Wire) -> Lab {
         wire.delay, wire.rate
     ));
     assert!(lab.stop_broker().success());
-    lab.write("/etc/nix-broker/config.toml", &pool(&far.sh("cut -d' ' -f1,2 /m/host_key.pub")));
+    lab.write("/etc/nix-broker/config.toml", &pool(&far.host_key()));
     lab.start_broker();
     far
 }

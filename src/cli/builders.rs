@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::output::{Document, Json, Screen};
 use super::report::Complaint;
 use super::{Context, picture};
-use crate::ipc::view::{BuilderView, SCHEMA};
+use crate::ipc::view::{BuilderView, SCHEMA, StatusView};
 
 /// List the machines
 #[derive(Debug, clap::Args)]
@@ -24,17 +24,24 @@ pub(super) struct Args {
     json: bool,
 }
 
+/// The machines alone, for programs.
 #[derive(Serialize)]
-struct Listing<'a> {
+pub(super) struct Listing<'a> {
     schema: u32,
     builders: &'a [BuilderView],
+}
+
+impl<'a> Listing<'a> {
+    pub(super) fn of(view: &'a StatusView) -> Self {
+        Self { schema: SCHEMA, builders: &view.builders }
+    }
 }
 
 pub(super) fn run(args: &Args, context: &Context) -> Result<ExitCode, Complaint> {
     let view = context.connect()?.status()?;
     let mut screen = Screen::stdout();
     if args.json {
-        screen.json(&Listing { schema: SCHEMA, builders: &view.builders }, Json::Pretty)?;
+        screen.json(&Listing::of(&view), Json::Pretty)?;
         return Ok(ExitCode::SUCCESS);
     }
     let mut document = Document::default();

@@ -3,14 +3,13 @@
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use serde::Serialize;
-
+use super::builders::Listing;
 use super::client::{Client, ClientError};
 use super::output::{Document, Json, Screen};
 use super::report::Complaint;
 use super::text::{count, size, size_rate};
 use super::{Context, picture};
-use crate::ipc::view::{BuilderView, LoadView, SCHEMA, StatusView};
+use crate::ipc::view::{BuilderView, LoadView, StatusView};
 
 /// How long one picture waits for machines that nobody has asked for a while; their answers take a second or two.
 const PATIENCE: Duration = Duration::from_secs(4);
@@ -32,12 +31,6 @@ pub(super) struct Args {
     json: bool,
 }
 
-#[derive(Serialize)]
-struct Listing<'a> {
-    schema: u32,
-    builders: &'a [BuilderView],
-}
-
 pub(super) fn run(args: &Args, context: &Context) -> Result<ExitCode, Complaint> {
     let mut client = context.connect()?;
     let mut screen = Screen::stdout();
@@ -47,7 +40,7 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<ExitCode, Complaint>
     }
     let view = settled(&mut client)?;
     if args.json {
-        screen.json(&Listing { schema: SCHEMA, builders: &view.builders }, Json::Pretty)?;
+        screen.json(&Listing::of(&view), Json::Pretty)?;
     } else {
         screen.print(&document(&view))?;
     }

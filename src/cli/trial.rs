@@ -54,9 +54,8 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Complaint> {
     let names: Vec<String> = args.pool.iter().cloned().collect();
     let config = config.only(&names)?;
     let [pool] = &config.pools[..] else {
-        let names: Vec<_> = config.pools.iter().map(|pool| format!("`{}`", pool.name)).collect();
         let hint = "name one: `broker try POOL`".to_owned();
-        return Err(Complaint::new(format!("which of the pools {}?", names.join(", ")), Some(hint)));
+        return Err(Complaint::new(format!("which of the pools {}?", config.pool_names()), Some(hint)));
     };
     if is_paid_for(pool) && !args.yes && !confirm(&question(pool)?)? {
         return Err(Complaint::new("not confirmed; nothing was launched", None));

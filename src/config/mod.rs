@@ -104,7 +104,7 @@ pub use metrics::MetricsAddress;
 pub use overlap::overflows;
 pub use problem::Problem;
 
-use crate::model::{Caps, PoolName, PoolSpec};
+use crate::model::{Caps, PoolSpec};
 
 /// What the file says, validated, with every default filled in.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -128,24 +128,25 @@ pub struct Config {
 
 /// A pool was named that the configuration does not have.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("there is no pool `{name}`; the configuration has {}", quoted(.known))]
+#[error("there is no pool `{name}`; the configuration has {known}")]
 pub struct UnknownPool {
     name: String,
-    known: Vec<PoolName>,
+    known: String,
 }
 
 impl Config {
     /// The same with these pools alone, in the order that they have there; with all when none is named.
     pub fn only(mut self, names: &[String]) -> Result<Self, UnknownPool> {
-        let known = || self.pools.iter().map(|pool| pool.name.clone()).collect::<Vec<_>>();
-        if let Some(name) = names.iter().find(|name| !known().iter().any(|known| known.as_str() == *name)) {
-            return Err(UnknownPool { name: name.clone(), known: known() });
+        let has = |name: &&String| self.pools.iter().any(|pool| pool.name.as_str() == *name);
+        if let Some(name) = names.iter().find(|name| !has(name)) {
+            return Err(UnknownPool { name: name.clone(), known: self.pool_names() });
         }
         self.pools.retain(|pool| names.is_empty() || names.iter().any(|name| name == pool.name.as_str()));
         Ok(self)
     }
-}
 
-fn quoted(names: &[PoolName]) -> String {
-    names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
+    /// Its pools, for people: `` `zen3`, `arm` ``.
+    pub fn pool_names(&self) -> String {
+        self.pools.iter().map(|pool| format!("`{}`", pool.name)).collect::<Vec<_>>().join(", ")
+    }
 }

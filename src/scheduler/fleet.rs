@@ -262,13 +262,12 @@ impl Fleet {
                     wants.push((Want { pools, waiting, is_big, mean, steady, elsewhere }, place));
                 }
             };
-            let picky: Vec<_> = lane.picky().filter_map(|(_, id)| self.builds.get(&id)).collect();
+            let kind = |build: &Build| {
+                (build.shuns_loose, placement::awaits_a_full_one(&lane.fit, &self.roster, build))
+            };
+            let picky: Vec<_> = lane.picky().filter_map(|(_, id)| self.builds.get(&id)).map(kind).collect();
             for (steady, elsewhere) in [(true, true), (true, false), (false, true)] {
-                let is_such = |build: &&&Build| {
-                    let refuses = || placement::awaits_a_full_one(&lane.fit, &self.roster, build);
-                    build.shuns_loose == steady && refuses() == elsewhere
-                };
-                let waiting = picky.iter().filter(is_such).count();
+                let waiting = picky.iter().filter(|kind| **kind == (steady, elsewhere)).count();
                 add(steady, elsewhere, waiting);
                 plain -= waiting;
             }

@@ -366,6 +366,33 @@ impl Lab {
         Command::new(&self.script).args(words).stdin(Stdio::null()).output().unwrap()
     }
 
+    /// Makes it a builder that exists already: root's stock sshd in `/m`, at port 2200 of this address, for the broker of
+    /// that machine and with these variables. `authorized_keys` is `/m/keys`.
+    pub(crate) fn serve_ssh(&self, address: &str, client: &Self, environment: &str) {
+        let key = client.sh("cat /var/lib/nix-broker/id_ed25519.pub");
+        self.write("/m/keys", &format!("{key}\n"));
+        self.write(
+            "/m/sshd_config",
+            &format!(
+                "ListenAddress {address}\nPort 2200\nHostKey /m/host_key\nPidFile none\nAuthorizedKeysFile /m/keys\n\
+                 UsePAM no\nStrictModes no\nSetEnv {environment}\n"
+            ),
+        );
+        self.sh("mkdir -p /run/sshd; cd /m; ssh-keygen -q -t ed25519 -N '' -f host_key
+            setsid /usr/sbin/sshd -D -e -f sshd_config </dev/null >/m/log 2>&1 &");
+    }
+
+    /// The key of that sshd, as a configuration has it.
+    pub(crate) fn host_key(&self) -> String {
+        self.sh("cut -d' ' -f1,2 /m/host_key.pub")
+    }
+
+    /// Ends all that runs there, as when power is lost.
+    pub(crate) fn halt(&self) {
+        let halt = self.host(&["halt", &self.name]);
+        assert!(halt.status.success(), "{}", text(&halt));
+    }
+
     /// Where its files are seen from this machine.
     pub(crate) fn root(&self) -> PathBuf {
         let root = self.host(&["root", &self.name]);
