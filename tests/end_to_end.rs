@@ -182,6 +182,26 @@ fn three_hundred_builds_wait_in_line_for_four_slots() {
 }
 
 #[test]
+fn the_importer_of_a_build_that_is_known_to_be_short_starts_beside_it() {
+    on_every_release(LOCAL_POOL, |lab| {
+        let words = |nonce, sleep| {
+            ["/t/wide.nix", "--argstr", "n", "1", "--argstr", "nonce", nonce, "--argstr", "sleep", sleep]
+        };
+        // How long such a build takes is known from here on.
+        lab.build("alice", &words("known", "0"));
+        let mut build =
+            lab.command("alice", &[&["nix-build", "--no-out-link"], &words("short", "4")[..]].concat());
+        let mut build =
+            build.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        lab.wait("an importer beside the build", || {
+            lab.runs("build-remote") && lab.builds_in("building") == 1
+        });
+        assert!(build.wait().unwrap().success(), "{}", lab.diagnosis());
+        lab.assert_all_is_over();
+    });
+}
+
+#[test]
 fn root_without_a_daemon_is_served_as_well() {
     on_every_release(LOCAL_POOL, |lab| {
         let build = lab.output(

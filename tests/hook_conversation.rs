@@ -709,12 +709,7 @@ fn sigterm_while_importing_takes_the_stock_client_along() {
     nix.signal(Signal::TERM);
     let status = nix.wait_dead(fake_nix::DEADLINE).expect("an end");
     assert_eq!(status.signal(), Some(Signal::TERM.as_raw()));
-    let pid = String::from_utf8(place.record()).unwrap();
-    let proc = PathBuf::from(format!("/proc/{}/stat", pid.trim()));
-    while std::fs::read_to_string(&proc).is_ok_and(|stat| !stat.contains(") Z ")) {
-        assert!(Instant::now() < deadline, "the stock client lives on");
-        std::thread::sleep(Duration::from_millis(2));
-    }
+    assert_ends(String::from_utf8(place.record()).unwrap().trim().parse().unwrap());
 }
 
 #[test]
@@ -958,6 +953,113 @@ fn what_was_imported_while_it_arrived_is_imported_once_whatever_comes_after() {
         assert_eq!(nix.finish().status.code(), Some(0));
         assert_eq!(place.record(), b"x\n");
     }
+}
+
+/// A stock client that says in `$RECORD` when it starts, with which token and process, and what it was fed until its end.
+const WAITS: &str = r#"echo "start $NIX_BROKER_BUILD $$" >>"$RECORD"; 
+    fed=$(cat | tr -d '\0' | grep -c hello-2.12.drv) || exit 0
+    echo "import $NIX_BROKER_BUILD" >>"$RECORD"; echo '# accept' >&2; echo uri >&2; exit 0"#;
+
+/// The lines of `$RECORD` as soon as there are so many, without process numbers, and the processes.
+fn recorded(place: &Place, lines: usize) -> (Vec<String>, Vec<u32>) {
+    let deadline = Instant::now() + fake_nix::DEADLINE;
+    loop {
+        let text = std::fs::read_to_string(place.path("record")).unwrap_or_default();
+        if text.lines().count() >= lines && text.ends_with('\n') {
+            let words = |line: &str| line.split(' ').take(2).collect::<Vec<_>>().join(" ");
+            let processes = text.lines().filter_map(|line| line.split(' ').nth(2)?.parse().ok());
+            return (text.lines().map(words).collect(), processes.collect());
+        }
+        assert!(Instant::now() < deadline, "{lines} lines wanted: {text}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+fn assert_ends(process: u32) {
+    let deadline = Instant::now() + fake_nix::DEADLINE;
+    let stat = PathBuf::from(format!("/proc/{process}/stat"));
+    while std::fs::read_to_string(&stat).is_ok_and(|stat| !stat.contains(") Z ")) {
+        assert!(Instant::now() < deadline, "the stock client lives on");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn soon() -> HookReply {
+    HookReply::Soon { token: "the-token".into() }
+}
+
+#[test]
+fn an_importer_is_started_beside_a_short_build_and_imports_it() {
+    let place = Place::new();
+    let broker = place.broker();
+    place.stock(WAITS);
+    let (nix, mut peer) = accepted(&place, &broker);
+    peer.send(&soon());
+    assert_eq!(recorded(&place, 1).0, ["start the-token"], "before the build has ended");
+    peer.log(b"built\n");
+    peer.send(&succeeded());
+    let ended = nix.finish();
+    assert_eq!((ended.status.code(), ended.log_text().as_str()), (Some(0), "built\n"));
+    assert_eq!(recorded(&place, 2).0, ["start the-token", "import the-token"]);
+}
+
+#[test]
+fn an_importer_that_waits_imports_nothing_else_and_is_done_without() {
+    let place = Place::new();
+    let broker = place.broker();
+    place.stock(WAITS);
+    // The outputs come under another name.
+    let (nix, mut peer) = accepted(&place, &broker);
+    peer.send(&HookReply::Soon { token: "another".into() });
+    recorded(&place, 1);
+    peer.send(&succeeded());
+    assert_eq!(nix.finish().status.code(), Some(0));
+    assert_eq!(recorded(&place, 3).0, ["start another", "start the-token", "import the-token"]);
+    // It is gone when it is wanted.
+    std::fs::remove_file(place.path("record")).unwrap();
+    let (nix, mut peer) = accepted(&place, &broker);
+    peer.send(&soon());
+    let process = recorded(&place, 1).1[0];
+    rustix::process::kill_process(
+        rustix::process::Pid::from_raw(process.cast_signed()).unwrap(),
+        Signal::KILL,
+    )
+    .unwrap();
+    assert_ends(process);
+    peer.send(&succeeded());
+    assert_eq!(nix.finish().status.code(), Some(0));
+    assert_eq!(recorded(&place, 3).0[2], "import the-token");
+}
+
+#[test]
+fn an_importer_that_waits_in_vain_ends() {
+    let place = Place::new();
+    let broker = place.broker();
+    place.stock(WAITS);
+    // The build fails.
+    let (nix, mut peer) = accepted(&place, &broker);
+    peer.send(&soon());
+    let process = recorded(&place, 1).1[0];
+    peer.send(&failed("exit code 3", 100, true));
+    assert_eq!(nix.finish().status.code(), Some(100));
+    assert_ends(process);
+    // The hook is killed.
+    std::fs::remove_file(place.path("record")).unwrap();
+    let (mut nix, mut peer) = accepted(&place, &broker);
+    peer.send(&soon());
+    let process = recorded(&place, 1).1[0];
+    nix.signal(Signal::KILL);
+    nix.wait_dead(fake_nix::DEADLINE).expect("an end");
+    assert_ends(process);
+    // The build takes longer than was thought, and is imported by another.
+    std::fs::remove_file(place.path("record")).unwrap();
+    let (nix, mut peer) = accepted(&place, &broker);
+    peer.send(&soon());
+    let process = recorded(&place, 1).1[0];
+    assert_ends(process);
+    peer.send(&succeeded());
+    assert_eq!(nix.finish().status.code(), Some(0));
+    assert_eq!(recorded(&place, 3).0, ["start the-token", "start the-token", "import the-token"]);
 }
 
 #[test]

@@ -1,9 +1,11 @@
 //! One hook: asks until it is accepted, then waits for its build. Its socket closing is cancellation.
 //!
-//! Log and notes go from here straight to the hook; only facts go through the owner loop.
+//! Log and notes go from here straight to the hook; only facts go through the owner loop. So does the word that a short
+//! build has begun: its hook starts the importer beside it.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use tokio::io::AsyncReadExt;
@@ -18,7 +20,10 @@ use super::lineage::Patience;
 use super::{Shared, notes};
 use crate::ipc::{Ask, Frame, FrameError, HookReply, HookRequest, WireFailure};
 use crate::model::{BuildInputs, BuildRequest, Failure, FailureKind, OutputName, StorePath, StorePathError};
-use crate::scheduler::{Answer, Event};
+use crate::scheduler::{Answer, Event, Note};
+
+/// A build that takes no longer than this is worth an importer that waits for it.
+const SHORT: Duration = Duration::from_secs(2);
 
 /// Serves one hook until either side is done.
 pub(crate) async fn serve(
@@ -89,6 +94,7 @@ struct Accepted {
     listener: Listener,
     gone: Gone,
     imports_meanwhile: bool,
+    prepares: bool,
     /// Keeps the shutdown waiting.
     _token: TaskTrackerToken,
 }
@@ -115,7 +121,7 @@ async fn consider(
     shared: &Arc<Shared>,
     driver: &DriverHandle,
 ) -> anyhow::Result<Option<Accepted>> {
-    let (imports_meanwhile, began) = (ask.imports_meanwhile, Instant::now());
+    let (imports_meanwhile, prepares, began) = (ask.imports_meanwhile, ask.prepares, Instant::now());
     let mut request = BuildRequest::try_from(ask).context("read a hook's question")?;
     request.prediction = shared.foresight().predict(&request.drv, &request.requirement);
     let answer = match shared.lineages.complete(&mut request, patience).await {
@@ -133,7 +139,7 @@ async fn consider(
             driver.send(Message::NewBuild(Arc::clone(&build)));
             sink.reply(&HookReply::Accept { build: build.id.0, machine: machine.clone() }).await?;
             let _token = shared.clients.token();
-            Ok(Some(Accepted { build, machine, listener, gone, imports_meanwhile, _token }))
+            Ok(Some(Accepted { build, machine, listener, gone, imports_meanwhile, prepares, _token }))
         }
         Answer::Decline { why } => {
             tracing::debug!(drv = %request.drv, why, "decline");
@@ -176,10 +182,13 @@ impl Accepted {
             HookRequest::Ask(_) | HookRequest::Resume(_) => bail!("a hook asked again after it was accepted"),
         }
         self.gone.driver.event(Event::InputsKnown(self.build.id));
+        let token = super::fresh_token()?;
+        let is_short = self.build.request.prediction.duration <= SHORT;
         let mut relay = Relay {
             build: &self.build,
             listener: self.listener,
             shelf: self.imports_meanwhile.then_some(&shared.shelf),
+            soon: (self.prepares && is_short).then(|| token.clone()),
             position: 0,
         };
         // Outputs that a hook has begun to take stay where they are until it has ended.
@@ -189,7 +198,6 @@ impl Accepted {
         };
         match end {
             End::Succeeded(products) => {
-                let token = super::fresh_token()?;
                 let _shelved = shared.shelf.put(token.clone(), products);
                 send(&mut writer, &HookReply::Succeeded { token }).await?;
                 // The importer runs now; the hook closes when it has ended.
@@ -208,6 +216,8 @@ struct Relay<'a> {
     listener: Listener,
     /// Where outputs are put that arrive, if the hook takes them so.
     shelf: Option<&'a Shelf>,
+    /// What will open the outputs, if the hook is to get ready for them as soon as the build has begun.
+    soon: Option<String>,
     position: u64,
 }
 
@@ -223,7 +233,12 @@ impl<'a> Relay<'a> {
             tokio::select! {
                 () = self.build.log.grown_past(self.position) => self.send_log(writer).await?,
                 note = self.listener.notes.recv(), if notes_open => match note {
-                    Some(note) => send(writer, &HookReply::Note { text: notes::line(&note) }).await?,
+                    Some(note) => {
+                        if let (Note::Started { .. }, Some(token)) = (&note, &self.soon) {
+                            send(writer, &HookReply::Soon { token: token.clone() }).await?;
+                        }
+                        send(writer, &HookReply::Note { text: notes::line(&note) }).await?;
+                    }
                     None => notes_open = false,
                 },
                 Ok(()) = self.listener.arriving.changed(), if self.shelf.is_some() => {

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use super::broker_client::{BrokerClient, BrokerError};
 use super::handover::Handover;
-use super::importer::{self, Import, ImportError, fits_machine_line};
+use super::importer::{self, Import, ImportError, Ready, fits_machine_line};
 use super::log_pipe::LogPipe;
 use super::notes::Notes;
 use super::resume::{self, Patience, Resumed};
@@ -193,6 +193,7 @@ impl Conversation {
             Ok((
                 broker,
                 HookReply::Note { .. }
+                | HookReply::Soon { .. }
                 | HookReply::Arriving { .. }
                 | HookReply::Succeeded { .. }
                 | HookReply::Failed(_),
@@ -358,16 +359,19 @@ impl Build {
         }
         drop(inputs);
         let mut stream = BufReader::new(broker.into_stream());
-        let mut is_imported = false;
+        let (mut is_imported, mut ready) = (false, None);
         loop {
-            let end = waiting::wait(&mut stream, &mut self.log, &mut self.notes);
+            let until = ready.as_ref().map(Ready::until);
+            let end = waiting::wait(&mut stream, &mut self.log, &mut self.notes, until);
             match end {
+                End::Soon(token) => ready = importer::prepare(&self.import_of(&token)),
+                End::Overdue => ready = None,
                 // Whoever fails here may be ahead of a transfer that breaks off, which the broker does again.
-                End::Arriving(token) => is_imported = is_imported || self.import(&token).is_ok(),
+                End::Arriving(token) => is_imported = is_imported || self.import(&token, None).is_ok(),
                 // It is in the store, whatever else there was to say about it.
                 End::Succeeded(_) | End::Failed(_) | End::Lost(_) if is_imported => return Ok(self.succeed()),
                 End::Succeeded(token) => {
-                    return match self.import(&token) {
+                    return match self.import(&token, ready) {
                         Ok(()) => Ok(self.succeed()),
                         // The outputs went with the broker; the next one builds them again.
                         Err(_) if waiting::is_gone(&mut stream) => Err(FrameError::Closed),
@@ -389,8 +393,12 @@ impl Build {
         ExitCode::SUCCESS
     }
 
-    fn import(&self, token: &str) -> Result<(), ImportError> {
-        importer::import(&Import {
+    fn import(&self, token: &str, ready: Option<Ready>) -> Result<(), ImportError> {
+        importer::import(&self.import_of(token), ready)
+    }
+
+    fn import_of<'a>(&'a self, token: &'a str) -> Import<'a> {
+        Import {
             settings: &self.block,
             request: &self.request,
             lists: &self.lists,
@@ -398,7 +406,7 @@ impl Build {
             socket: &self.socket,
             token,
             machine: &self.machine,
-        })
+        }
     }
 
     fn fail_here(&mut self, reason: &str) -> ExitCode {

@@ -3,6 +3,7 @@
 //! While a hook runs, Nix holds the locks of the output paths; the stock client is the one program that may write them
 //! all the same, on every version. So it is started at the very end, with a single machine: the broker, through our own
 //! store endpoint, which hands it the finished build. Another way of importing would replace [`import`] and nothing else.
+//! Its own start takes most of the time, so for a build that ends soon it is started beside it, and waits.
 //!
 //! Many importers run at once. The stock client takes a lock file per slot of a machine, named after the machine's
 //! address, and postpones when all are taken; so the address is made unique to this process by naming our program
@@ -39,6 +40,8 @@ const POSTPONE_PAUSE: Duration = Duration::from_millis(100);
 const MAX_POSTPONES: u32 = 100;
 /// How often it may be killed by a signal, by whoever was short of memory, and be started again.
 const MAX_DEATHS: u32 = 2;
+/// How long one that was started beside its build waits for the end. It takes memory, and a build of hours needs none.
+const KEPT_READY: Duration = Duration::from_secs(5);
 /// Between two progress lines: the stock client writes thousands a second.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
 /// Words of the stock client that are kept for the reason of a failure.
@@ -83,13 +86,45 @@ pub(super) enum ImportError {
     Failed(String),
 }
 
-/// Imports the outputs. After `Ok` all of them are valid in this machine's store.
-pub(super) fn import(job: &Import<'_>) -> Result<(), ImportError> {
+/// A stock client that was started while its build runs: it has read its settings, and waits for the request. Dropped, it
+/// ends.
+#[derive(Debug)]
+pub(super) struct Ready {
+    client: StockClient,
+    token: String,
+    until: Instant,
+}
+
+impl Ready {
+    /// When it is not worth its memory any more.
+    pub(super) fn until(&self) -> Instant {
+        self.until
+    }
+
+    /// The client, if it is there for this import, and still there.
+    fn client_for(mut self, token: &str) -> Option<StockClient> {
+        (self.token == token && self.client.is_running()).then_some(self.client)
+    }
+}
+
+/// Starts the stock client for an import that will come soon. `None` when it does not start: the import will say why.
+pub(super) fn prepare(job: &Import<'_>) -> Option<Ready> {
+    let client = start(job, &nix_executable::find().ok()?).ok()?;
+    Some(Ready { client, token: job.token.to_owned(), until: Instant::now() + KEPT_READY })
+}
+
+/// Imports the outputs, with the client that is ready for them if one is. After `Ok` all of them are valid in this
+/// machine's store.
+pub(super) fn import(job: &Import<'_>, ready: Option<Ready>) -> Result<(), ImportError> {
     let nix = nix_executable::find()?;
-    let line = machine_line(std::process::id(), job.request);
+    let mut ready = ready.and_then(|ready| ready.client_for(job.token));
     let mut deaths = 0;
     for _ in 0..MAX_POSTPONES {
-        match attempt(job, &nix, &line) {
+        let client = match ready.take() {
+            Some(client) => client,
+            None => start(job, &nix)?,
+        };
+        match attempt(job, client) {
             Ok(true) => return Ok(()),
             Ok(false) => std::thread::sleep(POSTPONE_PAUSE),
             // The broker still has the outputs, and the next one begins with removing half a path.
@@ -100,12 +135,17 @@ pub(super) fn import(job: &Import<'_>) -> Result<(), ImportError> {
     Err(ImportError::Declined("its slots stay taken".to_owned()))
 }
 
-/// One try; `false` when it was postponed.
-fn attempt(job: &Import<'_>, nix: &Path, line: &str) -> Result<bool, ImportError> {
+/// A stock client with its settings, to which the broker is the only machine.
+fn start(job: &Import<'_>, nix: &Path) -> io::Result<StockClient> {
     let environment = [(BUILD_VARIABLE, OsStr::new(job.token)), (SOCKET_VARIABLE, job.socket.as_os_str())];
-    let mut client = StockClient::start(nix, job.verbosity, &environment)?;
+    let client = StockClient::start(nix, job.verbosity, &environment)?;
+    client.feed(job.settings.with("builders", &machine_line(std::process::id(), job.request)));
+    Ok(client)
+}
+
+/// One try; `false` when it was postponed.
+fn attempt(job: &Import<'_>, mut client: StockClient) -> Result<bool, ImportError> {
     let mut relay = Relay::new(job.machine);
-    client.feed(job.settings.with("builders", line));
     // Unwilling, so that taken slots are a postpone and a decline means trouble.
     client.feed(Try { am_willing: false, ..job.request.clone() }.encode());
     client.feed(job.lists.as_bytes().to_vec());

@@ -71,6 +71,7 @@ pub(super) fn resume(
                 HookReply::Decline { .. }
                 | HookReply::Postpone { .. }
                 | HookReply::Note { .. }
+                | HookReply::Soon { .. }
                 | HookReply::Arriving { .. }
                 | HookReply::Succeeded { .. } => Err(broker.out_of_turn()),
             }

@@ -122,6 +122,7 @@ impl ClientSettings {
             use_substitutes: self.use_substitutes,
             max_log_size: self.max_log_size,
             imports_meanwhile: true,
+            prepares: true,
         }
     }
 }

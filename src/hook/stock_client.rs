@@ -71,6 +71,11 @@ impl StockClient {
         Ok(Self { child, input: Some(input), output: BufReader::new(stderr) })
     }
 
+    /// Whether it has not ended.
+    pub(super) fn is_running(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+
     /// Sends it bytes. Does not wait.
     pub(super) fn feed(&self, bytes: Vec<u8>) {
         if let Some(input) = &self.input {

@@ -16,6 +16,10 @@ const HANG_UP_LIMIT: Duration = Duration::from_millis(200);
 /// How the wait ended.
 #[derive(Debug)]
 pub(super) enum End {
+    /// The end is near; this token will open the outputs. It is not the end yet.
+    Soon(String),
+    /// The given moment has come. It is not the end yet.
+    Overdue,
     /// The outputs are on their way to the broker; this token opens them. It is not the end yet.
     Arriving(String),
     /// The outputs are at the broker; this token opens them.
@@ -26,14 +30,25 @@ pub(super) enum End {
     Lost(FrameError),
 }
 
-/// Waits for the end of a build.
-pub(super) fn wait(broker: &mut BufReader<UnixStream>, log: &mut LogPipe, notes: &mut Notes) -> End {
+/// Waits for the end of a build, or for this moment.
+pub(super) fn wait(
+    broker: &mut BufReader<UnixStream>,
+    log: &mut LogPipe,
+    notes: &mut Notes,
+    until: Option<Instant>,
+) -> End {
     loop {
         if broker.buffer().is_empty() {
-            match readable(broker.get_ref(), notes.due_in(Instant::now())) {
+            let now = Instant::now();
+            let left = until.map(|until| until.saturating_duration_since(now));
+            match readable(broker.get_ref(), notes.due_in(now).into_iter().chain(left).min()) {
                 Ok(true) => {}
                 Ok(false) => {
-                    notes.show(Instant::now(), replies::write_if_free);
+                    let now = Instant::now();
+                    if until.is_some_and(|until| until <= now) {
+                        return End::Overdue;
+                    }
+                    notes.show(now, replies::write_if_free);
                     continue;
                 }
                 Err(error) => return End::Lost(error.into()),
@@ -47,6 +62,7 @@ pub(super) fn wait(broker: &mut BufReader<UnixStream>, log: &mut LogPipe, notes:
             }
             Ok(frame @ Frame::Message(_)) => match frame.parse() {
                 Ok(HookReply::Note { text }) => notes.add(&text, Instant::now()),
+                Ok(HookReply::Soon { token }) => return End::Soon(token),
                 Ok(HookReply::Arriving { token }) => return End::Arriving(token),
                 Ok(HookReply::Succeeded { token }) => return End::Succeeded(token),
                 Ok(HookReply::Failed(failure)) => return End::Failed(failure),

@@ -134,6 +134,9 @@ pub struct Ask {
     /// The hook knows [`HookReply::Arriving`]. One that was started before an upgrade does not.
     #[serde(default)]
     pub imports_meanwhile: bool,
+    /// The hook knows [`HookReply::Soon`]. One that was started before an upgrade does not.
+    #[serde(default)]
+    pub prepares: bool,
 }
 
 impl Ask {
@@ -155,6 +158,7 @@ impl Ask {
             use_substitutes: request.settings.use_substitutes,
             max_log_size: request.settings.max_log_size.unwrap_or(0),
             imports_meanwhile: false,
+            prepares: false,
         }
     }
 }
@@ -210,6 +214,11 @@ pub enum HookReply {
     Note {
         /// The line.
         text: String,
+    },
+    /// A builder has it, and it will not take long: get the importer ready, whose start takes longer than its work.
+    Soon {
+        /// What [`HookReply::Succeeded`] will say.
+        token: String,
     },
     /// The outputs are on their way, and large: run the importer now. What follows says how the build ends; an importer
     /// that fails before that has been told too early.
