@@ -3,8 +3,8 @@
 //! Owns the measure and the brake. A connection apart keeps what is large out of the buffers of what is small, but they
 //! still meet in the queue before the narrowest link, which a huge transfer keeps full. How full is seen by what a question
 //! on a small connection takes longer than on an empty link. As long as daemons are at work there, the transfer is given
-//! less when that is too long and more when it is not; when none is, it is given all there is. What comes down is braked
-//! where it is read, because no more is asked for than was read.
+//! less when that is too long and more when it is not; when none has been for a while, it is given all there is. What comes
+//! down is braked where it is read, because no more is asked for than was read.
 
 use std::io;
 use std::pin::Pin;
@@ -27,6 +27,9 @@ const PAUSE: Duration = Duration::from_millis(20);
 const LEAST: f64 = 0.3;
 /// What is given back after each answer that came soon enough, until the brake is off.
 const RELEASE: f64 = 1.08;
+/// Builds that follow each other leave a moment between them in which none is at work. A transfer that filled the queue in
+/// each of them would hold each of them up.
+const LINGER: Duration = Duration::from_secs(1);
 /// Moved at once however hard the brake: a few packets.
 const PIECE: f64 = (32 << 10) as f64;
 
@@ -95,10 +98,11 @@ impl Throttle {
     pub(super) async fn watch(&self, remote: &Remote, round_trip: Duration) {
         let pause = PAUSE.max(round_trip);
         let mut brake = Brake::new(round_trip);
+        let mut company = Company::default();
         loop {
             let (before, began) = (self.sent(), Instant::now());
             tokio::time::sleep(pause).await;
-            if !remote.is_in_use() {
+            if !company.is_there(remote.is_in_use(), Instant::now()) {
                 brake = Brake::new(round_trip);
                 self.set(None);
                 continue;
@@ -108,6 +112,21 @@ impl Throttle {
             let rate = (self.sent() - before) as f64 / began.elapsed().as_secs_f64();
             self.set(brake.next(answered, rate));
         }
+    }
+}
+
+/// Whether builds run beside a transfer, or will in a moment.
+#[derive(Debug, Default)]
+struct Company {
+    seen: Option<Instant>,
+}
+
+impl Company {
+    fn is_there(&mut self, is_in_use: bool, now: Instant) -> bool {
+        if is_in_use {
+            self.seen = Some(now);
+        }
+        self.seen.is_some_and(|seen| now.saturating_duration_since(seen) < LINGER)
     }
 }
 
@@ -239,6 +258,18 @@ mod tests {
         let longest = waited[6..].iter().max().unwrap();
         assert!(*longest <= ROUND_TRIP, "a build that asks twice is held up for two round trips: {waited:?}");
         assert!(sent / 200.0 > 0.75 * RATE, "{} of the link is used", sent / 200.0 / RATE);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_moment_between_two_builds_is_no_end() {
+        let mut company = Company::default();
+        let start = Instant::now();
+        let at = |time| start + Duration::from_millis(time);
+        assert!(!company.is_there(false, start), "a transfer alone gets all there is");
+        assert!(company.is_there(true, at(100)));
+        assert!(company.is_there(false, at(300)) && company.is_there(true, at(900)));
+        assert!(company.is_there(false, at(1_800)));
+        assert!(!company.is_there(false, at(2_000)));
     }
 
     #[test]
