@@ -109,7 +109,6 @@ fn the_heartbeat_renews_the_lease_and_a_real_build_keeps_the_machine() {
         let lab = builder(release);
         let order = beat::BeatOrder { spot: false, in_use: false };
         let beat = beat::parse(&over_ssh(&lab, &beat::command(order))).unwrap();
-        assert!(beat.disk_free.unwrap() > 0 && beat.load.is_some(), "{beat:?}");
         let lease: u64 = lab.sh("cat /run/nix-broker/lease_at").parse().unwrap();
         assert_eq!(lease, beat.uptime.as_secs());
 

@@ -62,23 +62,14 @@ fn beat_with(machine: &Machine, imds: &str) -> Beat {
 }
 
 #[test]
-fn a_beat_renews_the_lease_with_the_builders_own_uptime_and_tells_how_it_is() {
+fn a_beat_renews_the_lease_with_the_builders_own_uptime() {
     for shell in SHELLS {
         let machine = machine(shell);
-        machine.write(
-            "proc/pressure/memory",
-            "some avg10=12.50 avg60=1.00 avg300=0.00 total=5\nfull avg10=1.00\n",
-        );
         machine.set_uptime(1234);
         let said = machine.beat(false);
         assert_eq!(machine.read("run/nix-broker/lease_at"), "1234\n");
         assert!(!machine.path("run/nix-broker/used_at").exists());
         assert_eq!(said.uptime, Duration::from_millis(1_234_500));
-        assert_eq!((said.load, said.memory_pressure), (Some(1.25), Some(12.5)));
-        let expected = rustix::fs::statvfs(machine.root()).unwrap();
-        let free = expected.f_bavail * expected.f_frsize;
-        // Others write to this disk too.
-        assert!(said.disk_free.unwrap().abs_diff(free) < free / 4 + (1 << 30), "{said:?} {free}");
         assert_eq!((said.notice, said.notices_unreadable, said.ending), (None, false, None));
 
         machine.set_uptime(1300);

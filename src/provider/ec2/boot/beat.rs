@@ -1,6 +1,7 @@
 //! The heartbeat of a builder: the command that renews its lease, and the reading of what it says about itself.
 //!
-//! When to beat and what to do about a notice is for the caller: every minute, every 5 seconds on spot.
+//! When to beat and what to do about a notice is for the caller: every minute, every 5 seconds on spot. How busy a builder
+//! is is asked of builders of every kind, elsewhere (`provider::load`).
 
 use std::time::{Duration, SystemTime};
 
@@ -24,7 +25,7 @@ pub fn command(order: BeatOrder) -> String {
 }
 
 /// What a builder says of itself.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Beat {
     /// How long it is up.
     pub uptime: Duration,
@@ -34,12 +35,6 @@ pub struct Beat {
     pub notices_unreadable: bool,
     /// It is powering off; the reason is for people.
     pub ending: Option<String>,
-    /// Processes that want to run, over the last minute.
-    pub load: Option<f64>,
-    /// Percent of the last ten seconds in which something had to wait for memory.
-    pub memory_pressure: Option<f64>,
-    /// Bytes left for `/nix/store`.
-    pub disk_free: Option<u64>,
 }
 
 /// What EC2 announces to a spot instance.
@@ -87,9 +82,6 @@ pub fn parse(stdout: &[u8]) -> Result<Beat, BeatError> {
         notice,
         notices_unreadable,
         ending: answer.value("off"),
-        load: answer.number("load"),
-        memory_pressure: answer.number("memory-pressure"),
-        disk_free: answer.value("disk-free").and_then(|kib| kib.parse::<u64>().ok()?.checked_mul(1024)),
     })
 }
 
@@ -115,8 +107,7 @@ fn time(body: &str) -> Option<SystemTime> {
 mod tests {
     use super::*;
 
-    const CALM: &str = "lease_at = 1234\nuptime = 1234.56\nload = 3.5\nmemory-pressure = 0.00\n\
-        disk-free = 50494284\n";
+    const CALM: &str = "lease_at = 1234\nuptime = 1234.56\n";
 
     fn notice(lines: &str) -> (Option<Notice>, bool) {
         let beat = parse(format!("{CALM}{lines}").as_bytes()).unwrap();
@@ -125,27 +116,19 @@ mod tests {
 
     #[test]
     fn the_facts_are_read_and_what_else_a_login_prints_does_no_harm() {
-        let beat =
-            parse(format!("Welcome!\nload = none of these\n{CALM}").replace("load = none", "x").as_bytes());
+        let beat = parse(format!("Welcome!\nload = none of these\n{CALM}").as_bytes());
         let expected = Beat {
             uptime: Duration::from_millis(1_234_560),
             notice: None,
             notices_unreadable: false,
             ending: None,
-            load: Some(3.5),
-            memory_pressure: Some(0.0),
-            disk_free: Some(50_494_284 * 1024),
         };
         assert_eq!(beat.unwrap(), expected);
     }
 
     #[test]
-    fn what_cannot_be_read_is_unknown_and_never_guessed() {
-        let beat = parse(
-            b"lease_at = 5\nuptime = 5.0\nload =\nmemory-pressure = \ndisk-free = 18446744073709551615\n",
-        );
-        let beat = beat.unwrap();
-        assert_eq!((beat.load, beat.memory_pressure, beat.disk_free), (None, None, None));
+    fn an_answer_without_a_lease_and_a_time_is_none() {
+        assert_eq!(parse(b"lease_at = 5\nuptime = \n"), Err(BeatError::NotRenewed));
         assert_eq!(parse(CALM.replace("lease_at", "used_at").as_bytes()), Err(BeatError::NotRenewed));
         assert_eq!(parse(&[0xff; 100_000]), Err(BeatError::NotRenewed));
         assert_eq!(parse(b""), Err(BeatError::NotRenewed));

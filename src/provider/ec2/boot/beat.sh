@@ -1,4 +1,4 @@
-# Renews the lease of this builder, and says how it is. Arguments: `spot` or `on-demand`, `used` or `unused`.
+# Renews the lease of this builder, and says whether it will last. Arguments: `spot` or `on-demand`, `used` or `unused`.
 root=${NIX_BROKER_ROOT-}
 run=$root/run/nix-broker
 imds=${NIX_BROKER_IMDS:-http://169.254.169.254}
@@ -8,9 +8,6 @@ for file in lease_at used_at; do
   echo "${up%%.*}" >"$run/$file.$$" && mv -f "$run/$file.$$" "$run/$file" && echo "$file = ${up%%.*}"
 done
 echo "uptime = $up"
-echo "load = $(cut -d ' ' -f 1 "$root/proc/loadavg")"
-echo "memory-pressure = $(sed -n 's/^some avg10=\([0-9.]*\).*/\1/p' "$root/proc/pressure/memory" 2>/dev/null)"
-echo "disk-free = $(df -Pk "$root/nix/store" 2>/dev/null | sed -n '$s/^.* \([0-9][0-9]*\)  *[0-9-][0-9]*%.*$/\1/p')"
 [ ! -e "$run/off" ] || echo "off = $(head -n 1 "$run/off" | cut -c 1-1000)"
 [ "$1" = spot ] || exit 0
 token=$(curl -s -f -m 2 -X PUT -H 'X-aws-ec2-metadata-token-ttl-seconds: 60' "$imds/latest/api/token")
