@@ -313,12 +313,13 @@ mod tests {
     }
 
     #[test]
-    fn a_build_that_uses_all_processors_gets_half_a_machine() {
+    fn a_build_that_uses_all_processors_gets_most_of_a_small_machine() {
         let big = |waiting| Want { waiting, is_big: true, ..ONE };
         let launches = |want, supply| plan([want].into_iter(), vec![supply])[0];
-        assert_eq!(launches(big(3), supply(4, 9)), Plan { launches: 1, steady: 0, slots: 2 });
-        assert_eq!(launches(big(1), sized(9)).shares().collect::<Vec<_>>(), [2]);
-        assert_eq!(launches(big(10), sized(1)).shares().collect::<Vec<_>>(), [20]);
+        // Three of four slots each: the first of them is free.
+        assert_eq!(launches(big(3), supply(4, 9)), Plan { launches: 2, steady: 0, slots: 6 });
+        assert_eq!(launches(big(1), sized(9)).shares().collect::<Vec<_>>(), [3]);
+        assert_eq!(launches(big(10), sized(1)).shares().collect::<Vec<_>>(), [30]);
         let narrow = Supply { per_builder: 1, ..supply(0, 9) };
         assert_eq!(launches(big(3), narrow).launches, 3);
     }

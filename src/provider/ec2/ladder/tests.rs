@@ -190,7 +190,7 @@ fn nothing_to_try_says_why() {
     let error = case.ladder(&zen3(), &[place("x1a", &["c5.large"])]).unwrap_err().to_string();
     assert_eq!(
         error,
-        "`c8a.2xlarge`, `m8a.2xlarge`, `c7a.2xlarge` and the others that would do are not offered in `x1a`; \
+        "`c7a.2xlarge`, `c8a.2xlarge`, `m8a.2xlarge` and the others that would do are not offered in `x1a`; \
          add subnets in other zones"
     );
     case.cooling.no_addresses("subnet-x1a", case.now);
