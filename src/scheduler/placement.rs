@@ -3,10 +3,11 @@
 //! Among the builds that any open builder fits, the one comes first whose turn it is ([`super::queue`]). It goes to the
 //! first of its pools with a free slot: to a builder that made some of its inputs, if one of them is open; else to the
 //! fullest, so that others become idle and end. One that is `big-parallel` goes to the one with most room instead; what it
-//! takes of it is [`super::builder::room_of_big`]'s arithmetic. Where none has that much, it waits for one that starts, if
-//! one does, and else gets what there is. None goes to a builder that it has failed on while there is, or soon will be, another; where all the
-//! others are full, [`super::scaling`] launches one for it, and is told so by [`awaits_a_full_one`]. What a builder has no
-//! memory for ([`super::headroom`]) counts as no free slot, here and where launches are decided.
+//! takes of it is [`super::builder::room_of_big`]'s arithmetic. Where the roomiest has less, it waits for a builder that
+//! starts, if one does, and else gets what there is. None goes to a builder that it has failed on while there is, or soon
+//! will be, another; where all the others are full, [`super::scaling`] launches one for it, and is told so by
+//! [`awaits_a_full_one`]. What a builder has no memory for ([`super::headroom`]) counts as no free slot, here and where
+//! launches are decided.
 
 use std::collections::BTreeMap;
 

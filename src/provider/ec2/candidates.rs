@@ -1,9 +1,8 @@
 //! Which instance types a launch may use, best first.
 //!
 //! A type has to run everything that its pool offers, not only what waits now: the next build may be any that the pool
-//! takes. Among those that do, the best fit to the queue goes first, then the type whose work is
-//! cheapest: price, cores and their speed. Where they are to
-//! be had is the business of [`super::ladder`].
+//! takes. Among those that do, the best fit to the queue goes first, then the one whose work is cheapest by price, cores and
+//! their speed. Where they are to be had is the business of [`super::ladder`].
 
 use std::collections::{BTreeMap, BTreeSet};
 
