@@ -168,8 +168,8 @@ let
       min-builders = maybe types.ints.unsigned 0 "Builders that are kept although idle.";
       max-builders = maybe types.ints.positive 4 "Builders at most.";
       idle-timeout = maybe span "10m" "How long a builder without work is kept.";
-      surplus-idle-timeout = maybe span "3m" ''
-        The same while another builder of the pool has room: 3 minutes for EC2, else as long as idle-timeout.
+      surplus-idle-timeout = maybe span "1m" ''
+        The same while another builder of the pool has room: a minute for EC2, else as long as idle-timeout.
       '';
       max-lifetime = maybe span "12h" "A builder older than this takes no new builds and ends.";
       launch-timeout = maybe span "5m" "From the launch until a builder is ready, at most.";

@@ -19,6 +19,9 @@ pub struct Processor {
     pub name: &'static str,
     /// Of its instance types.
     pub architecture: Architecture,
+    /// How fast compilers run on one of its cores, its sibling idle, in percent of Zen 3 (Milan). Judgement, from clock rates
+    /// and generations: no measurement of ours.
+    pub speed: u32,
     /// The one `gccarch` that is this very processor, for pools that are `exact`. `None` where the family is a lottery
     /// between two processors.
     pub own: Option<&'static str>,
@@ -34,6 +37,7 @@ pub struct Processor {
 const COMMON_X86: Processor = Processor {
     name: "x86",
     architecture: Architecture::X86_64,
+    speed: 100,
     own: None,
     adds: &[
         "x86-64",
@@ -54,6 +58,7 @@ const COMMON_X86: Processor = Processor {
 static SKYLAKE_SP: Processor = Processor {
     name: "Skylake-SP or Cascade Lake",
     architecture: Architecture::X86_64,
+    speed: 80,
     // Which of the two an instance gets is decided by chance, so it never offers what only Cascade Lake has.
     own: None,
     adds: &["x86-64-v4", "skylake-avx512"],
@@ -64,6 +69,7 @@ static SKYLAKE_SP: Processor = Processor {
 static ICE_LAKE_SP: Processor = Processor {
     name: "Ice Lake-SP",
     architecture: Architecture::X86_64,
+    speed: 95,
     own: Some("icelake-server"),
     adds: &["cannonlake", "cascadelake", "icelake-client", "icelake-server"],
     below: Some(&SKYLAKE_SP),
@@ -73,6 +79,7 @@ static ICE_LAKE_SP: Processor = Processor {
 static SAPPHIRE_RAPIDS: Processor = Processor {
     name: "Sapphire Rapids",
     architecture: Architecture::X86_64,
+    speed: 105,
     own: Some("sapphirerapids"),
     adds: &["cooperlake", "sapphirerapids", "emeraldrapids"],
     below: Some(&ICE_LAKE_SP),
@@ -82,6 +89,7 @@ static SAPPHIRE_RAPIDS: Processor = Processor {
 static GRANITE_RAPIDS: Processor = Processor {
     name: "Granite Rapids",
     architecture: Architecture::X86_64,
+    speed: 125,
     own: Some("graniterapids"),
     adds: &["graniterapids"],
     below: Some(&SAPPHIRE_RAPIDS),
@@ -91,6 +99,7 @@ static GRANITE_RAPIDS: Processor = Processor {
 static NAPLES: Processor = Processor {
     name: "Naples",
     architecture: Architecture::X86_64,
+    speed: 60,
     own: Some("znver1"),
     adds: &["znver1"],
     below: Some(&COMMON_X86),
@@ -100,6 +109,7 @@ static NAPLES: Processor = Processor {
 static ROME: Processor = Processor {
     name: "Rome",
     architecture: Architecture::X86_64,
+    speed: 85,
     own: Some("znver2"),
     adds: &["znver2"],
     below: Some(&NAPLES),
@@ -109,6 +119,7 @@ static ROME: Processor = Processor {
 static MILAN: Processor = Processor {
     name: "Milan",
     architecture: Architecture::X86_64,
+    speed: 100,
     own: Some("znver3"),
     adds: &["znver3"],
     below: Some(&ROME),
@@ -118,6 +129,7 @@ static MILAN: Processor = Processor {
 static GENOA: Processor = Processor {
     name: "Genoa",
     architecture: Architecture::X86_64,
+    speed: 115,
     own: Some("znver4"),
     adds: &["x86-64-v4", "znver4"],
     below: Some(&MILAN),
@@ -127,6 +139,7 @@ static GENOA: Processor = Processor {
 static TURIN: Processor = Processor {
     name: "Turin",
     architecture: Architecture::X86_64,
+    speed: 140,
     own: Some("znver5"),
     adds: &["znver5"],
     below: Some(&GENOA),
@@ -136,6 +149,7 @@ static TURIN: Processor = Processor {
 static CORTEX_A72: Processor = Processor {
     name: "Graviton (Cortex-A72)",
     architecture: Architecture::Arm64,
+    speed: 35,
     own: Some("cortex-a72"),
     adds: &["armv8-a", "cortex-a53", "cortex-a72"],
     below: None,
@@ -145,6 +159,7 @@ static CORTEX_A72: Processor = Processor {
 static NEOVERSE_N1: Processor = Processor {
     name: "Graviton2 (Neoverse N1)",
     architecture: Architecture::Arm64,
+    speed: 70,
     own: Some("armv8.2-a"),
     adds: &["armv8-a", "armv8.1-a", "armv8.2-a"],
     below: None,
@@ -154,6 +169,7 @@ static NEOVERSE_N1: Processor = Processor {
 static NEOVERSE_V1: Processor = Processor {
     name: "Graviton3 (Neoverse V1)",
     architecture: Architecture::Arm64,
+    speed: 85,
     own: Some("armv8.4-a"),
     adds: &["armv8.3-a", "armv8.4-a"],
     below: Some(&NEOVERSE_N1),
@@ -163,6 +179,7 @@ static NEOVERSE_V1: Processor = Processor {
 static NEOVERSE_V2: Processor = Processor {
     name: "Graviton4 (Neoverse V2)",
     architecture: Architecture::Arm64,
+    speed: 105,
     own: Some("armv9-a"),
     adds: &["armv8.5-a", "armv9-a"],
     below: Some(&NEOVERSE_V1),
@@ -172,6 +189,7 @@ static NEOVERSE_V2: Processor = Processor {
 static NEOVERSE_V3: Processor = Processor {
     name: "Graviton5 (Neoverse V3)",
     architecture: Architecture::Arm64,
+    speed: 120,
     own: Some("armv9.2-a"),
     adds: &["armv8.6-a", "armv8.7-a", "armv9.1-a", "armv9.2-a"],
     below: Some(&NEOVERSE_V2),

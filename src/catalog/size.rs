@@ -6,9 +6,10 @@ const LEAST: u32 = 8;
 /// A larger machine, idle at the end of its work, costs several dollars an hour. Who wants one lists it.
 const MOST: u32 = 64;
 
-/// Processors to look for when so many builds would run at once.
+/// Processors to look for when so many builds would run at once: three of four. Sizes double, and the next larger one for
+/// what is a little more than half of it stands idle; the builds that find no slot at once begin when the first have ended.
 pub fn processors_wanted(builds: u32) -> u32 {
-    builds.clamp(LEAST, MOST)
+    (builds - builds / 4).clamp(LEAST, MOST)
 }
 
 /// How far a size is from the wanted one: the lower the better. From what is wanted up to less than twice of it is as
@@ -30,7 +31,9 @@ mod tests {
 
     #[test]
     fn the_queue_decides_within_bounds() {
-        for (builds, wanted) in [(0, 8), (1, 8), (8, 8), (9, 9), (40, 40), (200, 64), (u32::MAX, 64)] {
+        for (builds, wanted) in
+            [(0, 8), (1, 8), (10, 8), (11, 9), (21, 16), (40, 30), (200, 64), (u32::MAX, 64)]
+        {
             assert_eq!(processors_wanted(builds), wanted, "{builds}");
         }
     }

@@ -17,6 +17,9 @@ const TABLE: &str = include_str!("ec2-types.csv");
 const SURPLUS_CREDITS: [(Architecture, u64); 2] =
     [(Architecture::X86_64, 50_000), (Architecture::Arm64, 40_000)];
 
+/// What the second hyperthread of a core adds to the first, in percent of it.
+pub const SIBLING: u64 = 25;
+
 /// Of a builder that nobody asked for by name.
 const LEAST_MEMORY_MIB: u32 = 4 * 1024;
 const LEAST_VCPUS: u32 = 2;
@@ -104,9 +107,17 @@ impl InstanceType {
             && self.vcpus >= LEAST_VCPUS
     }
 
-    /// Price of one physical core, in micro-dollars an hour.
-    pub fn price_per_core(&self) -> u64 {
-        self.price.0.micros() / u64::from(self.cores.max(1))
+    /// What it gets done in an hour with all processors busy, in percent of a core of Zen 3: the second hyperthread of a core
+    /// adds [`SIBLING`].
+    pub fn output(&self) -> u64 {
+        let (cores, vcpus) = (u64::from(self.cores), u64::from(self.vcpus));
+        let threads = cores * 100 + vcpus.saturating_sub(cores) * SIBLING;
+        (threads * u64::from(self.processor.speed) / 100).max(1)
+    }
+
+    /// What at this price an hour of work of one core of Zen 3 costs, in micro-dollars.
+    pub fn price_per_work(&self, rate: HourlyRate) -> u64 {
+        rate.0.micros().saturating_mul(100) / self.output()
     }
 }
 
@@ -218,7 +229,10 @@ mod tests {
         assert_eq!((c6a.architecture, c6a.nested_virtualization), (Architecture::X86_64, false));
         assert_eq!((c6a.nvme_gb, c6a.ebs_mbps), (0, 5_000));
         assert_eq!(c6a.price, HourlyRate(Usd::from_micros(612_000)));
-        assert_eq!(c6a.price_per_core(), 76_500);
+        // Eight cores, of which each does a quarter more with its sibling.
+        assert_eq!((c6a.output(), c6a.price_per_work(c6a.price)), (1_000, 61_200));
+        let c8a = Catalog::get().find("c8a.4xlarge").unwrap();
+        assert_eq!((c8a.output(), c8a.price_per_work(c8a.price)), (2_240, 38_489));
         assert!(Catalog::get().find("c7i.large").unwrap().nested_virtualization);
         assert_eq!(Catalog::get().find("c6id.large").unwrap().nvme_gb, 118);
     }

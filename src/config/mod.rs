@@ -42,7 +42,7 @@
 //! features = ["gccarch-znver3"]            # offers what such processors run besides, `big-parallel` and `benchmark`
 //! max-builders = 2                         # default: 1
 //! idle-timeout = "20m"                     # these four are the defaults of such pools
-//! surplus-idle-timeout = "3m"              # the same while another one has room; other pools: like `idle-timeout`
+//! surplus-idle-timeout = "1m"              # the same while another one has room; other pools: like `idle-timeout`
 //! max-lifetime = "8h"
 //! launch-timeout = "5m"
 //!

@@ -198,9 +198,14 @@ impl EndReason {
     }
 }
 
-/// What a build that uses all processors gets of a machine with so many slots.
+/// Slots with which a build that uses all processors is well served: few go faster with more.
+const ENOUGH_FOR_BIG: u32 = 16;
+
+/// What a build that uses all processors gets of a machine with so many slots: half of it, or enough where that is more; a
+/// quarter is left for others.
 pub(super) fn room_of_big(slots: u32) -> u32 {
-    (slots / 2).max(1)
+    let most = slots - slots.div_ceil(4);
+    (slots / 2).max(most.min(ENOUGH_FOR_BIG)).max(1)
 }
 
 impl Builder {
@@ -284,15 +289,21 @@ impl Builder {
         u32::try_from(self.leases.len()).unwrap_or(u32::MAX)
     }
 
-    /// Slots in use.
+    /// Slots in use, or kept for a build that gets them when others have ended.
     pub(super) fn used(&self) -> u32 {
-        self.company() + self.extra.values().sum::<u32>()
+        let wanted = self.company().saturating_add(self.extra.values().sum::<u32>());
+        wanted.min(self.slots.max(self.company()))
     }
 
-    /// Slots that one more build takes. One that uses all processors gets half the machine, or what is left of it: it need
-    /// not wait until so much is free at once.
+    /// Slots that one more build takes. What is not free yet of those of one that uses all processors it gets as builds
+    /// beside it end: it need not wait until so much is free at once.
     pub(super) fn room_for(&self, is_big: bool) -> u32 {
-        if is_big { room_of_big(self.slots).min(self.free()).max(1) } else { 1 }
+        if is_big { room_of_big(self.slots) } else { 1 }
+    }
+
+    /// Whether one more build gets all the slots at once that it takes.
+    pub(super) fn has_room_for(&self, is_big: bool) -> bool {
+        self.free() >= self.room_for(is_big)
     }
 
     /// Whether a build may be started on it.

@@ -305,7 +305,7 @@ impl Fleet {
     fn supply(&self, ix: PoolIx, minimums_count: bool) -> Supply {
         let pool = &self.pools[ix.0];
         let census = self.roster.census(ix);
-        let per_builder = pool.expected_slots();
+        let per_builder = pool.planned_slots();
         let short = pool.spec.min_builders.saturating_sub(census.staffed());
         let mut coming = self.ends.soon(ix, self.now, pool.launch_takes(), &self.roster);
         if pool.is_paid_for() {
@@ -322,7 +322,7 @@ impl Fleet {
             per_builder,
             room: self.room(ix),
             short_of_minimum: if minimums_count { short } else { 0 },
-            launch: pool.launch_takes(),
+            horizon: pool.horizon(),
             comes_in_sizes: pool.comes_in_sizes(),
             is_loose: pool.is_loose(self.now),
         }

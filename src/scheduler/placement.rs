@@ -2,10 +2,12 @@
 //!
 //! Among the builds that any open builder fits, the one comes first whose turn it is ([`super::queue`]). It goes to the
 //! first of its pools with a free slot: to a builder that made some of its inputs, if one of them is open; else to the
-//! fullest, so that others become idle and end. One that is `big-parallel` goes to the one with most room instead, and
-//! takes half of it. None goes to a builder that it has failed on while there is, or soon will be, another; where all the
-//! others are full, [`super::scaling`] launches one for it, and is told so by [`awaits_a_full_one`]. What a builder has no
-//! memory for ([`super::headroom`]) counts as no free slot, here and where launches are decided.
+//! fullest, so that others become idle and end. One that is `big-parallel` goes to the one with most room instead; what it
+//! takes of it is [`super::builder::room_of_big`]'s arithmetic. Where the roomiest has less, it waits for a builder that
+//! starts, if one does, and else gets what there is. None goes to a builder that it has failed on while there is, or soon
+//! will be, another; where all the others are full, [`super::scaling`] launches one for it, and is told so by
+//! [`awaits_a_full_one`]. What a builder has no memory for ([`super::headroom`]) counts as no free slot, here and where
+//! launches are decided.
 
 use std::collections::BTreeMap;
 
@@ -60,20 +62,29 @@ pub(super) fn next(
 
 /// The builder for a build that any will do for.
 fn first_open(fit: &Fit, roster: &Roster) -> Option<BuilderId> {
-    fit.pools.iter().find_map(|pool| {
-        let census = roster.census(*pool);
-        if fit.is_big {
-            census.roomy.first().map(|(_, builder)| *builder)
-        } else {
-            census.open.first().map(|(_, builder)| *builder)
-        }
-    })
+    let censuses = || fit.pools.iter().map(|pool| roster.census(*pool));
+    if !fit.is_big {
+        return censuses().find_map(|census| census.open.first()).map(|(_, builder)| *builder);
+    }
+    let roomiest = || censuses().filter_map(|census| census.roomy.first()).map(|(_, builder)| *builder);
+    let has_room = |id: &BuilderId| roster.get(*id).is_some_and(|builder| builder.has_room_for(true));
+    if let Some(builder) = roomiest().find(has_room) {
+        return Some(builder);
+    }
+    if awaits_a_start(fit, roster) { None } else { roomiest().next() }
+}
+
+/// Whether a build that nothing has room for waits for a builder that starts. That ends: it becomes ready, or is given up.
+pub(super) fn awaits_a_start(fit: &Fit, roster: &Roster) -> bool {
+    fit.is_big && fit.pools.iter().any(|pool| !roster.census(*pool).starting.is_empty())
 }
 
 /// An open builder that made some of its inputs.
 fn near(fit: &Fit, roster: &Roster, build: &Build) -> Option<BuilderId> {
     let will_do = |id: &&BuilderId| {
-        roster.get(**id).is_some_and(|builder| builder.is_open() && fit.pools.contains(&builder.pool))
+        roster.get(**id).is_some_and(|builder| {
+            builder.is_open() && builder.has_room_for(fit.is_big) && fit.pools.contains(&builder.pool)
+        })
     };
     build.near.iter().find(will_do).copied()
 }

@@ -31,6 +31,11 @@ const EC2_LAUNCH: Duration = Duration::from_secs(60);
 /// and one that runs already, or is a process.
 const NEAR_LAUNCH: Duration = Duration::from_secs(2);
 
+/// Work that comes to less than this many times of what a launch takes, for one slot, is worth no further slot of a machine
+/// that is paid for: it would be paid for its boot, and wait for work for most of its life. Where nothing is paid for,
+/// whatever is done sooner by one more is worth it.
+const HORIZON: u32 = 4;
+
 /// How long it is believed that nothing is cheaper: spot prices move.
 const PRICES_HOLD: Duration = Duration::from_secs(10 * 60);
 
@@ -154,6 +159,15 @@ impl Pool {
         self.bounded(expected)
     }
 
+    /// The slots that a further builder is to bring at most before another one is launched beside it. Where machines come in
+    /// sizes that is twice the smallest: few machines of some size serve builds that use all processors better than many
+    /// small ones, and each costs its disk, its address and its boot.
+    pub(super) fn planned_slots(&self) -> u32 {
+        let expected = self.expected_slots();
+        let several = self.spec.slots.expected().saturating_mul(2);
+        if self.comes_in_sizes() { self.bounded(expected.max(several)) } else { expected }
+    }
+
     /// The slots to plan with for a builder that was launched for this.
     pub(super) fn expected_slots_for(&self, demand: Demand) -> u32 {
         if !self.comes_in_sizes() {
@@ -242,6 +256,13 @@ impl Pool {
             (None, ProviderSpec::Ec2(_)) => EC2_LAUNCH,
             (None, ProviderSpec::Local(_) | ProviderSpec::Hosts(_)) => NEAR_LAUNCH,
         }
+    }
+
+    /// The time in which what waits is to be done by the slots that it is planned with: at least that of a launch, before which
+    /// no other slot comes.
+    pub(super) fn horizon(&self) -> Duration {
+        let times = if self.is_paid_for() { HORIZON } else { 1 };
+        self.launch_takes().saturating_mul(times)
     }
 
     /// A builder launched at that moment failed. `counter` is the fleet's failure counter, already advanced.

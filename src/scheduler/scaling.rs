@@ -2,10 +2,8 @@
 //!
 //! Arithmetic only; a pool that rests or is full has no room here.
 //!
-//! A slot counts for as much work as it does in the time that a launch takes: a builder for less would come when that is
-//! done, or have nothing to do a minute later. A build that takes longer, or of whose like nothing is known, counts for a
-//! slot of its own. To count with several times that long would cost less and end later: nobody says how many processors
-//! a build uses, and a small machine is slow for those that use many.
+//! A slot counts for as much work as it does within its pool's horizon ([`super::pool::Pool::horizon`]). A build that takes
+//! longer, or of whose like nothing is known, counts for a slot of its own.
 //!
 //! The queue is first spread over builders of the size that each pool is planned with, pool by pool in the order of the
 //! configuration. What then finds no room any more makes the machines larger that are launched anyway, where a pool's
@@ -41,8 +39,8 @@ pub(super) struct Supply {
     pub(super) room: u32,
     /// Builders to launch whatever waits, to reach the pool's minimum.
     pub(super) short_of_minimum: u32,
-    /// How long a further builder takes to be up.
-    pub(super) launch: Duration,
+    /// The time in which what waits is to be done by the slots that it is planned with.
+    pub(super) horizon: Duration,
     /// Whether a launch may ask for a larger machine.
     pub(super) comes_in_sizes: bool,
     /// Whether its machines may be taken away, unless a launch asks for one that may not.
@@ -56,9 +54,9 @@ pub(super) struct Want<'a> {
     pub(super) pools: &'a [PoolIx],
     /// How many builds.
     pub(super) waiting: usize,
-    /// Whether each of them gets half a machine.
+    /// Whether each of them uses all processors it gets ([`room_of_big`]).
     pub(super) is_big: bool,
-    /// How long one of them will run on average, none counting for more than the longest launch.
+    /// How long one of them will run on average, none counting for more than the longest horizon.
     pub(super) mean: Duration,
     /// Only slots that cannot be taken away will do: they have lost such a one.
     pub(super) steady: bool,
@@ -162,10 +160,10 @@ impl Pool {
         if want.is_big { u64::from(room_of_big(self.supply.per_builder)) } else { 1 }
     }
 
-    /// How long one of these builds and a launch take, in milliseconds; the former is no more than the latter.
+    /// How long one of these builds takes, and the horizon, in milliseconds; the former is no more than the latter.
     fn parts(&self, want: Want<'_>) -> (u64, u64) {
         let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
-        let whole = millis(self.supply.launch).max(1);
+        let whole = millis(self.supply.horizon).max(1);
         (millis(want.mean).clamp(whole.div_ceil(MOST_IN_A_ROW), whole), whole)
     }
 
@@ -228,7 +226,7 @@ mod tests {
             per_builder: 4,
             room,
             short_of_minimum: 0,
-            launch: Duration::from_secs(60),
+            horizon: Duration::from_secs(60),
             comes_in_sizes: false,
             is_loose: false,
         }
@@ -315,23 +313,24 @@ mod tests {
     }
 
     #[test]
-    fn a_build_that_uses_all_processors_gets_half_a_machine() {
+    fn a_build_that_uses_all_processors_gets_most_of_a_small_machine() {
         let big = |waiting| Want { waiting, is_big: true, ..ONE };
         let launches = |want, supply| plan([want].into_iter(), vec![supply])[0];
-        assert_eq!(launches(big(3), supply(4, 9)), Plan { launches: 1, steady: 0, slots: 2 });
-        assert_eq!(launches(big(1), sized(9)).shares().collect::<Vec<_>>(), [2]);
-        assert_eq!(launches(big(10), sized(1)).shares().collect::<Vec<_>>(), [20]);
+        // Three of four slots each: the first of them is free.
+        assert_eq!(launches(big(3), supply(4, 9)), Plan { launches: 2, steady: 0, slots: 6 });
+        assert_eq!(launches(big(1), sized(9)).shares().collect::<Vec<_>>(), [3]);
+        assert_eq!(launches(big(10), sized(1)).shares().collect::<Vec<_>>(), [30]);
         let narrow = Supply { per_builder: 1, ..supply(0, 9) };
         assert_eq!(launches(big(3), narrow).launches, 3);
     }
 
     #[test]
-    fn a_slot_does_what_ends_before_another_could_be_launched() {
+    fn a_slot_does_what_ends_within_the_horizon() {
         let launches = |waiting, millis, supply| {
             let mean = Duration::from_millis(millis);
             plan([Want { waiting, mean, ..ONE }].into_iter(), vec![supply])[0]
         };
-        // Four slots, a minute to launch: four times three builds of twenty seconds.
+        // Four slots for a minute: four times three builds of twenty seconds.
         assert_eq!(launches(12, 20_000, supply(4, 9)).launches, 0);
         assert_eq!(launches(13, 20_000, supply(4, 9)).launches, 1);
         // What nothing runs for yet is launched for all the same, and no larger than it has to be.
@@ -349,7 +348,7 @@ mod tests {
             let mean = Duration::from_millis(millis);
             plan([Want { waiting, mean, ..ONE }].into_iter(), vec![supply])[0].slots
         };
-        // Two thirds of what a launch takes: 200 builds are work for 134 slots.
+        // Two thirds of the horizon: 200 builds are work for 134 slots.
         assert_eq!(slots(200, 40_000, sized(1)), 134);
         assert_eq!(slots(200, 40_000, sized(9)), 134);
         assert_eq!(slots(200, 60_000, sized(1)), 200);

@@ -30,6 +30,8 @@ pub(super) enum Why {
         /// How long what waits like it takes, on average.
         mean: Duration,
         launch: Duration,
+        /// In which a slot is to do several of them.
+        horizon: Duration,
     },
     Launching {
         builder: BuilderId,
@@ -75,11 +77,13 @@ impl Why {
                 let pools = pools.iter().map(|pool| format!("`{pool}`")).collect::<Vec<_>>().join(", then ");
                 format!("waits for a slot in {pools}, {ahead} ahead of it")
             }
-            Self::NotWorthALaunch { mean, launch } => format!(
-                "no builder is launched for it alone: what waits like it takes {}, a launch {}",
-                Rough(*mean),
-                Rough(*launch)
-            ),
+            Self::NotWorthALaunch { mean, launch, horizon } => {
+                let (mean, launch, horizon) = (Rough(*mean), Rough(*launch), Rough(*horizon));
+                format!(
+                    "no builder is launched for it alone: what waits like it takes {mean}, a launch {launch}, and a slot \
+                     is to be busy for {horizon}"
+                )
+            }
             Self::Held(reason) => format!("nothing is launched: {reason}"),
             Self::Launching { builder, pool } => format!("{builder} is launched in pool `{pool}`"),
             Self::BuilderFailed { builder, reason } => format!("{builder} did not become ready: {reason}"),

@@ -2,7 +2,8 @@
 //! are believed to take, which slots will be free before a launch could bring others, and until when that is believed.
 //!
 //! A prediction may be wrong, and then what waits for a slot waits for long. A slot that should be free by now counts for
-//! nothing, and what has waited for the time of [`PATIENCE`] launches is launched for as if nothing were known of it.
+//! nothing, and what has waited for the horizon and [`PATIENCE`] launches more is launched for as if nothing were known of
+//! it.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -17,8 +18,8 @@ use super::scaling::Stock;
 use super::trail::Why;
 use crate::model::{BuildId, BuilderId, LeaseId};
 
-/// So many times as long as a launch takes may a build wait for slots that should have been free.
-const PATIENCE: u32 = 3;
+/// So many times as long as a launch takes may a build wait beyond the horizon for slots that should have been free.
+const PATIENCE: u32 = 2;
 
 /// How much later than at that moment one looks whether something has happened.
 const A_MOMENT: Duration = Duration::from_millis(10);
@@ -79,9 +80,10 @@ impl Ends {
 }
 
 impl Fleet {
-    /// How long one of the builds that wait here is believed to take on average, none counting for more than a launch.
+    /// How long one of the builds that wait here is believed to take on average, none counting for more than the
+    /// horizon.
     pub(super) fn mean_of(&self, lane: &Lane) -> Duration {
-        let longest = self.longest_launch(lane);
+        let longest = self.horizon(lane);
         let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
         let doubted = self.doubted_since(lane).map_or(0, |since| lane.waiting_since(since, MOST_DOUBTED));
         let len = count(lane.len()).max(1);
@@ -95,7 +97,11 @@ impl Fleet {
     }
 
     fn patience(&self, lane: &Lane) -> Duration {
-        self.longest_launch(lane).saturating_mul(PATIENCE)
+        self.horizon(lane).saturating_add(self.longest_launch(lane).saturating_mul(PATIENCE))
+    }
+
+    fn horizon(&self, lane: &Lane) -> Duration {
+        lane.fit.pools.iter().map(|ix| self.pools[ix.0].horizon()).max().unwrap_or_default()
     }
 
     fn longest_launch(&self, lane: &Lane) -> Duration {
@@ -104,7 +110,7 @@ impl Fleet {
 
     /// Whether a slot counts for several of the builds that wait here.
     fn is_thrifty(&self, lane: &Lane) -> bool {
-        self.mean_of(lane).saturating_mul(2) < self.longest_launch(lane)
+        self.mean_of(lane).saturating_mul(2) < self.horizon(lane)
     }
 
     /// When what waits has waited for too long, or a slot should be free that it waits for.
@@ -130,9 +136,9 @@ impl Fleet {
             if self.awaits_a_start(*id) || !self.is_thrifty(lane) {
                 continue;
             }
-            let (mean, launch) = (self.mean_of(lane), self.longest_launch(lane));
+            let (mean, launch, horizon) = (self.mean_of(lane), self.longest_launch(lane), self.horizon(lane));
             if let Some(build) = self.builds.get_mut(id) {
-                build.trail.push(self.now, Why::NotWorthALaunch { mean, launch });
+                build.trail.push(self.now, Why::NotWorthALaunch { mean, launch, horizon });
             }
         }
     }

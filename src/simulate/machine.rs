@@ -9,29 +9,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::catalog::InstanceType;
+use crate::catalog::types::SIBLING;
 use crate::model::LeaseId;
-
-/// What the second hyperthread of a core adds.
-const SIBLING: f64 = 0.25;
-
-/// Single-thread speed of compilers on EC2's processors, Zen 3 being 1. Judgement, from clock rates and generations: no
-/// measurement of ours. The names are those of [`crate::catalog::Processor`].
-const SPEEDS: &[(&str, f64)] = &[
-    ("Skylake-SP or Cascade Lake", 0.8),
-    ("Ice Lake-SP", 0.95),
-    ("Sapphire Rapids", 1.05),
-    ("Granite Rapids", 1.25),
-    ("Naples", 0.6),
-    ("Rome", 0.85),
-    ("Milan", 1.0),
-    ("Genoa", 1.15),
-    ("Turin", 1.4),
-    ("Graviton (Cortex-A72)", 0.35),
-    ("Graviton2 (Neoverse N1)", 0.7),
-    ("Graviton3 (Neoverse V1)", 0.85),
-    ("Graviton4 (Neoverse V2)", 1.05),
-    ("Graviton5 (Neoverse V3)", 1.2),
-];
 
 /// What a machine can do.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -47,9 +26,7 @@ pub struct Power {
 impl Power {
     /// Of an instance type.
     pub fn of(known: &InstanceType) -> Self {
-        let named = |(name, _): &&(&str, f64)| *name == known.processor.name;
-        let speed = SPEEDS.iter().find(named).map_or(1.0, |(_, speed)| *speed);
-        Self { vcpus: known.vcpus, cores: known.cores, speed }
+        Self { vcpus: known.vcpus, cores: known.cores, speed: f64::from(known.processor.speed) / 100.0 }
     }
 
     /// Of a machine of which only the number of processors is known.
@@ -61,7 +38,7 @@ impl Power {
     fn output(self, threads: f64) -> f64 {
         let (cores, vcpus) = (f64::from(self.cores), f64::from(self.vcpus));
         let busy = threads.min(vcpus);
-        self.speed * (busy.min(cores) + (busy - cores).max(0.0) * SIBLING)
+        self.speed * (busy.min(cores) + (busy - cores).max(0.0) * SIBLING as f64 / 100.0)
     }
 }
 
@@ -146,7 +123,6 @@ impl Load {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::catalog::Catalog;
 
     const fn secs(secs: u64) -> Duration {
         Duration::from_secs(secs)
@@ -198,12 +174,5 @@ mod tests {
         load.begin(secs(20), LeaseId(2), secs(100), 16);
         load.end(secs(30), LeaseId(2));
         assert!((load.busy - (10.0 * 2.0 + 10.0 * 4.0)).abs() < 1e-6, "{}", load.busy);
-    }
-
-    #[test]
-    fn every_processor_of_the_catalog_has_a_speed() {
-        for known in Catalog::get().types() {
-            assert!(SPEEDS.iter().any(|(name, _)| *name == known.processor.name), "{}", known.processor.name);
-        }
     }
 }

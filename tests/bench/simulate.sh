@@ -55,11 +55,15 @@ print(f"| {sys.argv[1]}, {builds} builds |", " | ".join(map(cell, document["runs
 }
 
 options=("$@")
-x86=(--fixed 1xc7a.8xlarge --fixed 4xc6a.4xlarge --fixed 1xc7a.16xlarge)
-both=(--fixed 1xc7a.8xlarge+1xc7g.8xlarge --fixed 4xc6a.4xlarge+4xc7g.4xlarge --fixed 1xc7a.16xlarge+1xc7g.16xlarge)
-# Of the two systems' graph each fixed fleet has as many machines for Arm (c7g).
-echo "| graph | broker | first come, first served | 1 c7a.8xlarge | 4 c6a.4xlarge | 1 c7a.16xlarge |"
-echo "|---|---|---|---|---|---|"
+fleets=(1xc7a.8xlarge 4xc6a.4xlarge 1xc7a.16xlarge 1xc8a.8xlarge 1xc8a.16xlarge)
+# Of the two systems' graph each fixed fleet has as many machines for Arm, of the same age.
+x86=() both=()
+for fleet in "${fleets[@]}"; do
+  arm=${fleet/c6a/c7g} arm=${arm/c7a/c7g} arm=${arm/c8a/c8g}
+  x86+=(--fixed "$fleet") both+=(--fixed "$fleet+$arm")
+done
+printf '| graph | broker | first come, first served |%s\n' "$(printf ' %s |' "${fleets[@]/x/ }")"
+printf '|---|---|---|%s\n' "$(printf -- '---|%.0s' "${fleets[@]}")"
 for shape in wide deep diamond long-tail; do row "$shape" --shape "$shape" "${x86[@]}"; done
 row "two systems" --shape two-systems "${both[@]}"
 row Debian --graph "$graphs/debian.json" --durations "$graphs/debian.times" "${x86[@]}"

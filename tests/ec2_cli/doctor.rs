@@ -11,7 +11,7 @@ fn a_new_account_is_told_about_init() {
     --- stdout
     note  AWS_ENDPOINT_URL_EC2 is set: `URL` is asked instead of AWS
     ok    EC2 takes the credentials found here, in eu-central-1
-    ok    pool `zen3`: 36 types fit, first `c7a.2xlarge`; offered in eu-central-1a, eu-central-1b, eu-central-1c
+    ok    pool `zen3`: 36 types fit, first `c8a.2xlarge`; offered in eu-central-1a, eu-central-1b, eu-central-1c
     ok    pool `zen3`: boots `ami-00000000000000012` (nixos/26.05.1301.cccccccccccc-x86_64-linux)
     fail  pool `zen3`: there is no security group of the broker in eu-central-1 to launch in: `broker init` makes what is missing
           hint: `broker init --dry-run` shows what it would use and what it would make
@@ -34,7 +34,7 @@ fn after_init_all_is_well_and_every_action_was_tried() {
     --- stdout
     note  AWS_ENDPOINT_URL_EC2 is set: `URL` is asked instead of AWS
     ok    EC2 takes the credentials found here, in eu-central-1
-    ok    pool `zen3`: 36 types fit, first `c7a.2xlarge`; offered in eu-central-1a, eu-central-1b, eu-central-1c
+    ok    pool `zen3`: 36 types fit, first `c8a.2xlarge`; offered in eu-central-1a, eu-central-1b, eu-central-1c
     ok    pool `zen3`: boots `ami-00000000000000012` (nixos/26.05.1301.cccccccccccc-x86_64-linux)
     ok    pool `zen3`: `vpc-00000000000000001` has subnets in eu-central-1a, eu-central-1b, eu-central-1c
     ok    pool `zen3`: security group `sg-00000000000000016` lets in 198.51.100.7/32 to port 22

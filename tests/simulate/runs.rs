@@ -37,16 +37,16 @@ fn stock_nix_finds_a_free_slot_at_the_next_poll_only() {
 
 #[test]
 fn one_build_gets_one_machine_and_pays_its_boot_and_the_idle_window() {
-    let graph = Graph::new(vec![node("a", 115, &[])]).unwrap();
+    let graph = Graph::new(vec![node("a", 140, &[])]).unwrap();
     let timeline = simulate(&scenario(&graph), &broker(&cloud("idle-timeout = \"5m\"")));
     let report = Report::of(&timeline);
     assert_eq!((report.built, report.launches, report.peak), (1, 1, 1));
     let lane = &timeline.lanes[0];
-    assert_eq!(lane.label, "c7a.2xlarge");
+    assert_eq!(lane.label, "c8a.2xlarge");
     let (running, ready, ended) = (lane.running.unwrap(), lane.ready.unwrap(), lane.ended.unwrap());
     assert!((secs(8)..=secs(20) + secs(3)).contains(&(running - lane.launched)), "{lane:?}");
     assert!((secs(32)..=secs(50)).contains(&(ready - running)), "{lane:?}");
-    // At 1.15 times the reference speed.
+    // At 1.4 times the reference speed.
     let bar = &lane.bars[0];
     assert_eq!((bar.to.unwrap() - bar.from).as_millis(), 100_000);
     assert_eq!(report.finish, bar.to.unwrap());

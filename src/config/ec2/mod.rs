@@ -19,7 +19,7 @@ use crate::model::{Ec2Spec, HourlyRate};
 
 pub(super) const TIMES: Times = Times {
     idle: Duration::from_secs(20 * 60),
-    surplus_idle: Duration::from_secs(3 * 60),
+    surplus_idle: Duration::from_secs(60),
     lifetime: Duration::from_secs(8 * 60 * 60),
     // Boot and preparation take about a minute; after this long something is wrong.
     launch: Duration::from_secs(5 * 60),

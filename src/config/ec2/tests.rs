@@ -37,7 +37,7 @@ fn an_empty_table_gets_every_default() {
     assert_eq!((pool.min_builders, pool.max_builders), (0, 1));
     assert_eq!(pool.slots, Slots::Auto { expected: 8 });
     let times = [pool.idle_timeout, pool.surplus_idle_timeout, pool.max_lifetime, pool.launch_timeout];
-    assert_eq!(times.map(|time| time.as_secs()), [1_200, 180, 28_800, 300]);
+    assert_eq!(times.map(|time| time.as_secs()), [1_200, 60, 28_800, 300]);
     assert_eq!(
         *ec2(pool),
         Ec2Spec {

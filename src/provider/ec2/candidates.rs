@@ -1,8 +1,8 @@
 //! Which instance types a launch may use, best first.
 //!
 //! A type has to run everything that its pool offers, not only what waits now: the next build may be any that the pool
-//! takes. Among those that do, the best fit to the queue goes first, then the cheapest physical core. Where they are to
-//! be had is the business of [`super::ladder`].
+//! takes. Among those that do, the best fit to the queue goes first, then the one whose work is cheapest by price, cores and
+//! their speed. Where they are to be had is the business of [`super::ladder`].
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -256,7 +256,7 @@ fn ranked(mut candidates: Vec<Candidate>, spec: &Ec2Spec, slots: Slots, demand: 
     }
     candidates.sort_by_key(|candidate| {
         let known = candidate.instance_type;
-        (candidate.rank, known.price_per_core(), known.vcpus.abs_diff(wanted), known.name.as_str())
+        (candidate.rank, known.price_per_work(known.price), known.vcpus.abs_diff(wanted), known.name.as_str())
     });
     candidates
 }
@@ -303,19 +303,19 @@ mod tests {
     }
 
     #[test]
-    fn the_cheapest_core_of_the_right_size_goes_first() {
+    fn the_cheapest_work_of_the_right_size_goes_first() {
         let zen3 = &["gccarch-znver3"];
-        check("x86_64-linux", zen3, 1, &["c7a.2xlarge", "c8a.2xlarge", "m7a.2xlarge", "m8a.2xlarge"]);
-        check("x86_64-linux", zen3, 8, &["c7a.2xlarge", "c8a.2xlarge"]);
-        check("x86_64-linux", zen3, 40, &["c7a.12xlarge", "c7a.16xlarge", "c8a.12xlarge", "c8a.16xlarge"]);
-        check("x86_64-linux", zen3, 200, &["c7a.16xlarge", "c7a.24xlarge", "c8a.16xlarge", "c8a.24xlarge"]);
-        check("x86_64-linux", &["gccarch-skylake"], 1, &["c7a.2xlarge", "c8a.2xlarge"]);
-        check("x86_64-linux", &["gccarch-skylake-avx512"], 1, &["c7i-flex.2xlarge", "c5.2xlarge"]);
-        check("x86_64-linux", &["gccarch-sapphirerapids"], 1, &["c7i-flex.2xlarge"]);
-        check("aarch64-linux", &[], 1, &["c6g.2xlarge", "c7g.2xlarge"]);
-        check("aarch64-linux", &["gccarch-armv8.4-a"], 1, &["c7g.2xlarge", "c8g.2xlarge"]);
-        check("aarch64-linux", &["gccarch-armv9-a"], 200, &["c8g.16xlarge", "c8g.24xlarge"]);
-        check("x86_64-linux", &["kvm"], 1, &["c7i-flex.2xlarge", "c8i-flex.2xlarge", "c7i.2xlarge"]);
+        check("x86_64-linux", zen3, 1, &["c8a.2xlarge", "m8a.2xlarge", "c7a.2xlarge", "m7a.2xlarge"]);
+        check("x86_64-linux", zen3, 8, &["c8a.2xlarge", "m8a.2xlarge"]);
+        check("x86_64-linux", zen3, 40, &["c8a.8xlarge", "c8a.12xlarge", "m8a.8xlarge", "m8a.12xlarge"]);
+        check("x86_64-linux", zen3, 200, &["c8a.16xlarge", "c8a.24xlarge", "m8a.16xlarge", "m8a.24xlarge"]);
+        check("x86_64-linux", &["gccarch-skylake"], 1, &["c8a.2xlarge", "m8a.2xlarge"]);
+        check("x86_64-linux", &["gccarch-skylake-avx512"], 1, &["c8i-flex.2xlarge", "c8i.2xlarge"]);
+        check("x86_64-linux", &["gccarch-sapphirerapids"], 1, &["c8i-flex.2xlarge"]);
+        check("aarch64-linux", &[], 1, &["c9g.2xlarge", "c8g.2xlarge"]);
+        check("aarch64-linux", &["gccarch-armv8.4-a"], 1, &["c9g.2xlarge", "c8g.2xlarge"]);
+        check("aarch64-linux", &["gccarch-armv9-a"], 200, &["c9g.16xlarge", "c9g.24xlarge"]);
+        check("x86_64-linux", &["kvm"], 1, &["c8i-flex.2xlarge", "c8i.2xlarge", "c7i-flex.2xlarge"]);
     }
 
     #[test]
@@ -345,9 +345,9 @@ mod tests {
     fn slots_bound_how_much_of_the_queue_counts() {
         let offer = offer("x86_64-linux", &["gccarch-znver3"]);
         let found = candidates(&spec(), &offer, Slots::Fixed(4), &demand(200), None).unwrap();
-        assert_eq!(names(&found, 1), ["c7a.2xlarge"]);
+        assert_eq!(names(&found, 1), ["c8a.2xlarge"]);
         let found = candidates(&spec(), &offer, Slots::Fixed(30), &demand(200), None).unwrap();
-        assert_eq!(names(&found, 1), ["c7a.8xlarge"]);
+        assert_eq!(names(&found, 1), ["c8a.8xlarge"]);
     }
 
     #[test]
@@ -416,7 +416,7 @@ mod tests {
         assert!(found.iter().all(|candidate| candidate.on_demand <= usd("0.25")));
         assert_eq!(
             names(&found, 2),
-            ["c7a.xlarge", "c8a.xlarge"],
+            ["c8a.xlarge", "m8a.xlarge"],
             "smaller than wanted, but within the price"
         );
         let miser = Ec2Spec { max_price: Some(usd("0.01")), ..spec() };

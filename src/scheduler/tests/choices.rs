@@ -81,24 +81,43 @@ fn a_build_that_uses_all_processors_gets_room_and_others_fill_the_fullest() {
     ask_for(&mut world, 2, 1, plain, &["big-parallel"]);
     ask_for(&mut world, 3, 1, plain, &["big-parallel"]);
     assert_eq!([1, 2, 3].map(|build| world.builder_of(build)), [Some(1), Some(2), Some(3)]);
-    // The fullest with a slot: half a machine counts as two builds.
+    // The fullest with a slot: one that uses all processors counts for three of four.
     ask_for(&mut world, 4, 1, plain, &[]);
     ask_for(&mut world, 5, 1, plain, &[]);
     ask_for(&mut world, 6, 1, plain, &[]);
-    assert_eq!([4, 5, 6].map(|build| world.builder_of(build)), [Some(2), Some(2), Some(3)]);
-    assert!(why(&world, 2).contains("alone, with room for 2"), "{}", why(&world, 2));
+    assert_eq!([4, 5, 6].map(|build| world.builder_of(build)), [Some(2), Some(3), Some(1)]);
+    assert!(why(&world, 2).contains("alone, with room for 3"), "{}", why(&world, 2));
     let status = world.fleet.status(world.now);
-    assert_eq!(status.builders.iter().map(|builder| builder.slots_used).collect::<Vec<_>>(), [1, 4, 3]);
-    // It gets what is left rather than waits for what may never be free at once.
-    for build in 7..=9 {
-        ask_for(&mut world, build, 1, plain, &[]);
+    assert_eq!(status.builders.iter().map(|builder| builder.slots_used).collect::<Vec<_>>(), [2, 4, 4]);
+    // It gets what is left rather than waits for what may never be free at once, and the rest when others have ended.
+    ask_for(&mut world, 7, 1, plain, &[]);
+    ask_for(&mut world, 8, 1, plain, &["big-parallel"]);
+    assert_eq!(world.builder_of(8), Some(1), "{}", why(&world, 8));
+    ask_for(&mut world, 9, 1, plain, &[]);
+    for (build, then) in [(1, None), (6, None), (7, Some(1))] {
+        world.end(build, AttemptEnd::Succeeded);
+        assert_eq!(world.builder_of(9), then, "after {build}");
     }
-    ask_for(&mut world, 10, 1, plain, &["big-parallel"]);
-    assert!(world.builder_of(10).is_some(), "{}", why(&world, 10));
-    for build in 1..=10 {
+    for build in [2, 3, 4, 5, 8, 9] {
         world.end(build, AttemptEnd::Succeeded);
     }
     assert!(world.fleet.status(world.now).builders.iter().all(|builder| builder.slots_used == 0));
+}
+
+#[test]
+fn a_build_that_uses_all_processors_waits_for_a_builder_that_starts_rather_than_squeezes_in() {
+    let mut world = World::new(vec![PoolSpec { min_builders: 2, ..slots(4, 2) }]);
+    world.ready(1);
+    for build in [1, 2] {
+        ask_for(&mut world, build, 1, Prediction::UNKNOWN, &[]);
+    }
+    for build in [3, 4] {
+        ask_for(&mut world, build, 1, Prediction::UNKNOWN, &["big-parallel"]);
+        assert_eq!(world.builder_of(build), None, "{}", why(&world, build));
+    }
+    world.ready(2);
+    // Nothing starts any more, so the second gets what there is, where there is most.
+    assert_eq!([3, 4].map(|build| world.builder_of(build)), [Some(2), Some(1)]);
 }
 
 #[test]
@@ -181,33 +200,35 @@ fn no_builder_is_launched_for_what_those_that_are_there_do_sooner() {
     world.launched(1);
     world.pass(60);
     world.ready(1);
-    // One slot is taken for long; the other does one now, and six more when that has ended.
-    for build in 2..=8 {
+    // One slot is taken for long; the other does one now, and for four launches more when that has ended.
+    for build in 2..=26 {
         ask(&mut world, build, 1, 10);
     }
     assert_eq!(world.launches(), 1);
     assert!(
-        why(&world, 7)
-            .contains("no builder is launched for it alone: what waits like it takes 10 s, a launch 60 s"),
+        why(&world, 7).contains(
+            "no builder is launched for it alone: what waits like it takes 10 s, a launch 60 s, and a slot is"
+        ),
         "{}",
         why(&world, 7)
     );
-    ask(&mut world, 9, 1, 10);
+    ask(&mut world, 27, 1, 10);
     assert_eq!(world.launches(), 2, "one more would come too late");
-    for build in 10..=20 {
+    for build in 28..=74 {
         ask(&mut world, build, 1, 10);
     }
-    assert_eq!(world.launches(), 2, "which has two slots for six each");
-    ask(&mut world, 21, 1, 10);
+    assert_eq!(world.launches(), 2, "which has two slots for twenty-four each");
+    ask(&mut world, 75, 1, 10);
     assert_eq!(world.launches(), 3);
 }
 
 #[test]
-fn predictions_that_turn_out_wrong_are_believed_for_three_launches() {
+fn predictions_that_turn_out_wrong_are_believed_for_six_launches() {
     let mut world = World::new(vec![PoolSpec {
         slots: Slots::Fixed(1),
         max_builders: 4,
         max_lifetime: seconds(36_000),
+        launch_timeout: seconds(600),
         ..ec2_pool("ec2", Market::Spot)
     }]);
     for build in 1..=4 {
@@ -221,9 +242,9 @@ fn predictions_that_turn_out_wrong_are_believed_for_three_launches() {
     // It is not.
     world.wait(2);
     assert_eq!(world.launches(), 2);
-    world.wait(98);
+    world.wait(296);
     assert_eq!(world.launches(), 2);
-    world.wait(21);
+    world.wait(3);
     assert_eq!(world.launches(), 4, "{}", why(&world, 4));
 }
 

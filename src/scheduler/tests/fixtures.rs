@@ -13,6 +13,7 @@ use crate::model::{
 use crate::scheduler::build::{Build, Stage};
 use crate::scheduler::disk::Disk;
 use crate::scheduler::fleet::Mode;
+use crate::scheduler::placement;
 use crate::scheduler::pool::PoolIx;
 use crate::scheduler::{Action, Adoption, AttemptEnd, BuilderFault, BuilderFaultKind, Event, Fleet};
 
@@ -370,7 +371,11 @@ impl Fleet {
             let pools = || lane.fit.pools.iter();
             let census = || pools().map(|ix| self.roster.census(*ix));
             let is_open = census().any(|census| !census.open.is_empty());
-            assert!(!is_open || lane.first_plain().is_none(), "a build waits beside a free slot");
+            let is_at_once = !placement::awaits_a_start(&lane.fit, &self.roster);
+            assert!(
+                !is_open || !is_at_once || lane.first_plain().is_none(),
+                "a build waits beside a free slot"
+            );
             let ready = || census().flat_map(|census| &census.ready).filter_map(|id| self.roster.get(*id));
             let gathers = pools().any(|ix| self.pools[ix.0].gathers_until().is_some());
             let launches = pools().any(|ix| self.room(*ix) > 0);

@@ -72,12 +72,12 @@ fn a_small_machine_for_one_build_does_not_make_the_next_ones_small() {
     world.accept(1, X86, &[]);
     world.wait(1);
     world.ready_with(1, 2);
-    // One more slot there; nineteen others are planned for in fours.
+    // One more slot there; nineteen others are planned for in eights, twice what is expected of the smallest.
     for build in 2..=21 {
         world.accept(build, X86, &[]);
     }
     world.wait(1);
-    assert_eq!(world.demanded(), [(1, false), (4, false), (4, false), (4, false), (4, false), (3, false)]);
+    assert_eq!(world.demanded(), [(1, false), (7, false), (6, false), (6, false)]);
 }
 
 #[test]
@@ -130,7 +130,7 @@ fn a_build_that_lost_a_spot_machine_gets_one_that_stays() {
 #[test]
 fn a_build_that_lost_a_spot_machine_takes_another_when_no_other_can_be_had() {
     let mut world = ec2(Market::Spot, 2);
-    for build in 1..=8 {
+    for build in 1..=9 {
         world.accept(build, X86, &[]);
     }
     world.wait(1);

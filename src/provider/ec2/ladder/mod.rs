@@ -240,7 +240,7 @@ fn by_spot_price(rungs: &mut [Rung], candidates: &[Candidate]) {
         candidates.iter().map(|candidate| (candidate.instance_type.name.as_str(), candidate.rank)).collect();
     rungs.sort_by_key(|rung| {
         let rank = ranks.get(rung.instance_type.name.as_str()).copied();
-        (rank, rung.rate.0.micros() / u64::from(rung.instance_type.cores.max(1)))
+        (rank, rung.instance_type.price_per_work(rung.rate))
     });
 }
 

@@ -81,15 +81,15 @@ fn the_best_type_is_tried_in_some_zones_and_then_another_type() {
     assert_eq!(
         shown(&rungs),
         [
-            "c7a.2xlarge a",
-            "c7a.2xlarge b",
-            "c7a.2xlarge c",
             "c8a.2xlarge a",
             "c8a.2xlarge b",
-            "c8a.2xlarge c"
+            "c8a.2xlarge c",
+            "m8a.2xlarge a",
+            "m8a.2xlarge b",
+            "m8a.2xlarge c"
         ]
     );
-    assert_eq!(rungs[0].rate, usd("0.41056"));
+    assert_eq!(rungs[0].rate, usd("0.43108"));
     assert_eq!(rungs[0].max_spot_price, None);
 }
 
@@ -99,15 +99,15 @@ fn spot_goes_first_and_on_demand_is_always_tried_after_it() {
     assert_eq!(
         shown(&rungs),
         [
-            "c7a.2xlarge a spot",
-            "c7a.2xlarge b spot",
             "c8a.2xlarge a spot",
-            "c7a.2xlarge a",
-            "c7a.2xlarge b",
+            "c8a.2xlarge b spot",
+            "m8a.2xlarge a spot",
             "c8a.2xlarge a",
+            "c8a.2xlarge b",
+            "m8a.2xlarge a",
         ]
     );
-    assert_eq!(rungs[0].max_spot_price, Some(usd("0.41056")), "never more than on demand");
+    assert_eq!(rungs[0].max_spot_price, Some(usd("0.43108")), "never more than on demand");
 }
 
 #[test]
@@ -118,7 +118,7 @@ fn spot_prices_order_what_fits_equally_well() {
     };
     costs("x1a", "c7a.2xlarge", "0.20");
     costs("x1b", "c7a.2xlarge", "0.15");
-    costs("x1a", "c8a.2xlarge", "0.18");
+    costs("x1a", "c8a.2xlarge", "0.22"); // dearer, and so much faster
     costs("x1b", "c7a.4xlarge", "0.10"); // the cheapest of all, but larger than what waits
     costs("x1a", "m7a.2xlarge", "0.90"); // dearer than on demand
     let rungs = case.ladder(&zen3(), &["x1a", "x1b"].map(whole)).unwrap();
@@ -190,7 +190,7 @@ fn nothing_to_try_says_why() {
     let error = case.ladder(&zen3(), &[place("x1a", &["c5.large"])]).unwrap_err().to_string();
     assert_eq!(
         error,
-        "`c7a.2xlarge`, `c8a.2xlarge`, `m7a.2xlarge` and the others that would do are not offered in `x1a`; \
+        "`c7a.2xlarge`, `c8a.2xlarge`, `m8a.2xlarge` and the others that would do are not offered in `x1a`; \
          add subnets in other zones"
     );
     case.cooling.no_addresses("subnet-x1a", case.now);
