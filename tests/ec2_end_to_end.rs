@@ -11,7 +11,7 @@ mod cloud;
 mod lab;
 
 use std::process::{Child, Stdio};
-use std::time::Instant;
+use std::time::{Duration, Instant, SystemTime};
 
 use cloud::{Cloud, feature_of_this_machine, lacks};
 use lab::{DEADLINE, Lab, RELEASES, on_each_of, only, text};
@@ -67,7 +67,7 @@ fn end_of(lab: &Lab, mut build: Child) -> (bool, String, String) {
             let _dead = build.kill();
             panic!("nix build hangs\n{}", lab.diagnosis());
         }
-        std::thread::sleep(std::time::Duration::from_millis(50));
+        std::thread::sleep(Duration::from_millis(50));
     }
     let output = build.wait_with_output().unwrap();
     let path = serde_json::from_slice::<Value>(&output.stdout)
@@ -581,5 +581,268 @@ fn a_broker_that_dies_as_it_starts_or_stops_a_machine_leaves_none() {
         lab.start_broker();
         assert_account_is_empty(lab, cloud);
         lab.assert_all_is_over();
+    });
+}
+
+const ROLE: &str = "arn:aws:iam::123456789012:role/nix-broker-expiry";
+
+/// Two hours of `max-lifetime`, ten minutes of `lease`, and what the broker adds to them.
+const LIFE: &str = "max-lifetime = \"2h\"";
+const LIMIT: Duration = Duration::from_secs((120 + 10 + 15) * 60);
+
+/// A pool whose machines AWS itself ends when they are too old.
+fn expiring(more: &str) -> String {
+    format!("expiry-role = \"{ROLE}\"\nlease = \"10m\"\n{more}")
+}
+
+/// The only schedule; it ends this instance, as the role, once.
+fn schedule_of(cloud: &mut Cloud, instance: &str) -> Value {
+    let schedules = cloud.schedules();
+    assert_eq!(schedules.len(), 1, "{schedules:#?}");
+    let schedule = schedules.into_iter().next().unwrap();
+    assert_eq!(schedule["Name"], format!("nix-broker-{instance}"));
+    assert_eq!(schedule["ActionAfterCompletion"], "DELETE");
+    assert_eq!(schedule["FlexibleTimeWindow"], json!({ "Mode": "OFF" }));
+    assert_eq!(schedule["ScheduleExpressionTimezone"], "UTC");
+    let target = &schedule["Target"];
+    assert_eq!(target["Arn"], "arn:aws:scheduler:::aws-sdk:ec2:terminateInstances");
+    assert_eq!(target["RoleArn"], ROLE);
+    let input: Value = serde_json::from_str(target["Input"].as_str().unwrap()).unwrap();
+    assert_eq!(input, json!({ "InstanceIds": [instance] }));
+    schedule
+}
+
+/// When a schedule does what it is there for.
+fn time_of(schedule: &Value) -> SystemTime {
+    let text = schedule["ScheduleExpression"].as_str().unwrap();
+    let at = text.strip_prefix("at(").and_then(|rest| rest.strip_suffix(')')).unwrap();
+    humantime::parse_rfc3339_weak(at).unwrap()
+}
+
+/// What an AWS that ends by itself what is too old would hold: exactly one end for the machine, as long as it is there.
+#[test]
+fn aws_knows_when_to_end_a_machine_by_itself_as_long_as_it_is_there() {
+    with_cloud(&only("trixie"), &format!("{IDLE}\n{LIFE}"), &expiring(""), |lab, cloud| {
+        let before = SystemTime::now() - Duration::from_secs(1);
+        let build = nix_build(lab, "expires", "4");
+        lab.wait("the build to run", || lab.builds_in("building") == 1);
+        let instance = cloud.only();
+        assert_eq!(tag(&instance, "nix-broker:expiry"), "schedule");
+        let at = time_of(&schedule_of(cloud, &id(&instance)));
+        assert!(at >= before + LIMIT && at <= SystemTime::now() + LIMIT, "{at:?} {before:?}");
+        assert_built(lab, build, "expires");
+        assert_account_is_empty(lab, cloud);
+        assert_eq!(cloud.schedules(), [] as [Value; 0]);
+        assert_eq!((cloud.calls("CreateSchedule"), cloud.calls("UpdateSchedule")), (1, 0));
+        lab.assert_all_is_over();
+    });
+}
+
+#[test]
+fn without_a_role_aws_is_asked_for_nothing_of_the_kind() {
+    with_cloud(&only("forky"), IDLE, "", |lab, cloud| {
+        assert_built(lab, nix_build(lab, "endless", "0"), "endless");
+        let instance = cloud.only();
+        assert!(!instance["Tags"].to_string().contains("nix-broker:expiry"), "{instance:#}");
+        assert_account_is_empty(lab, cloud);
+        for action in ["CreateSchedule", "UpdateSchedule", "DeleteSchedule"] {
+            assert_eq!(cloud.calls(action), 0, "{action}");
+        }
+    });
+}
+
+/// Killed before the answer to the launch, and before the answer to the schedule: the next broker makes it, once.
+#[test]
+fn a_restarted_broker_tells_aws_when_to_end_what_it_takes_over() {
+    for stalled in ["RunInstances", "CreateSchedule"] {
+        with_cloud(&only("bookworm"), &format!("{IDLE}\n{LIFE}"), &expiring(""), |lab, cloud| {
+            cloud.stall(stalled);
+            let build = nix_build(lab, "taken-over", "4");
+            let instance = launched(lab, cloud);
+            lab.wait("the broker to wait for an answer", || cloud.calls(stalled) == 1);
+            assert_eq!(cloud.schedules().len(), usize::from(stalled == "CreateSchedule"));
+            lab.kill_broker();
+            cloud.flow();
+            lab.start_broker();
+            lab.wait("the build to run", || lab.builds_in("building") == 1);
+            lab.wait("the schedule to stand", || record(lab)["expiry"]["state"] == "set");
+            schedule_of(cloud, &instance);
+            assert_built(lab, build, "taken-over");
+            assert_eq!(id(&cloud.only()), instance);
+            assert_account_is_empty(lab, cloud);
+            assert_eq!(cloud.schedules(), [] as [Value; 0], "{stalled}");
+        });
+    }
+}
+
+#[test]
+fn a_stopped_machine_is_ended_by_aws_should_its_broker_never_come_back() {
+    let stop = expiring("idle-action = \"stop\"\nmax-stopped = \"3h\"");
+    with_cloud(&only("trixie"), &format!("{IDLE}\n{LIFE}"), &stop, |lab, cloud| {
+        let margin = Duration::from_secs(15 * 60);
+        assert_built(lab, nix_build(lab, "stops", "0"), "stops");
+        lab.wait("the machine to be stopped", || cloud.states() == ["stopped"]);
+        lab.wait("the schedule to be moved", || cloud.calls("UpdateSchedule") == 1);
+        lab.wait("the schedule to stand", || record(lab)["expiry"]["state"] == "set");
+        let instance = id(&cloud.only());
+        let until = record(lab)["stage"]["until"].as_u64().unwrap();
+        let at = time_of(&schedule_of(cloud, &instance));
+        assert_eq!(at, SystemTime::UNIX_EPOCH + Duration::from_secs(until) + margin);
+
+        // Started again, it may run as long as any other.
+        let build = nix_build(lab, "runs", "4");
+        lab.wait("the build to run", || lab.builds_in("building") == 1);
+        lab.wait("the schedule to be moved again", || cloud.calls("UpdateSchedule") == 2);
+        let at = time_of(&schedule_of(cloud, &instance));
+        assert!(at < SystemTime::UNIX_EPOCH + Duration::from_secs(until), "{at:?}");
+        assert_built(lab, build, "runs");
+        assert!(lab.stop_broker().success());
+        // What the broker put aside is the broker's when it comes back; swept up, nothing of it is left.
+        broker(lab, cloud, &["sweep", "--everything", "--yes"]);
+        assert_eq!(cloud.schedules(), [] as [Value; 0]);
+    });
+}
+
+#[test]
+fn what_aws_will_not_promise_is_said_and_keeps_nobody_from_building() {
+    with_cloud(&only("forky"), "idle-timeout = \"10m\"", &expiring(""), |lab, cloud| {
+        cloud.deny("CreateSchedule");
+        assert_built(lab, nix_build(lab, "denied", "0"), "denied");
+        let fault = |lab: &Lab| lab.status()["pools"][0]["last-fault"]["reason"].to_string();
+        lab.wait("the operator to be told", || fault(lab).contains("b-1: AWS will not end it by itself"));
+        let words = lab.run("alice", &["broker", "status"]);
+        for expected in ["CreateSchedule of nix-broker-i-", "`scheduler:CreateSchedule`", "nix/iam-policy"] {
+            assert!(words.contains(expected), "no {expected}: {words}");
+        }
+        assert_eq!(cloud.schedules(), [] as [Value; 0]);
+        // A broker that starts again asks again.
+        cloud.allow();
+        let instance = id(&cloud.only());
+        lab.kill_broker();
+        lab.start_broker();
+        lab.wait("the schedule to stand", || record(lab)["expiry"]["state"] == "set");
+        schedule_of(cloud, &instance);
+        cloud.deny("DeleteSchedule");
+        assert!(lab.stop_broker().success(), "{}", lab.diagnosis());
+        for state in cloud.states() {
+            assert!(["shutting-down", "terminated"].contains(&state.as_str()), "{state}");
+        }
+        // What cannot be removed keeps no record either: AWS removes it after its time.
+        lab.start_broker();
+        assert_account_is_empty(lab, cloud);
+        assert_eq!(cloud.schedules().len(), 1);
+    });
+}
+
+/// The machines let in everybody but the broker's user. A bastion, to which that user may log in, leads to them as alice.
+const BASTION: &str = r#"
+uid=$(id -u nix-broker)
+ip rule add pref 10 lookup local
+ip rule del pref 0
+for zone in 1 2 3; do ip rule add pref 5 uidrange $uid-$uid to 127.0.$zone.0/24 prohibit; done
+usermod -p '*' alice
+mkdir -p /b /run/sshd
+ssh-keygen -q -t ed25519 -N '' -f /b/host_key
+ssh-keygen -q -t ed25519 -N '' -f /b/key
+chown nix-broker /b/key
+echo "[127.0.9.1]:2222 $(cut -d' ' -f1,2 /b/host_key.pub)" > /b/known_hosts
+cat > /b/sshd_config <<'C'
+ListenAddress 127.0.9.1
+Port 2222
+HostKey /b/host_key
+PidFile /b/pid
+AuthorizedKeysFile /b/key.pub
+UsePAM no
+StrictModes no
+C
+setsid /usr/sbin/sshd -D -e -f /b/sshd_config </dev/null >/b/log 2>&1 &
+"#;
+
+/// A pool behind this command.
+fn behind(lab: &Lab, cloud: &Cloud, pool: &str, command: &str) {
+    let (feature, settings) =
+        (feature_of_this_machine(), cloud.settings().replace("reach = \"private\"\n", ""));
+    let pool = format!("[[pool]]\nname = \"aws\"\nfeatures = [\"{feature}\"]\n{pool}\n");
+    let command = Value::from(command);
+    lab.write(
+        "/etc/nix-broker/config.toml",
+        &format!("{pool}[pool.ec2]\n{settings}proxy-command = {command}\n"),
+    );
+}
+
+/// What runs of a proxy command on the broker's machine.
+fn proxies(lab: &Lab, pattern: &str) -> String {
+    lab.sh(&format!("pgrep -u nix-broker -f '{pattern}' || true"))
+}
+
+#[test]
+fn a_machine_behind_a_bastion_is_reached_through_a_proxy_command_and_in_no_other_way() {
+    with_cloud(&RELEASES, IDLE, "", |lab, cloud| {
+        lab.sh(BASTION);
+        let ssh = "exec ssh -o BatchMode=yes -o UserKnownHostsFile=/b/known_hosts -i /b/key -p 2222 -W %h:%p alice@127.0.9.1";
+        behind(lab, cloud, IDLE, ssh);
+        assert!(lab.stop_broker().success());
+        lab.start_broker();
+        let build = nix_build(lab, "behind", "3");
+        lab.wait("the build to run", || lab.builds_in("building") == 1);
+        let instance = cloud.only();
+        let knock = format!("exec 3<>/dev/tcp/{}/22", instance["PrivateIpAddress"].as_str().unwrap());
+        lab.run("alice", &["bash", "-c", &knock]);
+        let refused = lab.output("nix-broker", &["bash", "-c", &knock]);
+        assert!(
+            !refused.status.success() && text(&refused).contains("Permission denied"),
+            "{}",
+            text(&refused)
+        );
+        assert!(!proxies(lab, "alice@127.0.9.[1]").is_empty());
+        assert_built(lab, build, "behind");
+        assert_account_is_empty(lab, cloud);
+        lab.wait("the proxy command to end", || proxies(lab, "alice@127.0.9.[1]").is_empty());
+        lab.sh("kill $(cat /b/pid)");
+        lab.assert_all_is_over();
+    });
+}
+
+#[test]
+fn a_proxy_command_that_fails_or_hangs_says_so_and_leaves_nothing() {
+    let pool = format!("{IDLE}\nlaunch-timeout = \"8s\"");
+    let cases = [
+        (
+            "echo \"bastion: no way to %h\" >&2; exit 255",
+            "the `proxy-command` ended with status 255 and printed `bastion: no way to 127.0.",
+        ),
+        (
+            "definitely-not-installed %h %p",
+            "ended with status 127 and printed `/bin/sh: 1: definitely-not-installed",
+        ),
+        (
+            ": %i; echo asks for a password >&2; sleep 12345 & wait",
+            "the `proxy-command` had not ended by itself and printed `asks for a password`",
+        ),
+    ];
+    with_cloud(&only("forky"), IDLE, "", |lab, cloud| {
+        for (number, (command, expected)) in cases.into_iter().enumerate() {
+            assert!(lab.stop_broker().success());
+            behind(lab, cloud, &pool, command);
+            lab.start_broker();
+            let build = nix_build(lab, &format!("nowhere-{number}"), "0");
+            lab.wait("an instance to be tried", || lab.status()["builders"][0]["state"] == "booting");
+            let (ok, _, said) = end_of(lab, build);
+            assert!(!ok && said.contains(expected), "{said}\n{}", lab.diagnosis());
+            assert!(said.contains("try it by hand, as the user that the broker runs as"), "{said}");
+            assert_account_is_empty(lab, cloud);
+            lab.wait("the proxy command to end", || proxies(lab, "sleep 1234[5]").is_empty());
+        }
+        // A broker that ends does not wait for one that hangs, and takes it along.
+        lab.assert_all_is_over();
+        let build = nix_build(lab, "never", "0");
+        lab.wait("the proxy command to hang", || !proxies(lab, "sleep 1234[5]").is_empty());
+        assert!(lab.stop_broker().success(), "{}", lab.diagnosis());
+        assert_eq!(proxies(lab, "sleep 1234[5]"), "");
+        let (ok, _, said) = end_of(lab, build);
+        assert!(!ok, "{said}");
+        for state in cloud.states() {
+            assert!(["shutting-down", "terminated"].contains(&state.as_str()), "{state}");
+        }
     });
 }

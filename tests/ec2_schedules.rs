@@ -24,7 +24,7 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
-use nix_broker::model::ec2::{DiskSpec, IdleAction, ImageSpec, Reach};
+use nix_broker::model::ec2::{DiskSpec, IdleAction, ImageSpec, Reach, RoleArn};
 use nix_broker::model::{
     BuilderId, Demand, Ec2Spec, Ending, Feature, InstanceId, Market, Offer, PoolName, PoolSpec, ProviderSpec,
     Slots, System,
@@ -34,7 +34,7 @@ use nix_broker::provider::ec2::{Connect, Estate, WallClock};
 use nix_broker::provider::{HostKeyPair, LaunchOrder, Launched, Provider, ProviderContext};
 use tokio::time::{Instant, sleep};
 
-use fake_ec2::{FakeEc2, FakeInstance, Fault, Machines, Refusal};
+use fake_ec2::{FakeEc2, FakeInstance, Fault, Machines, Refusal, State};
 
 const REGION: &str = "eu-central-1";
 const LEASE: Duration = Duration::from_secs(900);
@@ -148,7 +148,7 @@ struct World {
     robbed: Arc<Mutex<BTreeSet<String>>>,
 }
 
-fn pool(market: Market, idle_action: IdleAction) -> PoolSpec {
+fn pool(market: Market, idle_action: IdleAction, expiry_role: Option<RoleArn>) -> PoolSpec {
     let ec2 = Ec2Spec {
         profile: None,
         regions: vec![REGION.to_owned()],
@@ -175,6 +175,7 @@ fn pool(market: Market, idle_action: IdleAction) -> PoolSpec {
         idle_action,
         lease: LEASE,
         cache: None,
+        expiry_role,
     };
     PoolSpec {
         name: PoolName::new("zen3"),
@@ -248,7 +249,8 @@ impl World {
             }
             Market::OnDemand | Market::Spot => IdleAction::Terminate,
         };
-        let mut spec = pool(market, idle_action);
+        let expiry_role = RoleArn::parse("arn:aws:iam::111122223333:role/r").filter(|_| chance.percent(50));
+        let mut spec = pool(market, idle_action, expiry_role);
         let (_, subnets) = ec2.default_network(REGION);
         let ProviderSpec::Ec2(settings) = &mut spec.provider else { unreachable!() };
         settings.subnets = subnets.into_iter().map(|(_, subnet)| subnet).collect();
@@ -273,6 +275,13 @@ impl World {
             in_use: Arc::default(),
             robbed: Arc::default(),
         }
+    }
+}
+
+impl World {
+    /// Whether AWS ends by itself what is too old.
+    fn expires(&self) -> bool {
+        matches!(&self.spec.provider, ProviderSpec::Ec2(spec) if spec.expiry_role.is_some())
     }
 }
 
@@ -413,7 +422,8 @@ async fn schedule(seed: u64) {
     }
     let comes_back = chance.percent(60);
     // Each line of defence alone: in some schedules no machine ever ends itself, because its user-data never arrived.
-    let user_data_arrives = !comes_back || chance.percent(50);
+    let expires = world.expires();
+    let user_data_arrives = !(comes_back || expires) || chance.percent(50);
     let dead_men =
         user_data_arrives.then(|| tokio::spawn(Arc::clone(&world.dead_men).watch(world.ec2.clone())));
 
@@ -451,7 +461,7 @@ async fn schedule(seed: u64) {
         assert_eq!(broker.provider.list(), []);
         broker.kill(&world).await;
     } else {
-        // No broker ever again: the machines end themselves.
+        // No broker ever again: the machines end themselves, or AWS does.
         sleep(Duration::from_secs(3 * 3600)).await;
     }
     if let Some(dead_men) = dead_men {
@@ -462,19 +472,26 @@ async fn schedule(seed: u64) {
         for seen in world.ec2.seen() {
             *counts.entry(seen.action).or_default() += 1;
         }
-        eprintln!("schedule {seed}: {} instances, {counts:?}", world.ec2.bills().len());
+        let (all, ended) = (world.ec2.bills().len(), world.ec2.fired().len());
+        eprintln!("schedule {seed}: {all} instances, {ended} ended by AWS itself, {counts:?}");
     }
     world.ec2.tick();
     look_at_the_bill(&world, &foreign, comes_back, user_data_arrives);
+    if expires {
+        look_at_what_aws_did(&world, comes_back, how_bad);
+    }
 }
 
 async fn launch_foreign(world: &World) -> String {
     let state = tempfile::tempdir().unwrap();
+    let mut spec = world.spec.clone();
+    let ProviderSpec::Ec2(settings) = &mut spec.provider else { unreachable!() };
+    settings.expiry_role = None;
     let other = World {
         ec2: world.ec2.clone(),
         dead_men: Arc::clone(&world.dead_men),
         state,
-        spec: world.spec.clone(),
+        spec,
         in_use: Arc::default(),
         robbed: Arc::default(),
     };
@@ -488,8 +505,26 @@ async fn launch_foreign(world: &World) -> String {
     launched.instance.id.to_string()
 }
 
+/// AWS ends what nobody else did, and nothing else.
+fn look_at_what_aws_did(world: &World, comes_back: bool, how_bad: u64) {
+    let bills = world.ec2.bills();
+    for fired in world.ec2.fired() {
+        let bill = bills.iter().find(|bill| bill.id == fired.instance).unwrap();
+        let (from, to) = *bill.ran.last().unwrap();
+        let is_old = to.unwrap() - from >= HARD + LEASE;
+        let is_running = matches!(fired.state, State::Pending | State::Running);
+        // Where AWS cannot be told of a new start in time, it goes by the old one.
+        assert!(!is_running || is_old || how_bad > 0, "{} was robbed by AWS: {bill:?}", bill.id);
+    }
+    if comes_back {
+        let left = world.ec2.schedules();
+        assert!(left.is_empty() || how_bad > 0, "left over: {left:?}");
+    }
+}
+
 fn look_at_the_bill(world: &World, foreign: &str, comes_back: bool, user_data_arrives: bool) {
     let mut by_intent: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    let guarded = world.ec2.ever_scheduled();
     for bill in world.ec2.bills() {
         if bill.id == foreign {
             assert!(bill.ran.iter().any(|(_, to)| to.is_none()), "another broker's machine was ended");
@@ -497,12 +532,15 @@ fn look_at_the_bill(world: &World, foreign: &str, comes_back: bool, user_data_ar
         }
         let intent = bill.tags.get("nix-broker:intent").cloned().unwrap_or_default();
         by_intent.entry(intent).or_default().push(bill.id.clone());
-        assert!(bill.ran.iter().all(|(_, to)| to.is_some()), "{} still runs: {bill:?}", bill.id);
-        // A machine that was put aside, whose broker never came back, costs its disk: `broker sweep` is for that.
-        if comes_back {
+        // Killed between a launch and the word to AWS, and never started again: nobody is left but `broker sweep`.
+        let is_unheard_of = !comes_back && !user_data_arrives && !guarded.contains(&bill.id);
+        let is_over = bill.ran.iter().all(|(_, to)| to.is_some());
+        assert!(is_over || is_unheard_of, "{} still runs: {bill:?}", bill.id);
+        // A machine that was put aside, whose broker never came back, costs its disk: `broker sweep` is for that, or AWS.
+        if comes_back || guarded.contains(&bill.id) {
             assert!(!bill.is_open, "{} is still there: {bill:?}", bill.id);
         }
-        let longest = bill.ran.iter().map(|(from, to)| to.unwrap() - *from).max().unwrap_or_default();
+        let longest = bill.ran.iter().filter_map(|(from, to)| Some((*to)? - *from)).max().unwrap_or_default();
         assert!(
             !user_data_arrives || longest <= HARD + Duration::from_secs(60),
             "{} ran for {longest:?}",

@@ -14,7 +14,8 @@ use serde_json::Value;
 /// AWS' limit on a managed policy, white space not counted.
 const MAX_POLICY: usize = 6144;
 
-const POLICIES: [&str; 3] = ["iam-policy.json", "iam-policy-init.json", "iam-policy-image.json"];
+const POLICIES: [&str; 4] =
+    ["iam-policy.json", "iam-policy-init.json", "iam-policy-image.json", "iam-policy-expiry.json"];
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -60,6 +61,40 @@ fn the_policy_for_init_allows_what_init_does_and_no_more() {
 #[test]
 fn the_policy_for_images_allows_what_broker_image_does_and_no_more() {
     assert_eq!(actions(&policy("iam-policy-image.json")), needed(|action| need(action).by_image));
+}
+
+/// A schedule says as which role it acts, and whoever makes it must be allowed to pass that on.
+#[test]
+fn the_policy_for_expiry_allows_schedules_of_ours_as_one_role_and_no_more() {
+    let policy = policy("iam-policy-expiry.json");
+    let mut allowed = actions(&policy);
+    assert!(allowed.remove("iam:PassRole"));
+    assert_eq!(allowed, needed(|action| need(action).by_expiry));
+    for statement in statements(&policy) {
+        let resources = strings(&statement["Resource"]);
+        if strings(&statement["Action"]) == ["iam:PassRole"] {
+            assert_eq!(resources, ["arn:aws:iam::*:role/nix-broker-expiry"]);
+            let condition = &statement["Condition"]["StringEquals"]["iam:PassedToService"];
+            assert_eq!(condition, "scheduler.amazonaws.com");
+        } else {
+            // As `api/schedules.rs` names them: after their instances.
+            assert_eq!(resources, ["arn:aws:scheduler:*:*:schedule/default/nix-broker-i-*"]);
+        }
+    }
+}
+
+/// The role that AWS takes on when a schedule's time has come.
+#[test]
+fn the_role_of_expiry_ends_builders_for_the_scheduler_of_one_account_and_nothing_else() {
+    let [may, trusts] = [policy("expiry-role.json"), policy("expiry-role-trust.json")];
+    let [statement] = &statements(&may)[..] else { panic!("{may:#}") };
+    assert_eq!(strings(&statement["Action"]), ["ec2:TerminateInstances"]);
+    assert_eq!(statement["Condition"]["StringEquals"]["aws:ResourceTag/ManagedBy"], "nix-broker");
+    let [statement] = &statements(&trusts)[..] else { panic!("{trusts:#}") };
+    assert_eq!(strings(&statement["Action"]), ["sts:AssumeRole"]);
+    assert_eq!(statement["Principal"], serde_json::json!({ "Service": "scheduler.amazonaws.com" }));
+    // docs/aws.md puts the account there.
+    assert_eq!(statement["Condition"]["StringEquals"]["aws:SourceAccount"], "ACCOUNT");
 }
 
 /// `describe_vpcs` as `DescribeVpcs`.
@@ -136,7 +171,10 @@ fn what_changes_something_is_bound_to_our_tag() {
                 // Neither an image nor somebody's VPC carries our tag; what is made from or in them must.
                 let is_of_others =
                     ["LaunchFrom", "MakeInAnyVpc", "MakeADefaultVpcWhereThereIsNone"].contains(&sid);
-                let is_bound = condition.contains("/ManagedBy\":\"nix-broker\"")
+                // Schedules have no tags, and a role is not ours: they are known by name, as the test above has it.
+                let is_by_name = action.starts_with("scheduler:") || action == "iam:PassRole";
+                let is_bound = is_by_name
+                    || condition.contains("/ManagedBy\":\"nix-broker\"")
                     || condition.contains("\"ec2:CreateAction\"");
                 assert!(only_looks || is_of_others || is_bound, "{name}: {sid} allows {action} on anything");
                 assert!(!action.contains('*'), "{name}: {sid}");

@@ -439,6 +439,7 @@ fn ec2(market: Market) -> Ec2Spec {
         idle_action: IdleAction::Terminate,
         lease: Duration::from_secs(600),
         cache: None,
+        expiry_role: None,
     }
 }
 

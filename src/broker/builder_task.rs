@@ -269,7 +269,7 @@ impl Task {
                 }
             };
             tracing::debug!(builder = %self.builder, %reason, "a session was lost");
-            match probe_once(remote.sessions(), REDIAL_DEADLINE).await {
+            match probe_once(remote.sessions(), Instant::now() + REDIAL_DEADLINE).await {
                 // Said again, it clears the suspicion that the scheduler has after a lost attempt.
                 Ok(facts) => self.driver.event(Event::Ready { builder: self.builder, facts }),
                 Err(error) => {
@@ -295,6 +295,9 @@ impl Task {
                             }
                             BuilderNotice::Rebalance { why } => {
                                 self.driver.event(Event::Endangered { builder, why });
+                            }
+                            BuilderNotice::Unguarded { why } => {
+                                self.driver.event(Event::Warned { builder, why });
                             }
                             BuilderNotice::Ending { why } => {
                                 return fault(
@@ -333,7 +336,9 @@ impl Task {
             if self.began.elapsed() > patience {
                 return Err(self.post_mortem(instance, &last).await);
             }
-            let error = match self.look(sessions, instance).await {
+            // Whatever hangs, what it is remembered by is known before the time is up.
+            let until = (Instant::now() + PROBE_DEADLINE).min(self.began + patience);
+            let error = match self.look(sessions, instance, until).await {
                 Ok(Look::Facts(facts)) => {
                     return match self.runtime.provider.objection(instance, &facts) {
                         None => Ok(facts),
@@ -376,16 +381,16 @@ impl Task {
     }
 
     /// Asks whether it has set itself up, and then what it offers.
-    async fn look(&self, sessions: &Sessions, instance: &InstanceId) -> anyhow::Result<Look> {
+    async fn look(&self, sessions: &Sessions, instance: &InstanceId, until: Instant) -> anyhow::Result<Look> {
         if let Some(question) = self.runtime.provider.readiness(instance) {
-            let output = sessions.run(&question, Instant::now() + PROBE_DEADLINE).await?;
+            let output = sessions.run(&question, until).await?;
             match self.runtime.provider.read_readiness(instance, &output.stdout) {
                 Readiness::Ready => {}
                 Readiness::NotYet { phase } => return Ok(Look::NotYet(phase)),
                 Readiness::Failed { reason } => return Ok(Look::GaveUp(reason)),
             }
         }
-        Ok(Look::Facts(probe_once(sessions, PROBE_DEADLINE).await?))
+        Ok(Look::Facts(probe_once(sessions, until).await?))
     }
 
     /// Ends the instance, and keeps at it until the provider agrees.
@@ -421,8 +426,8 @@ enum Look {
     GaveUp(String),
 }
 
-async fn probe_once(sessions: &Sessions, limit: Duration) -> anyhow::Result<BuilderFacts> {
-    let output = sessions.run(probe::COMMAND, Instant::now() + limit).await?;
+async fn probe_once(sessions: &Sessions, until: Instant) -> anyhow::Result<BuilderFacts> {
+    let output = sessions.run(probe::COMMAND, until).await?;
     probe::parse(&output.stdout).with_context(|| match output.stderr_tail.trim() {
         "" => "look at the builder".to_owned(),
         complaint => format!("look at the builder, which says: {complaint}"),

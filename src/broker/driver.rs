@@ -223,6 +223,7 @@ impl Driver {
             | Event::Collected(_)
             | Event::Interrupted { .. }
             | Event::Endangered { .. }
+            | Event::Warned { .. }
             | Event::Clock { .. }
             | Event::StartRequested(_)
             | Event::DrainRequested(_)

@@ -66,6 +66,7 @@
 //! cache = "s3://builds?region=eu-central-1"  # or https://: a binary cache that builders take from and put into
 //! cache-public-key = "builds-1:PxOXCzycYaWCvKr6Fxsj7Y6u5NL7y7SY44G0vqgNV00="  # what they trust there
 //! cache-secret-key-file = "/run/credentials/nix-broker.service/cache"  # without it they only take
+//! expiry-role = "arn:aws:iam::123456789012:role/nix-broker-expiry"  # AWS ends by itself what is too old; default: none
 //!
 //! [cost]                                   # of all EC2 pools together, in USD; default: no limit
 //! max-per-hour = 5

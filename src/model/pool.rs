@@ -86,6 +86,7 @@ impl Slots {
 
 /// Where a pool's machines come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(clippy::large_enum_variant, reason = "there are as many as pools, and they stay where they are")]
 pub enum ProviderSpec {
     /// Sets of processes on this host, each with its own store.
     Local(LocalSpec),

@@ -179,6 +179,11 @@ pub enum BuilderNotice {
         /// In words.
         why: String,
     },
+    /// It works, and one of the things is missing that would end it should everything else fail.
+    Unguarded {
+        /// In words, with what to do.
+        why: String,
+    },
 }
 
 /// How an instance is reached.

@@ -110,6 +110,13 @@ pub enum Event {
         /// In words.
         why: String,
     },
+    /// Something about a builder is not as its operator wants it; it works all the same.
+    Warned {
+        /// Which.
+        builder: BuilderId,
+        /// In words, with what to do.
+        why: String,
+    },
     /// The provider agrees that nothing of it is left.
     Gone(BuilderId),
     /// What time it is, told every minute or so: bills are split by days, and a clock that stood still with its machine

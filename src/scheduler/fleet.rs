@@ -128,6 +128,7 @@ impl Fleet {
             Event::Lost { builder, fault } => self.on_lost(builder, fault),
             Event::Interrupted { builder, within, why } => self.on_interrupted(builder, within, &why),
             Event::Endangered { builder, why } => self.on_endangered(builder, why),
+            Event::Warned { builder, why } => self.on_warned(builder, &why),
             Event::Gone(builder) => self.on_gone(builder),
             Event::Clock { day, aside } => self.on_clock(day, aside),
             Event::StartRequested(pool) => self.on_start_requested(&pool),

@@ -1,4 +1,5 @@
-//! Machines that their provider takes back: what runs there is moved before it is lost.
+//! What a provider says of a machine that works: it takes it back, and what runs there is moved before it is lost; it may
+//! take it back; or something else that its operator is to know.
 
 use std::time::Duration;
 
@@ -37,5 +38,11 @@ impl Fleet {
     /// Lets it finish what it has: often enough nothing comes of it. One that is not ready yet is of no use any more.
     pub(super) fn on_endangered(&mut self, id: BuilderId, why: String) {
         self.drain(id, EndReason::Endangered(why), None);
+    }
+
+    /// Shown with its pool. Nothing follows for builds or for launches.
+    pub(super) fn on_warned(&mut self, id: BuilderId, why: &str) {
+        let Some(builder) = self.roster.get(id) else { return };
+        self.pools[builder.pool.0].last_fault = Some((format!("{id}: {why}"), self.now));
     }
 }

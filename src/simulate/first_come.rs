@@ -254,6 +254,7 @@ impl Decider for FirstCome {
             // It notices when the machine is gone, like any list of machines.
             Event::Interrupted { .. }
             | Event::Endangered { .. }
+            | Event::Warned { .. }
             | Event::ClientGone(_)
             | Event::InputsMadeOn { .. }
             | Event::Progressed { .. }

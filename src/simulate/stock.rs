@@ -108,6 +108,7 @@ impl Decider for Stock {
             | Event::Lost { .. }
             | Event::Interrupted { .. }
             | Event::Endangered { .. }
+            | Event::Warned { .. }
             | Event::Gone(_)
             | Event::Clock { .. }
             | Event::StartRequested(_)

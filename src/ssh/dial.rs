@@ -116,6 +116,14 @@ pub enum DialError {
         /// What the library says.
         reason: String,
     },
+    /// The command that was to make the connection made none that is of use.
+    #[error("{error}; {words}; try it by hand, as the user that the broker runs as")]
+    Proxy {
+        /// How far it came.
+        error: Box<Self>,
+        /// How the command ended and what it printed.
+        words: String,
+    },
     /// It has another host key than it must have. Dialing again cannot help.
     #[error("{target} has the host key {got}, but must have {}", expected.join(" or "))]
     HostKeyMismatch {
@@ -143,9 +151,11 @@ impl DialError {
     pub fn is_final(&self) -> bool {
         match self {
             Self::HostKeyMismatch { .. } => true,
-            Self::TimedOut { .. } | Self::Unreachable { .. } | Self::Failed { .. } | Self::Refused { .. } => {
-                false
-            }
+            Self::TimedOut { .. }
+            | Self::Unreachable { .. }
+            | Self::Failed { .. }
+            | Self::Proxy { .. }
+            | Self::Refused { .. } => false,
         }
     }
 }
@@ -165,10 +175,29 @@ pub(super) struct Dialed {
 
 /// Connects, checks the host key, logs in.
 pub(super) async fn dial(load: Load, target: &Target, deadline: Instant) -> Result<Dialed, DialError> {
-    let carrier = within(Phase::Connect, target, deadline, CONNECT_LIMIT, connect(target, load))
-        .await?
-        .map_err(|source| DialError::Unreachable { target: target.to_string(), source })?;
+    let unreachable = |source| DialError::Unreachable { target: target.to_string(), source };
+    let Some(command) = &target.proxy_command else {
+        let carrier = within(Phase::Connect, target, deadline, CONNECT_LIMIT, connect(target, load))
+            .await?
+            .map_err(unreachable)?;
+        return log_in(Box::new(carrier), target, deadline).await;
+    };
+    let (proxy, complaint) = Proxy::start(command).map_err(unreachable)?;
+    let error = match log_in(Box::new(proxy), target, deadline).await {
+        Ok(dialed) => return Ok(dialed),
+        Err(error) => error,
+    };
+    match error {
+        DialError::TimedOut { .. } | DialError::Unreachable { .. } | DialError::Failed { .. } => {
+            Err(DialError::Proxy { error: Box::new(error), words: complaint.last_words().await })
+        }
+        // It has led to somebody, and he said so.
+        DialError::Proxy { .. } | DialError::HostKeyMismatch { .. } | DialError::Refused { .. } => Err(error),
+    }
+}
 
+/// Proves both sides to each other over a stream.
+async fn log_in(carrier: Box<dyn Carrier>, target: &Target, deadline: Instant) -> Result<Dialed, DialError> {
     let severed = CancellationToken::new();
     // Whatever happens from here on, a dial that is given up leaves no connection behind.
     let sever_if_dropped = severed.clone().drop_guard();
@@ -207,11 +236,8 @@ pub(super) async fn dial(load: Load, target: &Target, deadline: Instant) -> Resu
     Ok(Dialed { handle, severed, ended })
 }
 
-/// The stream to speak SSH over.
-pub(super) async fn connect(target: &Target, load: Load) -> io::Result<Box<dyn Carrier>> {
-    if let Some(command) = &target.proxy_command {
-        return Ok(Box::new(Proxy::start(command)?));
-    }
+/// The stream to speak SSH over, where nothing is in between.
+pub(super) async fn connect(target: &Target, load: Load) -> io::Result<TcpStream> {
     let stream = TcpStream::connect((target.address.as_str(), target.port)).await?;
     // Without it, Nagle's algorithm holds small requests back for 40 ms.
     stream.set_nodelay(true)?;
@@ -220,7 +246,7 @@ pub(super) async fn connect(target: &Target, load: Load) -> io::Result<Box<dyn C
     if load == Load::Small {
         socket2::SockRef::from(&stream).set_tcp_notsent_lowat(UNSENT_LIMIT)?;
     }
-    Ok(Box::new(stream))
+    Ok(stream)
 }
 
 async fn within<T>(

@@ -213,9 +213,44 @@ async fn a_proxy_command_carries_the_connection_and_dies_with_it() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 
-    let target = Target { proxy_command: Some("echo not ssh; exit 1".into()), ..target };
+    let target = Target { proxy_command: Some("echo not ssh; echo no way >&2; exit 7".into()), ..target };
     let error = Session::dial(&target, soon()).await.unwrap_err();
-    assert!(matches!(error, DialError::Failed { phase: Phase::Handshake, .. }), "{error}");
+    assert!(matches!(error, DialError::Proxy { .. }), "{error}");
+    let words = error.to_string();
+    assert!(words.starts_with("SSH handshake with 192.0.2.1:"), "{words}");
+    let expected = "the `proxy-command` ended with status 7 and printed `no way`; try it by hand";
+    assert!(words.contains(expected), "{words}");
+    assert!(!error.is_final());
+}
+
+#[tokio::test]
+async fn a_proxy_command_that_hangs_is_given_up_with_its_children_and_its_words() {
+    let folder = tempfile::tempdir().unwrap();
+    let pid_file = folder.path().join("pid");
+    // A child of the shell, which the shell waits for.
+    let command =
+        format!("echo asks for a password >&2; sleep 1000 & echo $! > {}; wait", pid_file.display());
+    let target = Target {
+        address: "192.0.2.1".into(),
+        port: 22,
+        user: "nobody".into(),
+        host_keys: Vec::new(),
+        key: ClientKey::generate(),
+        proxy_command: Some(command),
+    };
+    let error = Session::dial(&target, Instant::now() + Duration::from_millis(500)).await.unwrap_err();
+    let words = error.to_string();
+    assert!(words.contains("SSH handshake with 192.0.2.1:22 gets no answer"), "{words}");
+    let expected = "the `proxy-command` had not ended by itself and printed `asks for a password`";
+    assert!(words.contains(expected), "{words}");
+    let pid = std::fs::read_to_string(&pid_file).unwrap();
+    let stat =
+        || std::fs::read_to_string(Path::new("/proc").join(pid.trim()).join("stat")).unwrap_or_default();
+    let until = std::time::Instant::now() + PATIENCE;
+    while !stat().is_empty() && !stat().contains(") Z ") {
+        assert!(std::time::Instant::now() < until, "its child outlives it");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
 }
 
 #[tokio::test]

@@ -69,6 +69,7 @@ impl Cloud {
             "AWS_EC2_METADATA_DISABLED=true".to_owned(),
             format!("AWS_REGION={}", self.about["region"].as_str().unwrap()),
             format!("AWS_ENDPOINT_URL_EC2={}", self.about["endpoint"].as_str().unwrap()),
+            format!("AWS_ENDPOINT_URL_SCHEDULER={}", self.about["endpoint"].as_str().unwrap()),
         ]
     }
 
@@ -83,6 +84,17 @@ impl Cloud {
     /// A call to EC2, named as boto3 does.
     pub(crate) fn ec2(&mut self, method: &str, arguments: &Value) -> Value {
         self.ask(&json!(["ec2", method, arguments]))
+    }
+
+    /// What AWS is to do by itself: every schedule, whole.
+    pub(crate) fn schedules(&mut self) -> Vec<Value> {
+        let all = self.ask(&json!(["scheduler", "list_schedules", {}]));
+        let names: Vec<_> =
+            all["Schedules"].as_array().unwrap().iter().map(|it| it["Name"].clone()).collect();
+        names
+            .into_iter()
+            .map(|name| self.ask(&json!(["scheduler", "get_schedule", { "Name": name }])))
+            .collect()
     }
 
     /// Every instance there ever was, in the order of their launch.
@@ -149,6 +161,16 @@ impl Cloud {
     /// Answers are given again, those that were withheld too.
     pub(crate) fn flow(&mut self) {
         self.ask(&json!(["flow"]));
+    }
+
+    /// Whoever asks for this action of EventBridge Scheduler is told that he may not.
+    pub(crate) fn deny(&mut self, action: &str) {
+        self.ask(&json!(["deny", action]));
+    }
+
+    /// He may again.
+    pub(crate) fn allow(&mut self) {
+        self.ask(&json!(["allow"]));
     }
 
     /// Spot instances hear that EC2 takes them back.

@@ -51,6 +51,23 @@ fn after_init_all_is_well_and_every_action_was_tried() {
 }
 
 #[test]
+fn a_role_for_expiry_is_named_and_cannot_be_of_another_partition() {
+    let with = |role: &str| {
+        let pool = format!("{ONE_POOL}expiry-role = \"{role}\"\n").replace("region = \"eu-central-1\"\n", "");
+        let desk = Desk::new(&pool).with("AWS_REGION", REGION);
+        desk.run(&["init", "--yes"]).ended(0);
+        desk
+    };
+    let words = with("arn:aws:iam::123456789012:role/r").run(&["doctor", "--aws"]).ended(0);
+    let expected =
+        "note  pool `zen3`: AWS itself ends what is too old, as `arn:aws:iam::123456789012:role/r`";
+    assert!(words.contains(expected) && words.contains("nix/iam-policy-expiry.json"), "{words}");
+    let words = with("arn:aws-cn:iam::123456789012:role/r").run(&["doctor", "--aws"]).ended(1);
+    let expected = "fail  pool `zen3`: `expiry-role` is a role of another partition than eu-central-1";
+    assert!(words.contains(expected), "{words}");
+}
+
+#[test]
 fn a_missing_permission_is_named_with_what_it_is_for() {
     let desk = Desk::new(ONE_POOL);
     desk.run(&["init", "--yes"]).ended(0);

@@ -10,12 +10,15 @@ Standard output's first line is what there is: {"endpoint", "region", "subnets",
 standard input is a command, answered by one line:
 
     ["ec2", METHOD, {...}]      a call to EC2, as boto3 names it
+    ["scheduler", METHOD, {}]   the same to EventBridge Scheduler
     ["calls"]                   how often each action was asked for, by anybody but this program
     ["hold"], ["release"]       machines that start from now on wait with their boot until they are released
     ["break", PROGRAM]          in machines that boot from now on this program fails
     ["stall", ACTION]           this action is done, and its answer withheld until answers flow
     ["lose", ACTION]            this action is not done, and an error is the answer once answers flow
     ["flow"]                    answers flow again
+    ["deny", ACTION]            whoever asks for this action of EventBridge Scheduler is told that he may not
+    ["allow"]                   everybody may do everything again
     ["interrupt"]               instances hear from their metadata that EC2 takes them back
 
 It ends, and all machines with it, when standard input does.
@@ -41,6 +44,7 @@ HERE = pathlib.Path(__file__).resolve().parent
 POLL = 0.2
 # How this program names itself, so that its own calls are not counted.
 AGENT = "nix-broker-lab"
+DENIED = "AccessDeniedException"
 
 # NixOS's account, several ages, and one for the other architecture.
 IMAGES = [
@@ -82,6 +86,7 @@ class Gate:
         self.calls = collections.Counter()
         self.stalled = set()
         self.lost = set()
+        self.denied = set()
         self.changed = threading.Condition()
 
     def __call__(self, environ, start_response):
@@ -89,11 +94,15 @@ class Gate:
         length = int(environ.get("CONTENT_LENGTH") or 0)
         body = environ["wsgi.input"].read(length)
         environ["wsgi.input"] = io.BytesIO(body)
-        action = urllib.parse.parse_qs(body.decode("utf-8", "replace")).get("Action", ["-"])[0]
+        action = self.action(environ, body)
         if AGENT in environ.get("HTTP_USER_AGENT", ""):
             return self.inner(environ, start_response)
         with self.changed:
             self.calls[action] += 1
+            if action in self.denied:
+                start_response("403 Forbidden", [("Content-Type", "application/json"), ("x-amzn-ErrorType", DENIED)])
+                words = f"User: arn:aws:iam::123456789012:user/lab is not authorized to perform: scheduler:{action}"
+                return [json.dumps({"Message": words}).encode()]
             if action in self.lost:
                 self.changed.wait_for(lambda: action not in self.lost)
                 start_response("503 Service Unavailable", [("Content-Type", "text/plain")])
@@ -102,6 +111,22 @@ class Gate:
         with self.changed:
             self.changed.wait_for(lambda: action not in self.stalled)
         return answer
+
+    @staticmethod
+    def action(environ, body):
+        if environ["PATH_INFO"].startswith("/schedules/"):
+            return {"POST": "CreateSchedule", "PUT": "UpdateSchedule", "DELETE": "DeleteSchedule"}.get(
+                environ["REQUEST_METHOD"], "-"
+            )
+        return urllib.parse.parse_qs(body.decode("utf-8", "replace")).get("Action", ["-"])[0]
+
+    def deny(self, action):
+        with self.changed:
+            self.denied.add(action)
+
+    def allow(self):
+        with self.changed:
+            self.denied.clear()
 
     def stall(self, action):
         with self.changed:
@@ -261,12 +286,12 @@ def serve(address):
     return gate
 
 
-def client(endpoint):
+def client(service, endpoint):
     import boto3
     import botocore.config
 
     return boto3.client(
-        "ec2",
+        service,
         region_name=REGION,
         endpoint_url=endpoint,
         aws_access_key_id="AKIALAB",
@@ -275,10 +300,10 @@ def client(endpoint):
     )
 
 
-def answer(command, ec2, gate, machines):
+def answer(command, clients, gate, machines):
     match command:
-        case ["ec2", method, arguments]:
-            reply = getattr(ec2, method)(**arguments)
+        case [("ec2" | "scheduler") as service, method, arguments]:
+            reply = getattr(clients[service], method)(**arguments)
             reply.pop("ResponseMetadata", None)
             return reply
         case ["calls"]:
@@ -297,6 +322,10 @@ def answer(command, ec2, gate, machines):
             gate.lose(action)
         case ["flow"]:
             gate.flow()
+        case ["deny", action]:
+            gate.deny(action)
+        case ["allow"]:
+            gate.allow()
         case _:
             raise ValueError(f"unknown command {command}")
     return None
@@ -309,14 +338,15 @@ def main():
     gate = serve(address)
     Metadata.serve()
     endpoint = f"http://{address}"
-    ec2 = client(endpoint)
+    clients = {service: client(service, endpoint) for service in ("ec2", "scheduler")}
+    ec2 = clients["ec2"]
     ready = {"endpoint": endpoint, "region": REGION} | network(ec2)
     os.unlink(images)
     machines = Machines(host, release, ec2)
     print(json.dumps(ready), flush=True)
     try:
         for line in sys.stdin:
-            print(json.dumps(answer(json.loads(line), ec2, gate, machines), default=str), flush=True)
+            print(json.dumps(answer(json.loads(line), clients, gate, machines), default=str), flush=True)
     finally:
         gate.flow()
         machines.stop()

@@ -147,6 +147,7 @@ async fn of_pool(
             joined(&zones)
         )));
     }
+    findings.extend(expiry(api, pool));
     let image = image_of(api, pool, findings).await;
     let network = network(api, pool, &zones, address, findings).await;
     Launch {
@@ -154,6 +155,22 @@ async fn of_pool(
         instance_type: types.first().cloned(),
         network,
     }
+}
+
+/// What AWS is to end by itself, as far as that can be told without doing it.
+fn expiry(api: &Api, pool: &SitePool<'_>) -> Option<Finding> {
+    let (name, role) = (&pool.spec.name, pool.ec2.expiry_role.as_ref()?);
+    if !role.is_known_in(api.region()) {
+        return Some(Finding::fail(
+            format!("pool `{name}`: `expiry-role` is a role of another partition than {}", api.region()),
+            "name a role of the account that the pool launches in",
+        ));
+    }
+    Some(Finding::note(format!(
+        "pool `{name}`: AWS itself ends what is too old, as `{}`. Whether it may cannot be tried; should a launch show that \
+         it may not, `broker status` says so, and nix/iam-policy-expiry.json has what is needed",
+        role.as_str()
+    )))
 }
 
 async fn image_of(api: &Api, pool: &SitePool<'_>, findings: &mut Vec<Finding>) -> Option<Image> {

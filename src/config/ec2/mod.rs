@@ -1,9 +1,11 @@
 //! The `[pool.ec2]` table: instances that are launched when they are needed.
 //!
-//! Reads its keys one by one; what they mean for what the pool offers is in [`offer`], a cache of builders in `cache`. Nothing here asks AWS: a region,
+//! Reads its keys one by one; what they mean for what the pool offers is in [`offer`], a cache of builders in `cache`,
+//! the role for AWS's own expiry in `expiry`. Nothing here asks AWS: a region,
 //! a subnet or an image that does not exist is found out by `broker doctor --aws`.
 
 mod cache;
+mod expiry;
 pub(super) mod offer;
 #[cfg(test)]
 mod tests;
@@ -65,6 +67,7 @@ pub(super) fn read(mut section: Section<'_>, problems: &mut Problems) -> Ec2Read
     let idle_action = read_idle_action(&mut section, market, problems);
     let lease = section.duration("lease", ONE_MINUTE, problems).unwrap_or(LEASE);
     let cache = cache::read(&mut section, problems).map(Box::new);
+    let expiry_role = expiry::read(&mut section, &regions, problems);
     let path = section.path().to_owned();
     section.finish(problems);
     let spec = Ec2Spec {
@@ -82,6 +85,7 @@ pub(super) fn read(mut section: Section<'_>, problems: &mut Problems) -> Ec2Read
         idle_action,
         lease,
         cache,
+        expiry_role,
     };
     Ec2Read { spec, path, types_line, exact_line, max_price_line }
 }

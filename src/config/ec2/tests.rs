@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::config::tests::{good, lines, parse};
-use crate::model::ec2::CacheSpec;
+use crate::model::ec2::{CacheSpec, RoleArn};
 use crate::model::{Caps, PoolSpec, ProviderSpec, Slots, Usd};
 
 /// A pool that is right, but for these lines in its body and its table.
@@ -55,6 +55,7 @@ fn an_empty_table_gets_every_default() {
             idle_action: IdleAction::Terminate,
             lease: Duration::from_secs(900),
             cache: None,
+            expiry_role: None,
         }
     );
 }
@@ -67,7 +68,7 @@ fn every_key_is_taken_as_written() {
             "features = [\"gccarch-znver3\"]\nidle-timeout = \"1m\"\nmax-builders = 3",
             r#"
             profile = "builds"
-            regions = ["eu-central-1", "us-gov-west-1"]
+            regions = ["eu-central-1", "eu-west-1"]
             market = "on-demand"
             types = ["c7a.4xlarge", "c6a.4xlarge"]
             max-price = 1.20
@@ -84,6 +85,7 @@ fn every_key_is_taken_as_written() {
             cache = "s3://builds?region=eu-central-1"
             cache-public-key = "cache-1:PxOXCzycYaWCvKr6Fxsj7Y6u5NL7y7SY44G0vqgNV00="
             cache-secret-key-file = "/run/credentials/cache"
+            expiry-role = "arn:aws:iam::123456789012:role/nix-broker-expiry"
             "#
         )
     ));
@@ -98,7 +100,7 @@ fn every_key_is_taken_as_written() {
         *ec2(pool),
         Ec2Spec {
             profile: Some("builds".to_owned()),
-            regions: vec!["eu-central-1".to_owned(), "us-gov-west-1".to_owned()],
+            regions: vec!["eu-central-1".to_owned(), "eu-west-1".to_owned()],
             market: Market::OnDemand,
             types: vec!["c7a.4xlarge".to_owned(), "c6a.4xlarge".to_owned()],
             exact: false,
@@ -115,6 +117,7 @@ fn every_key_is_taken_as_written() {
                 public_key: "cache-1:PxOXCzycYaWCvKr6Fxsj7Y6u5NL7y7SY44G0vqgNV00=".to_owned(),
                 secret_key_file: Some("/run/credentials/cache".into()),
             })),
+            expiry_role: RoleArn::parse("arn:aws:iam::123456789012:role/nix-broker-expiry"),
         }
     );
 }
@@ -129,6 +132,8 @@ fn the_other_spellings_are_taken_too() {
     assert_eq!((spec.regions.len(), spec.market, &spec.reach), (1, Market::Spot, &Reach::Private));
     assert_eq!(spec.max_price, Usd::parse("0.8").map(HourlyRate));
     assert_eq!(ec2(&read_pool("", "image = \"own\"")).image, ImageSpec::Own);
+    let role = "expiry-role = \"arn:aws-us-gov:iam::123456789012:role/r\"\nregion = \"us-gov-west-1\"";
+    assert!(ec2(&read_pool("", role)).expiry_role.is_some());
     let pool = read_pool("", "image-name = \"nixos/25.11*\"\nidle-action = \"hibernate\"");
     let spec = ec2(&pool);
     assert_eq!(
@@ -295,6 +300,15 @@ fn each_mistake_is_named_with_its_line_and_key() {
             table("market = \"spot\"\nidle-action = \"stop\""),
             "6: pool.p.ec2.idle-action: spot instances cannot be stopped",
         ),
+        (
+            table("expiry-role = \"nix-broker-expiry\""),
+            "5: pool.p.ec2.expiry-role: `nix-broker-expiry` is not the ARN of a role such as \"arn:aws:iam::",
+        ),
+        (
+            table("region = \"cn-north-1\"\nexpiry-role = \"arn:aws:iam::123456789012:role/r\""),
+            "6: pool.p.ec2.expiry-role: a role of the partition `aws` is not known in `cn-north-1`, which is in `aws-cn`",
+        ),
+        (table("expiry-role = 7"), "5: pool.p.ec2.expiry-role: expected text in quotes, found a number"),
         (table("lease = \"5s\""), "5: pool.p.ec2.lease: `5s` is shorter than 1m"),
         (
             table("cache = \"https://c.example.org\""),

@@ -14,8 +14,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::{Notify, watch};
 
 use super::api::{Api, ApiError, InstanceState, Observed};
+use super::expiry::{self, Expiry, Refusal, Terms};
 use super::records::{IntentId, Record, Records, Site, Stage};
-use crate::model::{Ec2Spec, PoolName};
+use crate::model::{Ec2Spec, PoolSpec};
 use crate::provider::{ProviderContext, ProviderError};
 
 /// The tag that names the broker an instance belongs to.
@@ -28,6 +29,9 @@ pub(super) const MANAGED_BY: &str = "nix-broker";
 pub(super) const POOL_TAG: &str = "nix-broker:pool";
 /// The tag that says until when an instance is wanted, for `broker sweep` on any machine. Renewed while it is.
 pub(super) const EXPIRES_TAG: &str = "nix-broker:expires-at";
+
+/// The tag of an instance that AWS itself ends when it is too old: it has a schedule of its name.
+pub(super) const EXPIRY_TAG: &str = "nix-broker:expiry";
 
 /// An instance whose broker has not renewed this for so long belongs to a broker that is gone.
 pub(super) const EXPIRES_AFTER: Duration = Duration::from_secs(60 * 60);
@@ -85,6 +89,8 @@ pub struct Estate {
     /// Counts the looks: whoever waits for a change waits for the next.
     pub(super) looks: watch::Sender<u64>,
     pub(super) hurry: Notify,
+    /// There is something to do about the end of an instance by AWS itself.
+    pub(super) errand: Notify,
     settled: tokio::sync::OnceCell<()>,
     /// Held by whoever makes the looks.
     pub(super) watch: tokio::sync::Mutex<()>,
@@ -105,7 +111,25 @@ pub(super) struct State {
     /// Pools that launch where every AWS tool would; known as sites once that region is.
     pub(super) profiles: BTreeSet<Option<String>>,
     pools: BTreeSet<String>,
+    /// Of the pools whose instances AWS itself ends when they are too old.
+    pub(super) terms: BTreeMap<String, Terms>,
+    /// Launches of which nothing is left but their record, and what AWS was asked to do.
+    pub(super) over: BTreeSet<IntentId>,
+    /// Where AWS would not.
+    pub(super) refused: BTreeMap<IntentId, Refusal>,
     pub(super) renewed_at: u64,
+}
+
+impl State {
+    /// Puts a launch into another stage, with what follows for its end; whether there is something to do about that.
+    fn advance(&mut self, intent: &IntentId, stage: Stage, now: u64) -> io::Result<bool> {
+        let expiry = self
+            .records
+            .get(intent)
+            .and_then(|record| expiry::on_advance(&record.stage, &stage, self.terms.get(&record.pool), now));
+        let has_errand = matches!(expiry, Some(Expiry::Wanted { .. }));
+        self.records.advance(intent, stage, expiry).map(|()| has_errand)
+    }
 }
 
 impl fmt::Debug for Estate {
@@ -150,6 +174,9 @@ impl Estate {
             inherited,
             profiles: BTreeSet::new(),
             pools: BTreeSet::new(),
+            terms: BTreeMap::new(),
+            over: BTreeSet::new(),
+            refused: BTreeMap::new(),
             renewed_at: 0,
         };
         Ok(Self {
@@ -159,6 +186,7 @@ impl Estate {
             clock,
             looks: watch::Sender::new(0),
             hurry: Notify::new(),
+            errand: Notify::new(),
             settled: tokio::sync::OnceCell::new(),
             watch: tokio::sync::Mutex::default(),
         })
@@ -196,9 +224,10 @@ impl Estate {
     }
 
     /// This pool is configured: what an earlier broker had for it is taken over, and where it launches is looked at.
-    pub(super) fn include(&self, pool: &PoolName, spec: &Ec2Spec) {
+    pub(super) fn include(&self, pool: &PoolSpec, spec: &Ec2Spec) {
         let mut state = self.state();
-        state.pools.insert(pool.to_string());
+        state.pools.insert(pool.name.to_string());
+        state.terms.extend(Terms::of(pool.max_lifetime, spec).map(|terms| (pool.name.to_string(), terms)));
         if spec.regions.is_empty() {
             state.profiles.insert(spec.profile.clone());
         }
@@ -221,8 +250,10 @@ impl Estate {
         let Stage::Shelved { instance, class, .. } = record.stage.clone() else { return None };
         let stage = Stage::Live { instance: instance.clone(), class };
         // Written before it is started: a broker that dies in between looks after it again, or ends it.
-        if let Err(error) = state.records.advance(&record.intent, stage) {
-            tracing::error!(%error, "cannot write a launch record");
+        match state.advance(&record.intent, stage, now) {
+            Ok(true) => self.errand.notify_one(),
+            Ok(false) => {}
+            Err(error) => tracing::error!(%error, "cannot write a launch record"),
         }
         state.in_flight.insert(record.intent.clone());
         state.claimed.insert(record.intent.clone());
@@ -285,9 +316,14 @@ impl Estate {
     /// Puts a launch into another stage. What cannot be written is complained of: the stage on disk is then an older
     /// one, with which the next start looks again.
     pub(super) fn advance(&self, intent: &IntentId, stage: Stage) {
-        let result = self.state().records.advance(intent, stage);
-        if let Err(error) = result {
-            tracing::error!(intent = intent.as_str(), %error, "cannot write a launch record");
+        let now = self.now();
+        let result = self.state().advance(intent, stage, now);
+        match result {
+            Ok(true) => self.errand.notify_one(),
+            Ok(false) => {}
+            Err(error) => {
+                tracing::error!(intent = intent.as_str(), %error, "cannot write a launch record");
+            }
         }
         self.hurry();
     }
@@ -297,9 +333,23 @@ impl Estate {
         let mut state = self.state();
         state.misses.remove(intent);
         state.claimed.remove(intent);
+        state.over.remove(intent);
+        state.refused.remove(intent);
         if let Err(error) = state.records.forget(intent) {
             tracing::warn!(intent = intent.as_str(), %error, "cannot delete a launch record");
         }
+    }
+
+    /// Nothing is left of a launch and of its instance.
+    pub(super) fn discard(&self, intent: &IntentId) {
+        tracing::debug!(intent = intent.as_str(), "nothing is left of a launch");
+        let id = self.with_records(|records| {
+            records.get(intent).and_then(|record| record.instance().map(str::to_owned))
+        });
+        if let Some(id) = id {
+            self.state().shown.remove(&id);
+        }
+        self.forget(intent);
     }
 
     /// Somebody looks after this launch's instance from here on.
@@ -375,7 +425,7 @@ impl Estate {
             let orphans: Vec<_> =
                 asked.filter(|record| !is_configured(record)).map(|record| record.intent.clone()).collect();
             for intent in orphans {
-                if let Err(error) = state.records.advance(&intent, Stage::Abandoned) {
+                if let Err(error) = state.records.advance(&intent, Stage::Abandoned, None) {
                     tracing::error!(intent = intent.as_str(), %error, "cannot write a launch record");
                 }
             }
@@ -385,7 +435,7 @@ impl Estate {
 }
 
 /// The value of [`EXPIRES_TAG`] for something that is wanted now: `2026-11-21T08:00:00Z`.
-pub(super) fn expiry(now: u64) -> String {
+pub(super) fn expires(now: u64) -> String {
     humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(now) + EXPIRES_AFTER).to_string()
 }
 

@@ -22,6 +22,7 @@ pub(super) fn spec() -> Ec2Spec {
         idle_action: IdleAction::Terminate,
         lease: Duration::from_secs(900),
         cache: None,
+        expiry_role: None,
     }
 }
 

@@ -91,6 +91,8 @@ impl Ec2 {
             tracing::warn!(%instance, "spot notices cannot be read: an interruption would come unannounced");
         }
         let mut notices = Vec::new();
+        notices
+            .extend(self.estate.take_refusal(instance.as_str()).map(|why| BuilderNotice::Unguarded { why }));
         if let Some(reason) = beat.ending {
             notices.push(BuilderNotice::Ending { why: format!("it is powering off: {reason}") });
         }

@@ -64,6 +64,7 @@ impl Estate {
             host_key: attempt.host_key.to_owned(),
             asked_at: self.now(),
             stage: Stage::Asked { order: Box::new(order.clone()), class: class.clone() },
+            expiry: None,
         };
         let flight = self.begin(record).map_err(AttemptError::Journal)?;
         match attempt.api.run_instance(&order).await {
@@ -90,16 +91,18 @@ impl Estate {
     }
 
     fn tags(&self, intent: &IntentId, pool: &str, builder: BuilderId) -> BTreeMap<String, String> {
-        [
+        // So that whoever knows nothing but the tags knows that there is one.
+        let expiry =
+            self.state().terms.contains_key(pool).then(|| (estate::EXPIRY_TAG, "schedule".to_owned()));
+        let tags = [
             ("Name", format!("nix-broker {pool} {builder}")),
             (estate::MANAGED_TAG, estate::MANAGED_BY.to_owned()),
             (estate::BROKER_TAG, self.broker()),
             (INTENT_TAG, intent.as_str().to_owned()),
             (estate::POOL_TAG, pool.to_owned()),
-            (estate::EXPIRES_TAG, estate::expiry(self.now())),
-        ]
-        .map(|(key, value)| (key.to_owned(), value))
-        .into()
+            (estate::EXPIRES_TAG, estate::expires(self.now())),
+        ];
+        tags.into_iter().chain(expiry).map(|(key, value)| (key.to_owned(), value)).collect()
     }
 
     /// Waits until an instance can be reached, and says at which address; or why it never will be.

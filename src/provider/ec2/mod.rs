@@ -4,15 +4,15 @@
 //! and what is ended when.
 //!
 //! ```text
-//! pure      candidates ─▶ ladder ◀─ cooling    price    reconcile    boot (texts)
+//! pure      candidates ─▶ ladder ◀─ cooling    price    reconcile    expiry    boot (texts)
 //! effects   surroundings ─▶ launch ─▶ estate (one poller, records) ─▶ retire
 //! the wire  api: the only place that knows the AWS SDK
 //! ```
 //!
 //! Six things see to it that no instance is left: the broker ends what it launched; every launch is written down before
 //! it is asked for, and what a start finds without a record is ended; one look a minute at every region that was ever
-//! used; the dead-man on the instance itself; `broker sweep` from any machine; and the tag that says until when an
-//! instance is wanted.
+//! used; the dead-man on the instance itself; `broker sweep` from any machine, by the tag that says until when an
+//! instance is wanted; and, where a pool names a role for it, AWS itself.
 //!
 //! Without the cargo feature `ec2` only the pure choice of a machine is left: `broker simulate` makes it too.
 
@@ -24,6 +24,8 @@ pub mod candidates;
 pub mod cooling;
 #[cfg(feature = "ec2")]
 mod estate;
+#[cfg(feature = "ec2")]
+mod expiry;
 #[cfg(test)]
 mod fixtures;
 #[cfg(feature = "ec2")]

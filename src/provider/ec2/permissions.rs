@@ -5,7 +5,9 @@
 
 use std::collections::BTreeMap;
 
-use super::api::{Action, Api, ApiError, DryRunAbout, InstanceState, Permission, RunDisk, RunOrder};
+use super::api::{
+    Action, Api, ApiError, DryRunAbout, InstanceState, Permission, RunDisk, RunOrder, named_permission,
+};
 use super::network::{NETWORK_TAG, Network};
 use crate::model::Ec2Spec;
 use crate::model::ec2::{Market, Reach};
@@ -19,6 +21,8 @@ pub struct Need {
     pub by_init: bool,
     /// By `broker image`.
     pub by_image: bool,
+    /// By the running broker, for pools with `expiry-role`.
+    pub by_expiry: bool,
     /// What it is done to, on which the permission may depend.
     pub subject: Subject,
     /// What is missing without it.
@@ -65,13 +69,23 @@ impl Subject {
 /// Why this action is needed.
 pub fn need(action: Action) -> Need {
     use Subject as On;
-    let nobody =
-        |subject, purpose| Need { by_broker: false, by_init: false, by_image: false, subject, purpose };
+    let nobody = |subject, purpose| Need {
+        by_broker: false,
+        by_init: false,
+        by_image: false,
+        by_expiry: false,
+        subject,
+        purpose,
+    };
     let broker = |subject, purpose| Need { by_broker: true, ..nobody(subject, purpose) };
     let init = |subject, purpose| Need { by_init: true, ..nobody(subject, purpose) };
     let both = |subject, purpose| Need { by_broker: true, ..init(subject, purpose) };
     let image = |purpose| Need { by_image: true, ..nobody(On::Nothing, purpose) };
+    let expiry = |purpose| Need { by_expiry: true, ..nobody(On::Nothing, purpose) };
     match action {
+        Action::CreateSchedule => expiry("`expiry-role`: AWS ends nothing by itself"),
+        Action::UpdateSchedule => expiry("`expiry-role`: AWS ends what was stopped as if it had never been"),
+        Action::DeleteSchedule => expiry("`expiry-role`: schedules stay until their time has come"),
         Action::AuthorizeSecurityGroupIngress => both(
             On::Group,
             "builders with a public address let in nobody, or stay open to an earlier address",
@@ -304,7 +318,8 @@ fn verdict(action: Action, answer: Permission, has_subject: bool) -> Verdict {
         // A policy that allows it for what carries our tag denies it for what does not exist.
         Permission::Denied { .. } if !has_subject => Verdict::Untried(need(action).subject),
         Permission::Denied { reason } => {
-            Verdict::Denied { missing: missing(&reason).unwrap_or_else(|| format!("ec2:{action}")), reason }
+            let missing = named_permission(&reason).map_or_else(|| format!("ec2:{action}"), str::to_owned);
+            Verdict::Denied { missing, reason }
         }
         Permission::Done if action.name().starts_with("Describe") => Verdict::Allowed,
         Permission::Done => Verdict::Unclear("the endpoint has done it instead of trying it".to_owned()),
@@ -322,14 +337,6 @@ fn is_about_the_question(code: &str) -> bool {
     code.ends_with(".NotFound")
         || ["DefaultVpcAlreadyExists", "InvalidSubnet.Range", "IncorrectInstanceState", "DependencyViolation"]
             .contains(&code)
-}
-
-/// The permission that EC2's words name.
-fn missing(reason: &str) -> Option<String> {
-    let (_, rest) = reason.split_once("not authorized to perform: ")?;
-    let action = rest.split_whitespace().next()?;
-    let is_action = action.contains(':') && action.chars().all(|c| c.is_ascii_alphanumeric() || c == ':');
-    is_action.then(|| action.to_owned())
 }
 
 #[cfg(test)]
@@ -375,7 +382,7 @@ mod tests {
     fn every_action_is_needed_by_somebody() {
         for action in Action::ALL {
             let need = need(*action);
-            assert!(need.by_broker || need.by_init || need.by_image, "{action}");
+            assert!(need.by_broker || need.by_init || need.by_image || need.by_expiry, "{action}");
         }
     }
 }

@@ -15,6 +15,7 @@ use super::boot::user_data::{BootSpec, UserDataError, render};
 use super::candidates::{candidates, market};
 use super::cooling::Cooling;
 use super::estate::Estate;
+use super::expiry::hard_limit;
 use super::ladder::{Rung, Terms, ladder};
 use super::launch::{Attempt, AttemptError, disk};
 use super::price;
@@ -59,7 +60,7 @@ impl Ec2 {
     /// A provider for this pool; asks EC2 nothing yet.
     pub fn new(pool: &PoolSpec, spec: &Ec2Spec, context: &ProviderContext) -> Result<Self, ProviderError> {
         let estate = context.estate()?;
-        estate.include(&pool.name, spec);
+        estate.include(pool, spec);
         Ok(Self {
             name: pool.name.clone(),
             spec: spec.clone(),
@@ -221,7 +222,7 @@ impl Ec2 {
             system_features: &self.pool.offer.features.union(&self.pool.offer.mandatory).cloned().collect(),
             lease: self.spec.lease,
             idle: (self.pool.idle_timeout * IDLE_FACTOR).max(self.spec.lease),
-            hard_limit: self.pool.max_lifetime + self.spec.lease,
+            hard_limit: hard_limit(self.pool.max_lifetime, &self.spec),
             build_users: u16::try_from(slots).unwrap_or(u16::MAX),
             nix_settings: &[],
             cache: self.spec.cache.as_ref().map(|cache| BootCache {

@@ -19,6 +19,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::api::RunOrder;
+use super::expiry::Expiry;
 use crate::model::ec2::Market;
 use crate::model::{HourlyRate, InstanceClass, Usd};
 use crate::provider::random;
@@ -70,6 +71,9 @@ pub(super) struct Record {
     /// Seconds since 1970.
     pub(super) asked_at: u64,
     pub(super) stage: Stage,
+    /// When AWS is to end the instance by itself, where that is wanted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) expiry: Option<Expiry>,
 }
 
 /// How far it came.
@@ -249,11 +253,27 @@ impl Records {
         Ok(())
     }
 
-    /// Puts a record into another stage. In memory it is there even when it cannot be written: an older stage on disk
+    /// Puts a record into another stage; `expiry` is what that means for its end, if anything. In memory it is there even when it cannot be written: an older stage on disk
     /// makes the next start look again, which does no harm.
-    pub(super) fn advance(&mut self, intent: &IntentId, stage: Stage) -> io::Result<()> {
+    pub(super) fn advance(
+        &mut self,
+        intent: &IntentId,
+        stage: Stage,
+        expiry: Option<Expiry>,
+    ) -> io::Result<()> {
         let Some(record) = self.known.get_mut(intent) else { return Ok(()) };
         record.stage = stage;
+        record.expiry = expiry.or(record.expiry);
+        let record = record.clone();
+        self.put(record)
+    }
+
+    /// Writes down what AWS knows, or shall.
+    pub(super) fn set_expiry(&mut self, intent: &IntentId, expiry: Option<Expiry>) -> io::Result<()> {
+        let Some(record) = self.known.get_mut(intent).filter(|record| record.expiry != expiry) else {
+            return Ok(());
+        };
+        record.expiry = expiry;
         let record = record.clone();
         self.put(record)
     }
@@ -329,6 +349,7 @@ mod tests {
             host_key: "ssh-ed25519 AAAA".into(),
             asked_at: 7,
             stage,
+            expiry: None,
         }
     }
 
@@ -341,11 +362,18 @@ mod tests {
         let intent = IntentId::fresh().unwrap();
         records.put(record(&intent, Stage::Abandoned)).unwrap();
         let ending = Stage::Ending { instance: "i-1".into(), since: 9 };
-        records.advance(&intent, ending.clone()).unwrap();
+        let set = Some(Expiry::Set { at: 7 });
+        records.advance(&intent, Stage::Abandoned, set).unwrap();
+        // Another stage that means nothing for it leaves it as it was.
+        records.advance(&intent, ending.clone(), None).unwrap();
 
         let (mut again, _) = Records::open(state.path()).unwrap();
         assert_eq!(again.broker(), broker);
-        assert_eq!(again.iter().cloned().collect::<Vec<_>>(), [record(&intent, ending)]);
+        let expected = Record { expiry: set, ..record(&intent, ending) };
+        assert_eq!(again.iter().cloned().collect::<Vec<_>>(), [expected]);
+        again.set_expiry(&intent, None).unwrap();
+        let (mut again, _) = Records::open(state.path()).unwrap();
+        assert_eq!(again.get(&intent).and_then(|record| record.expiry), None);
         assert_eq!(again.of_instance("i-1").map(|record| &record.intent), Some(&intent));
         again.forget(&intent).unwrap();
         again.forget(&intent).unwrap();

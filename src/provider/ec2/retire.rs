@@ -58,7 +58,9 @@ impl Estate {
                     Some(InstanceState::ShuttingDown | InstanceState::Terminated)
                 )
         })
-        .await
+        .await?;
+        self.end_expiry(&record.intent).await;
+        Ok(())
     }
 
     /// Puts an idle instance aside, if the pool wants that and EC2 can; otherwise ends it.

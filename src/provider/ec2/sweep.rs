@@ -16,6 +16,7 @@ const MANAGED_BY: (&str, &str) = ("ManagedBy", "nix-broker");
 const BROKER_TAG: &str = "nix-broker:broker";
 const POOL_TAG: &str = "nix-broker:pool";
 const EXPIRES_TAG: &str = "nix-broker:expires-at";
+const EXPIRY_TAG: &str = "nix-broker:expiry";
 
 /// A broker says every 15 minutes that it wants its instances for another hour. Something without such a tag may have
 /// been made this long ago by a broker that has not come to tagging it.
@@ -68,6 +69,8 @@ pub struct Stray {
     pub since: Option<u64>,
     /// Until when its broker wants it, in seconds since 1970.
     pub expires: Option<u64>,
+    /// AWS itself would end it when it is too old, by a schedule that is not needed then.
+    pub has_expiry: bool,
     /// Nothing has to be done about it any more.
     pub is_ending: bool,
 }
@@ -155,6 +158,7 @@ fn tagged(tags: &BTreeMap<String, String>, region: &str) -> Stray {
         broker: tags.get(BROKER_TAG).cloned(),
         since: None,
         expires: expires.and_then(|time| seconds(time).ok()),
+        has_expiry: tags.contains_key(EXPIRY_TAG),
         is_ending: false,
     }
 }
@@ -178,6 +182,13 @@ pub async fn end(api: &Api, strays: &[Stray]) -> BTreeMap<String, String> {
     let (instances, groups) = (ids(Kind::Instance), ids(Kind::SecurityGroup));
     // A group can only be deleted when nothing is left of what was in it.
     let mut left = terminate(api, &instances, !groups.is_empty()).await;
+    let ended = |stray: &&Stray| stray.kind == Kind::Instance && !left.contains_key(&stray.id);
+    for instance in strays.iter().filter(ended).filter(|stray| stray.has_expiry) {
+        // Left over, it would end nothing, and go by itself after its time.
+        if let Err(error) = api.unschedule(&instance.id).await {
+            tracing::warn!(instance = instance.id, %error, "a schedule is left over");
+        }
+    }
     for volume in ids(Kind::Volume) {
         if let Err(error) = api.delete_volume(&volume).await {
             left.insert(volume, error.to_string());

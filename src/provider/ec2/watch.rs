@@ -6,9 +6,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::api::{Api, ApiError, Observed};
-use super::estate::{BROKER_TAG, EXPIRES_TAG, Estate, Finds, expiry};
+use super::estate::{BROKER_TAG, EXPIRES_TAG, Estate, Finds, expires};
 use super::reconcile::{INTENT_TAG, Look, Step, reconcile};
-use super::records::{IntentId, Site, Stage};
+use super::records::{IntentId, Record, Site, Stage};
 use super::retire::only;
 
 /// Between two looks while something is on its way up or down.
@@ -26,6 +26,10 @@ impl Estate {
         let _mine = self.watch.lock().await;
         // Before it is known what is taken over, everything would look as if nobody looked after it.
         self.settle().await;
+        tokio::join!(self.look_on(), self.keep_expiries());
+    }
+
+    async fn look_on(&self) {
         loop {
             let interval = if self.is_busy() { BUSY_INTERVAL } else { QUIET_INTERVAL };
             tokio::select! {
@@ -119,14 +123,14 @@ impl Estate {
     async fn perform(&self, api: &Api, site: &Site, step: Step, finds: Finds, instances: &[Observed]) {
         match step {
             Step::Forget { intent } => {
-                tracing::debug!(intent = intent.as_str(), "nothing is left of a launch");
-                let id = self.with_records(|records| {
-                    records.get(&intent).and_then(|record| record.instance().map(str::to_owned))
-                });
-                if let Some(id) = id {
-                    self.state().shown.remove(&id);
+                let is_guarded = |record: &Record| record.expiry.is_some();
+                if self.with_records(|records| records.get(&intent).is_some_and(is_guarded)) {
+                    // The record goes when AWS has nothing more to do.
+                    self.state().over.insert(intent);
+                    self.errand.notify_one();
+                } else {
+                    self.discard(&intent);
                 }
-                self.forget(&intent);
             }
             Step::Ended { intent, reason } => {
                 let mut state = self.state();
@@ -197,7 +201,7 @@ impl Estate {
             due
         };
         for (site, ids) in due {
-            let until = expiry(now);
+            let until = expires(now);
             let tags = [(EXPIRES_TAG, until.as_str())];
             let result = match self.client_of(&site).await {
                 Ok(api) => api.tag(&ids, &tags).await,

@@ -67,6 +67,7 @@ pub(super) fn ec2_pool(name: &str, market: Market) -> PoolSpec {
         idle_action: IdleAction::Terminate,
         lease: seconds(600),
         cache: None,
+        expiry_role: None,
     };
     PoolSpec { slots: Slots::Auto { expected: 4 }, provider: ProviderSpec::Ec2(spec), ..pool(name, X86, &[]) }
 }

@@ -279,6 +279,29 @@ fn an_interruption_is_no_attempt_of_the_build() {
 }
 
 #[test]
+fn a_warning_is_shown_with_the_pool_and_changes_nothing_else() {
+    let mut world = ec2(Market::OnDemand, 1);
+    world.accept(1, X86, &[]);
+    world.wait(1);
+    world.launched_as(1, class(Market::OnDemand));
+    world.ready_with(1, 4);
+    let before = world.fleet.status(world.now);
+    let warned = Event::Warned { builder: BuilderId(1), why: "nobody guards it".to_owned() };
+    assert_eq!(world.fleet.apply(world.now, warned.clone()), []);
+    let mut after = world.fleet.status(world.now);
+    let (words, _) = after.pools[0].last_fault.take().unwrap();
+    assert_eq!(words, "b-1: nobody guards it");
+    assert_eq!(after, before, "builds, builders and launches go on");
+    // One that is gone is nobody's concern.
+    world.end(1, AttemptEnd::Succeeded);
+    world.apply(Event::StopRequested(Selection::All));
+    world.gone(1);
+    let before = world.fleet.status(world.now);
+    world.apply(warned);
+    assert_eq!(world.fleet.status(world.now), before);
+}
+
+#[test]
 fn a_build_that_ends_by_itself_while_it_is_moved_has_ended() {
     let mut world = ec2(Market::Spot, 1);
     for build in [1, 2] {

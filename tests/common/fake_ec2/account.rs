@@ -2,7 +2,7 @@
 //!
 //! Owns the resources themselves and what a new account has. Actions on them are in the modules beside this one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
@@ -10,6 +10,7 @@ use super::Notice;
 use super::form::Form;
 use super::images::{Image, Snapshot};
 use super::instance::{FakeInstance, State};
+use super::schedules::{Fired, Schedule};
 
 /// How the account behaves.
 #[derive(Clone, Debug)]
@@ -183,6 +184,10 @@ pub(crate) struct Account {
     pub(super) instances: BTreeMap<String, FakeInstance>,
     pub(super) volumes: BTreeMap<String, Volume>,
     pub(super) notices: Vec<Notice>,
+    /// By name.
+    pub(super) schedules: BTreeMap<String, Schedule>,
+    pub(super) ever_scheduled: BTreeSet<String>,
+    pub(super) fired: Vec<Fired>,
     next_id: u64,
 }
 
@@ -200,6 +205,9 @@ impl Account {
             instances: BTreeMap::new(),
             volumes: BTreeMap::new(),
             notices: Vec::new(),
+            schedules: BTreeMap::new(),
+            ever_scheduled: BTreeSet::new(),
+            fired: Vec::new(),
             next_id: 1,
         };
         for region in ["eu-central-1", "eu-west-1", "us-east-1"] {
@@ -331,6 +339,7 @@ impl Account {
 
     /// Lets time do its work.
     pub(super) fn advance(&mut self, now: Duration) {
+        self.fire(now);
         let shutting_down = self.settings.shutting_down;
         for instance in self.instances.values_mut() {
             if instance.advance(now, shutting_down) {

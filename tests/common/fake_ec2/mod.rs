@@ -8,7 +8,7 @@
 //! | requests in, answers and faults out | here, `faults` |
 //! | forms, filters, documents | `form`, `xml` |
 //! | what exists and how it changes with time | `account`, `instance` |
-//! | actions | `launch`, `lifecycle`, `describe`, `network`, `vpc`, `images` |
+//! | actions | `launch`, `lifecycle`, `describe`, `network`, `vpc`, `images`, `schedules` |
 //! | who ran from when to when | `ledger` |
 //! | sockets | `http` |
 
@@ -26,6 +26,7 @@ mod launch;
 mod ledger;
 mod lifecycle;
 mod network;
+mod schedules;
 mod vpc;
 mod xml;
 
@@ -330,14 +331,21 @@ impl FakeEc2 {
     /// Answers a request as EC2 does, faults included.
     pub(crate) async fn answer(&self, request: WireRequest) -> Result<WireResponse, WireLost> {
         let block = images::to_ebs(&request.target);
-        let form = block.as_ref().map_or_else(|| Form::parse(&request.body), images::form_of);
+        let schedule = schedules::to_scheduler(&request.target);
         let region = region_of(&request.authorization);
-        let action = block.as_ref().map_or(form.get("Action").unwrap_or_default(), |block| block.action);
-        let action = action.to_owned();
-        let refused = if block.is_some() { images::refused } else { refused };
-        let act = |form: &Form| match &block {
-            None => self.act(region.as_deref(), &action, form),
-            Some(block) => self.act_ebs(region.as_deref(), &request, block),
+        let (action, form) = match (&block, &schedule) {
+            (Some(block), _) => (block.action.to_owned(), images::form_of(block)),
+            (None, Some(order)) => (order.action.to_owned(), schedules::form_of(order)),
+            (None, None) => {
+                let form = Form::parse(&request.body);
+                (form.get("Action").unwrap_or_default().to_owned(), form)
+            }
+        };
+        let refused = if block.is_some() || schedule.is_some() { images::refused } else { refused };
+        let act = |form: &Form| match (&block, &schedule) {
+            (Some(block), _) => self.act_ebs(region.as_deref(), &request, block),
+            (None, Some(order)) => self.act_scheduler(&request, order),
+            (None, None) => self.act(region.as_deref(), &action, form),
         };
         let latency = lock(&self.inner.account).settings.latency;
         if !latency.is_zero() {

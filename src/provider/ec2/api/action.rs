@@ -1,4 +1,4 @@
-//! Every action of EC2 and of EBS that this program ever asks for.
+//! Every action of EC2, of EBS and of EventBridge Scheduler that this program ever asks for.
 //!
 //! Owns the list: a request cannot be made without an entry here, so policies that allow these allow the broker, and
 //! `broker doctor --aws` asks about each that the broker needs.
@@ -32,10 +32,12 @@ actions!(
     CompleteSnapshot,
     CopyImage,
     CreateDefaultVpc,
+    CreateSchedule,
     CreateSecurityGroup,
     CreateSubnet,
     CreateTags,
     DeleteInternetGateway,
+    DeleteSchedule,
     DeleteSecurityGroup,
     DeleteSnapshot,
     DeleteSubnet,
@@ -69,6 +71,7 @@ actions!(
     StartSnapshot,
     StopInstances,
     TerminateInstances,
+    UpdateSchedule,
 );
 
 impl Action {
@@ -76,6 +79,7 @@ impl Action {
     pub const fn service(self) -> &'static str {
         match self {
             Self::StartSnapshot | Self::PutSnapshotBlock | Self::CompleteSnapshot => "ebs",
+            Self::CreateSchedule | Self::DeleteSchedule | Self::UpdateSchedule => "scheduler",
             Self::AuthorizeSecurityGroupIngress
             | Self::CopyImage
             | Self::CreateDefaultVpc

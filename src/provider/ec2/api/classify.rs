@@ -156,8 +156,21 @@ pub(super) fn may_have_acted(code: Option<&str>, status: u16, class: ErrorClass)
     }
 }
 
-/// What a person can do about it.
-pub(super) fn advice(class: ErrorClass, code: Option<&str>, asked: &Asked<'_>) -> Option<String> {
+/// The permission that AWS's words name as the missing one (`iam:PassRole`), which need not be that of the action.
+pub(in crate::provider::ec2) fn named_permission(words: &str) -> Option<&str> {
+    let (_, rest) = words.split_once("not authorized to perform: ")?;
+    let action = rest.split_whitespace().next()?;
+    let is_action = action.contains(':') && action.chars().all(|c| c.is_ascii_alphanumeric() || c == ':');
+    is_action.then_some(action)
+}
+
+/// What a person can do about it; `words` are AWS's own.
+pub(super) fn advice(
+    class: ErrorClass,
+    code: Option<&str>,
+    words: &str,
+    asked: &Asked<'_>,
+) -> Option<String> {
     match class {
         ErrorClass::Quota(Quota::Verification) => {
             Some("AWS is still verifying this account; that takes up to four hours, then it works".into())
@@ -178,7 +191,7 @@ pub(super) fn advice(class: ErrorClass, code: Option<&str>, asked: &Asked<'_>) -
              spot.amazonaws.com`"
                 .into(),
         ),
-        ErrorClass::Identity => Some(identity_advice(code, asked)),
+        ErrorClass::Identity => Some(identity_advice(code, words, asked)),
         ErrorClass::Subnet => {
             Some("the subnet has no free address: use a larger one, or another zone".into())
         }
@@ -202,17 +215,23 @@ pub(super) fn advice(class: ErrorClass, code: Option<&str>, asked: &Asked<'_>) -
     }
 }
 
-fn identity_advice(code: Option<&str>, asked: &Asked<'_>) -> String {
+fn identity_advice(code: Option<&str>, words: &str, asked: &Asked<'_>) -> String {
     let of_profile =
         asked.profile.map_or_else(|| "the credentials".to_owned(), |name| format!("profile `{name}`"));
     match code {
         Some(
             "UnauthorizedOperation" | "AccessDenied" | "AccessDeniedException" | "UnauthorizedException",
         ) => {
+            let own = format!("{}:{}", asked.service, asked.action);
+            let missing = named_permission(words).unwrap_or(&own);
+            // Only EC2 can be asked without doing it.
+            let shown = match asked.service {
+                "ec2" => ", and `broker doctor --aws` shows which the broker lacks",
+                _ => "",
+            };
             format!(
-                "{of_profile} may not do it: the missing permission is `{}:{}`; the files nix/iam-policy*.json have \
-                 all that are needed, and `broker doctor --aws` shows which the broker lacks",
-                asked.service, asked.action
+                "{of_profile} may not do it: the missing permission is `{missing}`; the files nix/iam-policy*.json have \
+                 all that are needed{shown}"
             )
         }
         Some("ExpiredToken" | "ExpiredTokenException" | "TokenRefreshRequired") => {
@@ -329,7 +348,7 @@ mod tests {
         let spot = asked(Some(("x8g.large", Market::Spot)));
         let of = |code| class(Some(code), 400, &spot);
         assert_eq!(of("VcpuLimitExceeded"), ErrorClass::Quota(Quota::Spot(QuotaFamily::X)));
-        let advice = advice(of("VcpuLimitExceeded"), Some("VcpuLimitExceeded"), &spot).unwrap();
+        let advice = advice(of("VcpuLimitExceeded"), Some("VcpuLimitExceeded"), "", &spot).unwrap();
         assert!(advice.contains("L-E3A00192") && advice.contains("eu-central-1"), "{advice}");
         for (name, family) in [
             ("c6a.large", QuotaFamily::Standard),
@@ -350,11 +369,29 @@ mod tests {
     }
 
     #[test]
+    fn the_missing_permission_is_the_one_that_aws_names() {
+        let words = "User: arn:aws:iam::123456789012:user/x is not authorized to perform: iam:PassRole on resource: \
+                     arn:aws:iam::123456789012:role/r because no identity-based policy allows the iam:PassRole action";
+        let create = Asked { action: "CreateSchedule", service: "scheduler", ..asked(None) };
+        let said = advice(ErrorClass::Identity, Some("AccessDeniedException"), words, &create).unwrap();
+        assert!(
+            said.contains("the missing permission is `iam:PassRole`") && !said.contains("doctor"),
+            "{said}"
+        );
+        let said = advice(ErrorClass::Identity, Some("AccessDeniedException"), "no", &create).unwrap();
+        assert!(said.contains("the missing permission is `scheduler:CreateSchedule`"), "{said}");
+        assert_eq!(named_permission("not authorized to perform: \u{1b}[2J"), None);
+    }
+
+    #[test]
     fn advice_names_the_profile_and_what_to_type() {
-        let words = |code| advice(ErrorClass::Identity, Some(code), &asked(None)).unwrap();
+        let words = |code| advice(ErrorClass::Identity, Some(code), "", &asked(None)).unwrap();
         assert!(words("UnauthorizedOperation").contains("`ec2:RunInstances`"));
         assert!(words("UnauthorizedOperation").contains("profile `work`"));
         assert!(words("ExpiredToken").contains("aws sso login --profile work"));
-        assert_eq!(advice(ErrorClass::Capacity, Some("InsufficientInstanceCapacity"), &asked(None)), None);
+        assert_eq!(
+            advice(ErrorClass::Capacity, Some("InsufficientInstanceCapacity"), "", &asked(None)),
+            None
+        );
     }
 }

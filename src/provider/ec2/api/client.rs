@@ -54,6 +54,7 @@ struct Shared {
     client: Client,
     /// The data of snapshots has a service of its own.
     ebs: aws_sdk_ebs::Client,
+    scheduler: aws_sdk_scheduler::Client,
     region: String,
     profile: Option<String>,
     /// When an action that was throttled may be asked for again, whoever asks.
@@ -189,6 +190,7 @@ impl Api {
         let shared = Shared {
             client: Client::new(&config),
             ebs: aws_sdk_ebs::Client::new(&config),
+            scheduler: aws_sdk_scheduler::Client::new(&config),
             region,
             profile,
             pace: Mutex::default(),
@@ -209,6 +211,11 @@ impl Api {
     /// The EBS direct APIs: the blocks of snapshots.
     pub(super) fn ebs_client(&self) -> &aws_sdk_ebs::Client {
         &self.shared.ebs
+    }
+
+    /// EventBridge Scheduler: what AWS does by itself, later.
+    pub(super) fn scheduler_client(&self) -> &aws_sdk_scheduler::Client {
+        &self.shared.scheduler
     }
 
     /// An answer without what was asked for: EC2 may have acted all the same.

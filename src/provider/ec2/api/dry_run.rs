@@ -93,6 +93,11 @@ impl Api {
                 let reason = "only `broker image` asks for it".to_owned();
                 Ok(Permission::Unclear { reason, code: Some("NotAsked".to_owned()) })
             }
+            // EventBridge Scheduler knows no dry run either.
+            Action::CreateSchedule | Action::DeleteSchedule | Action::UpdateSchedule => {
+                let reason = "it cannot be asked about without doing it".to_owned();
+                Ok(Permission::Unclear { reason, code: Some("NotAsked".to_owned()) })
+            }
             Action::AuthorizeSecurityGroupIngress => {
                 let request = client.authorize_security_group_ingress().group_id(group).ip_permissions(rule);
                 self.ask(action, || request.clone().dry_run(true).send()).await

@@ -42,9 +42,9 @@ where
             let status = status.unwrap_or_default();
             answer.class = classify::class(code, status, asked);
             answer.may_have_acted = classify::may_have_acted(code, status, answer.class);
-            answer.words.advice = classify::advice(answer.class, code, asked);
             answer.code = code.map(str::to_owned);
             answer.words.message = readable(service.err().message().unwrap_or_default());
+            answer.words.advice = classify::advice(answer.class, code, &answer.words.message, asked);
         }
         SdkError::ServiceError(_) | SdkError::ResponseError(_) => {
             nonsense(&mut answer, status.unwrap_or_default(), body, asked);

@@ -10,6 +10,7 @@
 //! | images, types, offerings, spot prices | `describe` |
 //! | images of our own, and their snapshots | `images`, `snapshots` |
 //! | what is in a snapshot | `blocks` |
+//! | what AWS does by itself, later | `schedules` |
 //! | VPCs, subnets, security groups, volumes | `network` |
 //! | the default VPC made and unmade, regions | `vpc` |
 //! | may we? | `dry_run`, `action` |
@@ -30,12 +31,14 @@ mod instances;
 mod network;
 mod order;
 mod read;
+mod schedules;
 mod snapshots;
 mod vpc;
 mod wire;
 
 pub use action::Action;
 pub use blocks::{BLOCK_SIZE, SnapshotOrder};
+pub(super) use classify::named_permission;
 pub use client::Api;
 pub use describe::{Image, SpotOffer, TypeFacts};
 pub use dry_run::{DryRunAbout, Permission};
@@ -45,5 +48,6 @@ pub use instances::PerInstance;
 pub use network::{Ingress, SecurityGroup, Subnet, Volume, Vpc, Zone};
 pub use order::{RunDisk, RunOrder};
 pub use read::{InstanceState, Observed};
+pub use schedules::ScheduleOrder;
 pub use snapshots::Snapshot;
 pub use wire::{Wire, WireFuture, WireLost, WireRequest, WireResponse};

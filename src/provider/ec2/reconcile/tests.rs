@@ -54,6 +54,7 @@ fn record(n: u8, stage: Stage) -> Record {
         host_key: "ssh-ed25519 AAAA".into(),
         asked_at: NOW - 10,
         stage,
+        expiry: None,
     }
 }
 
