@@ -56,7 +56,9 @@ async fn what_is_made_is_found_follows_the_address_and_goes_without_a_trace() {
 
     let found = look(&api, &Given::default()).await.unwrap();
     let group = found.groups.iter().find(|group| group.is_ours).unwrap().id.clone();
-    admit(&api, std::slice::from_ref(&group), US, Some([203, 0, 113, 9].into()), Inside::Nobody).await.unwrap();
+    admit(&api, std::slice::from_ref(&group), US, Some([203, 0, 113, 9].into()), Inside::Nobody)
+        .await
+        .unwrap();
     let seen = api.security_groups(&[("group-id", &[group])]).await.unwrap().remove(0);
     let sources: BTreeSet<_> = seen.ingress.iter().map(|rule| rule.source.as_str()).collect();
     assert_eq!(sources, BTreeSet::from(["172.31.0.0/16", "203.0.113.9/32"]));

@@ -191,14 +191,18 @@ mod tests {
             assert!(!public.is_for(&elsewhere), "{elsewhere:?}");
             assert!(!inner(Some("vpc-1"), &proxy).is_for(&elsewhere), "{elsewhere:?}");
         }
-        assert!(!inner(None, &Reach::Public).is_for(&inner(None, &Reach::Public)), "two VPCs, for all we know");
+        assert!(
+            !inner(None, &Reach::Public).is_for(&inner(None, &Reach::Public)),
+            "two VPCs, for all we know"
+        );
         // How the broker gets there, others may too: it is tried.
         assert!(inner(Some("vpc-1"), &Reach::Private).is_for(&home) && home.is_for(&public));
     }
 
     #[test]
     fn an_instance_without_the_address_that_is_used_is_nowhere_yet() {
-        let shown = Observed { private_ip: Some("172.31.0.9".to_owned()), public_ip: None, ..observed("i-1") };
+        let shown =
+            Observed { private_ip: Some("172.31.0.9".to_owned()), public_ip: None, ..observed("i-1") };
         assert_eq!(whereabouts(&shown, &Reach::Public), None);
         assert_eq!(whereabouts(&shown, &Reach::Private).unwrap().host, "172.31.0.9");
     }

@@ -303,9 +303,8 @@ fn rules_that_are_no_longer_ours_go_and_other_brokers_and_a_persons_stay() {
 fn a_broker_that_moves_takes_its_own_rule_along_and_no_other() {
     let home = cidr("203.0.113.1/32");
     let away = cidr("198.51.100.7/32");
-    let admission = |group: &Group, broker: &str, address: Cidr| {
-        admission(group, broker, Some(address), Inside::Nobody)
-    };
+    let admission =
+        |group: &Group, broker: &str, address: Cidr| admission(group, broker, Some(address), Inside::Nobody);
     let two = group(&[of(US, "203.0.113.1/32"), of(OTHERS, "203.0.113.2/32")]);
     assert_eq!(admission(&two, US, home), Admission::default());
     let moved = admission(&two, US, away);
