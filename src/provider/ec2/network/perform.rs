@@ -214,7 +214,7 @@ mod tests {
         assert!(!members(&[]));
         assert!(members(&[Rule::among_members()]));
         let everything = Rule { protocol: "-1".to_owned(), ports: None, ..Rule::among_members() };
-        assert!(members(&[everything.clone()]));
+        assert!(members(std::slice::from_ref(&everything)));
         assert!(!members(&[Rule { protocol: "udp".to_owned(), ..Rule::among_members() }]));
         assert!(!members(&[Rule { ports: Some((2049, 2049)), ..Rule::among_members() }]));
         assert!(members(&[from(Source::Other("sg-2".to_owned()))]));
