@@ -1,8 +1,8 @@
 //! What the tests of the choice and of what is shown start from.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
+#[cfg(feature = "ec2")]
 use super::api::{InstanceState, Observed};
 use crate::model::ec2::{DiskSpec, IdleAction, ImageSpec, Market, Reach};
 use crate::model::{Demand, Ec2Spec, Feature, Offer, System};
@@ -40,11 +40,12 @@ pub(super) fn demand(builds: u32) -> Demand {
 }
 
 /// A running instance, as EC2 shows it, without an address.
+#[cfg(feature = "ec2")]
 pub(super) fn observed(id: &str) -> Observed {
     Observed {
         id: id.to_owned(),
         state: InstanceState::Running,
-        tags: BTreeMap::new(),
+        tags: [].into(),
         instance_type: "c6a.large".to_owned(),
         zone: "eu-central-1a".to_owned(),
         market: Market::OnDemand,
