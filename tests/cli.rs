@@ -1134,6 +1134,7 @@ fn history_lists_what_was_built_and_json_has_all_of_it() {
         downloading: 1.5,
         took: Some(3.0),
         bytes_up: 1 << 20,
+        bytes_direct: 64 << 20,
         bytes_down: 2048,
         attempts: 1,
         outcome: outcome.to_owned(),

@@ -100,7 +100,8 @@ fn prepare(lab: &mut Lab, between: Between) -> [Far; 2] {
             far.sh(&format!("echo {address} far-{} >>/etc/hosts", other.letter));
         }
     }
-    configure(lab, &both.each_ref().map(Far::pool).concat());
+    let pools = both.each_ref().map(Far::pool).concat();
+    configure(lab, &format!("{pools}[metrics]\nlisten = \"127.0.0.1:9119\"\n"));
     both
 }
 
@@ -131,6 +132,19 @@ fn build(lab: &Lab, nonce: &str) -> u64 {
 /// Lines of the broker's log that say this.
 fn said(lab: &Lab, what: &str) -> usize {
     lab.sh("cat /var/lib/nix-broker/broker.log").lines().filter(|line| line.contains(what)).count()
+}
+
+/// A number that the broker counts.
+fn counted(lab: &Lab, series: &str) -> u64 {
+    let page = lab.run("root", &["busybox", "wget", "-q", "-O", "-", "http://127.0.0.1:9119/metrics"]);
+    let line = page.lines().find_map(|line| line.strip_prefix(&format!("nix_broker_{series} ")));
+    line.unwrap_or_else(|| panic!("no {series}: {page}")).parse().unwrap()
+}
+
+/// Where the inputs of what needed them came from, by what a person can ask.
+fn where_from(lab: &Lab) -> Vec<String> {
+    let why = lab.run("root", &["broker", "why", "used"]);
+    why.lines().filter_map(|line| Some(line.split_once("has its inputs: ")?.1.to_owned())).collect()
 }
 
 fn assert_nothing_left(lab: &Lab, builders: &[&Far]) {
@@ -164,6 +178,13 @@ fn what_one_builder_made_comes_to_another_without_us_and_leaves_nothing_behind()
         let sent = build(lab, "1");
         assert!(sent < 4 * MIB, "{sent} bytes that another builder could send\n{}", lab.diagnosis());
         assert_eq!((said(lab, CAME), said(lab, CANNOT)), (1, 0), "{}", lab.diagnosis());
+        let from = where_from(lab);
+        // The busybox that everything is built with is among them.
+        assert!(from.len() == 1 && from[0].contains(", 2 from b-1 (6"), "{from:?}");
+        assert!(counted(lab, "direct_bytes_total") >= SIZE);
+        let done = |outcome| counted(lab, &format!("direct_transfers_total{{outcome=\"{outcome}\"}}"));
+        assert_eq!((done("done"), done("fell-back")), (1, 0));
+        assert!(counted(lab, "transfer_bytes_total{direction=\"up\"}") < 4 * MIB);
         assert_nothing_left(lab, &[&a, &b]);
         // Whoever does not want it says so.
         configure(lab, &[a.pool().replace("slots", "direct = false\nslots"), b.pool()].concat());
@@ -182,6 +203,8 @@ fn builders_that_do_not_reach_each_other_get_everything_from_us() {
         }
         // The second time it is not even tried.
         assert_eq!((said(lab, CAME), said(lab, CANNOT)), (0, 1), "{}", lab.diagnosis());
+        let done = |outcome| counted(lab, &format!("direct_transfers_total{{outcome=\"{outcome}\"}}"));
+        assert_eq!((done("done"), done("fell-back"), counted(lab, "direct_bytes_total")), (0, 1, 0));
         assert_nothing_left(lab, &[&a, &b]);
         // Where the broker's word does not count, neither.
         b.sh("sed -i /cert-authority/d /m/keys; echo 127.0.0.6 far-b >/etc/hosts");

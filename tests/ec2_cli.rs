@@ -92,9 +92,16 @@ impl Desk {
         let fake = FakeEc2::on_real_time(20);
         let server = serve(&fake);
         let dir = tempfile::tempdir().unwrap();
-        let state = format!("state-dir = \"{}\"\n", dir.path().join("state").display());
-        fs::write(dir.path().join("config.toml"), state + config).unwrap();
-        Self { dir, fake, server, address_url: address_service("198.51.100.7\n"), extra: Vec::new() }
+        let desk =
+            Self { dir, fake, server, address_url: address_service("198.51.100.7\n"), extra: Vec::new() };
+        desk.configure(config);
+        desk
+    }
+
+    /// Another configuration from here on.
+    fn configure(&self, config: &str) {
+        let state = format!("state-dir = \"{}\"\n", self.dir.path().join("state").display());
+        fs::write(self.dir.path().join("config.toml"), state + config).unwrap();
     }
 
     /// The broker on this machine has this id.

@@ -528,6 +528,61 @@ fn init_makes_the_network_that_a_build_then_uses_and_removes_it_again() {
     });
 }
 
+/// What the broker has itself be told: builders at public addresses, each at the far end of a wire, in one VPC.
+#[test]
+fn builders_at_public_addresses_send_to_each_other_inside_their_vpc() {
+    with_cloud(&only("forky"), IDLE, "", |lab, cloud| {
+        assert!(lab.stop_broker().success());
+        lab.write("/t/direct.nix", include_str!("nix/direct.nix"));
+        let pool = |name: &str, direct: bool| {
+            format!(
+                "[[pool]]\nname = \"{name}\"\nfeatures = [\"{name}\"]\nidle-timeout = \"10m\"\ndirect = {direct}\n[pool.ec2]\n"
+            )
+        };
+        let configure = |direct: bool| {
+            lab.write("/etc/nix-broker/config.toml", &[pool("a", direct), pool("b", direct)].concat());
+        };
+        // A network as a version made it that let nobody in but the broker.
+        configure(false);
+        let tell = cloud.address_service();
+        let words = ["init", "--yes"];
+        let environment = [cloud.environment(), vec![tell]].concat();
+        let init =
+            [&["env"], &environment.iter().map(String::as_str).collect::<Vec<_>>()[..], &["broker"], &words]
+                .concat();
+        lab.run("alice", &init);
+        configure(true);
+        lab.set_environment(environment.clone());
+        lab.start_broker();
+        let words = ["/t/direct.nix", "-A", "used", "--argstr", "nonce", "1", "--argstr", "mib", "64"];
+        lab.build("alice", &words);
+
+        let instances = cloud.instances();
+        let on = |pool: &str| instances.iter().find(|it| tag(it, "nix-broker:pool") == pool).unwrap();
+        let (a, b) = (on("a"), on("b"));
+        assert!(a["VpcId"] == b["VpcId"] && a["PublicIpAddress"].is_string(), "{a:#} {b:#}");
+        // The launch has seen to the group.
+        let group = b["NetworkInterfaces"][0]["Groups"][0]["GroupId"].clone();
+        let groups = cloud.ec2("describe_security_groups", &json!({ "GroupIds": [group] }));
+        let rules = groups["SecurityGroups"][0]["IpPermissions"].as_array().unwrap();
+        let among: Vec<_> =
+            rules.iter().flat_map(|rule| rule["UserIdGroupPairs"].as_array().unwrap()).collect();
+        assert_eq!((among.len(), &among[0]["GroupId"]), (1, &group), "{rules:?}");
+        // It went inside, and every face says so.
+        let sent = cloud.sent_to(&id(b));
+        assert!(sent < 4 << 20, "{sent} bytes that the other builder could send\n{}", lab.diagnosis());
+        let why = lab.run("root", &["broker", "why", "used"]);
+        let line = why.lines().find(|line| line.contains("has its inputs: ")).unwrap_or(&why);
+        assert!(line.contains("2 from b-"), "{why}\n{}", lab.diagnosis());
+        let all: Value = serde_json::from_str(&lab.run("root", &["broker", "history", "--json"])).unwrap();
+        let used = all["builds"].as_array().unwrap().iter().find(|build| build["name"] == "used").unwrap();
+        let bytes = |key: &str| used[key].as_u64().unwrap();
+        assert!(bytes("bytes-direct") >= 64 << 20 && bytes("bytes-up") < 4 << 20, "{used:#}");
+        assert!(lab.stop_broker().success());
+        assert_account_is_empty(lab, cloud);
+    });
+}
+
 #[test]
 fn a_pool_is_tried_on_a_machine_that_ends_with_the_trial() {
     with_cloud(&only("forky"), IDLE, "", |lab, cloud| {

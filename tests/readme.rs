@@ -143,8 +143,14 @@ fn here(command: &str) -> Vec<String> {
         "broker drain BUILDER" => vec!["broker drain $(BUILDER)".to_owned()],
         "broker stop BUILDER" => vec!["broker start local".to_owned(), "broker stop $(BUILDER)".to_owned()],
         "broker top" => vec!["broker top".to_owned(), "broker top --json".to_owned()],
-        "broker status" | "broker builders" | "broker builds" | "broker check" | "broker doctor"
-        | "broker cost" | "broker history" => vec![command.to_owned()],
+        "broker status"
+        | "broker builders"
+        | "broker builds"
+        | "broker check"
+        | "broker doctor"
+        | "broker cost"
+        | "broker history"
+        | "broker history export" => vec![command.to_owned()],
         "nix store info --store 'ssh-ng://localhost?remote-program=/path/to/broker-hook&remote-store=POOL'" =>
         {
             vec![format!("{nix} store info --store {}", endpoint("&remote-store=local"))]

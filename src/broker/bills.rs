@@ -83,6 +83,7 @@ fn past_build(row: BuildRow, now: Duration) -> PastBuildView {
         downloading: seconds(row.downloading),
         took: row.took.map(seconds),
         bytes_up: row.bytes_up,
+        bytes_direct: row.bytes_direct,
         bytes_down: row.bytes_down,
         attempts: row.attempts,
         outcome: row.outcome,

@@ -15,7 +15,7 @@ use super::build::{Build, Source};
 use super::driver::DriverHandle;
 use super::remote::{Daemon, Remote};
 use super::{Shared, chain};
-use crate::model::{Failure, FailureKind, LeaseId, OutputName, StorePath, Traffic};
+use crate::model::{Delivery, Failure, FailureKind, LeaseId, OutputName, StorePath};
 use crate::protocol::derivation::BasicDerivation;
 use crate::protocol::worker::operation::{BuildDerivation, SetOptions};
 use crate::protocol::worker::{
@@ -108,8 +108,8 @@ impl Attempt<'_> {
         let known = known_outputs(derivation);
         let (present, ahead) =
             tokio::join!(self.remote.ensure_present(inputs, substitute), self.wanted(&known));
-        let up = present.map_err(|error| lost("send the inputs", &error))?;
-        self.carried(Traffic { up, down: 0 });
+        let delivery = present.map_err(|error| lost("send the inputs", &error))?;
+        self.delivered(delivery);
         let mut daemon = self.remote.daemon().await.map_err(|error| lost("start the build", &error))?;
         let expected = self.remote.expect(&known);
         self.progress(RunPhase::Building);
@@ -137,7 +137,7 @@ impl Attempt<'_> {
         kept.into_iter().for_each(|daemon| self.remote.give_back(daemon));
         self.shared.origins.note(self.remote.builder(), products.outputs.keys());
         let down = products.outputs.values().map(|output| output.info.nar_size).sum();
-        self.carried(Traffic { up: 0, down });
+        self.fetched(down);
         if products.outputs.len() == known.len() {
             expected.are_valid();
         }
@@ -157,9 +157,16 @@ impl Attempt<'_> {
         self.driver.event(Event::Progressed { build: self.build.id, lease: self.lease, phase });
     }
 
-    fn carried(&self, traffic: Traffic) {
-        if traffic != Traffic::default() {
-            self.driver.event(Event::Carried { build: self.build.id, lease: self.lease, traffic });
+    fn delivered(&self, delivery: Delivery) {
+        if delivery != Delivery::default() {
+            let delivery = Box::new(delivery);
+            self.driver.event(Event::Delivered { build: self.build.id, lease: self.lease, delivery });
+        }
+    }
+
+    fn fetched(&self, bytes: u64) {
+        if bytes > 0 {
+            self.driver.event(Event::Fetched { build: self.build.id, lease: self.lease, bytes });
         }
     }
 

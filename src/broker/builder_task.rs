@@ -252,8 +252,8 @@ impl Task {
 
     /// How other builders come to it, where they may.
     fn door(&self, launched: &Launched, target: Target) -> Option<Door> {
-        let address = launched.address.inner_host.clone().filter(|_| self.runtime.spec.direct)?;
-        Some(Door { neighbours: Arc::clone(&self.shared.neighbours), address, target })
+        let inner = launched.address.inner.clone().filter(|_| self.runtime.spec.direct)?;
+        Some(Door { neighbours: Arc::clone(&self.shared.neighbours), inner, target })
     }
 
     /// Until it no longer answers.

@@ -20,6 +20,7 @@ use super::stall::unless_still;
 use super::wide;
 use crate::model::{BuilderId, StorePath};
 use crate::protocol::worker::Connection;
+use crate::provider::Inner;
 use crate::ssh::{Load, Pass, Stdout, Target};
 use crate::transfer::direct::{DirectWriter, SENT, Way, errand, errand_command};
 use crate::transfer::stripes::{Place, READY};
@@ -56,8 +57,8 @@ struct Known {
 pub(crate) struct Door {
     /// Who they are.
     pub(crate) neighbours: Arc<Neighbours>,
-    /// Name or address, as they see it.
-    pub(crate) address: String,
+    /// Where it is for them, and for which of them.
+    pub(crate) inner: Inner,
     /// The rest of the way, and the key whose word counts there.
     pub(crate) target: Target,
 }
@@ -73,14 +74,15 @@ impl Neighbours {
         known.builders.insert(remote.builder(), Arc::downgrade(remote));
     }
 
-    /// Those that may send to this builder.
-    fn of(&self, to: BuilderId) -> Vec<Arc<Remote>> {
+    /// Those that may send to this builder, and are where they get to it.
+    fn of(&self, to: BuilderId, inner: &Inner) -> Vec<Arc<Remote>> {
         let mut known = self.lock();
         let now = Instant::now();
         known.apart.retain(|_, until| *until > now);
         let may = |from: &BuilderId| *from != to && !known.apart.contains_key(&(*from, to));
         let may = known.builders.iter().filter(|(from, _)| may(from));
-        may.filter_map(|(_, remote)| remote.upgrade()).collect()
+        let is_near = |from: &Arc<Remote>| from.door.as_ref().is_some_and(|door| inner.is_for(&door.inner));
+        may.filter_map(|(_, remote)| remote.upgrade()).filter(is_near).collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, Known> {
@@ -108,7 +110,7 @@ pub(super) async fn source_for(
     };
     let (from, (size, paths)) = door
         .neighbours
-        .of(to.builder())
+        .of(to.builder(), &door.inner)
         .into_iter()
         .map(|from| {
             let what = has(&from);
@@ -145,7 +147,7 @@ pub(super) async fn bring(to: &Arc<Remote>, from: &Arc<Remote>, cargo: Cargo) ->
     let host_keys: Vec<_> = door.target.host_keys.iter().map(ToString::to_string).collect();
     let errand = errand(
         &Way {
-            address: &door.address,
+            address: &door.inner.host,
             port: door.target.port,
             user: &door.target.user,
             host_keys: &host_keys,

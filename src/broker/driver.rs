@@ -214,7 +214,8 @@ impl Driver {
             | Event::InputsMadeOn { .. }
             | Event::ClientGone(_)
             | Event::Progressed { .. }
-            | Event::Carried { .. }
+            | Event::Delivered { .. }
+            | Event::Fetched { .. }
             | Event::Adopted(_)
             | Event::Launched { .. }
             | Event::Progress { .. }

@@ -21,7 +21,7 @@ use super::metrics::Traffic;
 use super::roots::Roots;
 use super::stall::unless_stalled;
 use super::wide::{self, Width};
-use crate::model::{BuilderId, StorePath};
+use crate::model::{BuilderId, Delivery, Share, StorePath};
 use crate::protocol::worker::operation::{QueryValidPaths, SetOptions};
 use crate::protocol::worker::{ClientOptions, Substitute};
 use crate::ssh::{self, Sessions};
@@ -120,20 +120,26 @@ impl Remote {
         &self.sessions
     }
 
-    /// Returns when all these paths are valid on the builder and kept from being collected there, with the bytes that
-    /// were sent for this caller. What others send that it waits for is theirs.
+    /// Returns when all these paths are valid on the builder and kept from being collected there; says where they came from.
     pub(crate) async fn ensure_present(
         self: &Arc<Self>,
         paths: &BTreeSet<StorePath>,
         substitute: Substitute,
-    ) -> anyhow::Result<u64> {
-        let mut sent = 0;
+    ) -> anyhow::Result<Delivery> {
+        let all = paths.len() as u64;
+        let (mut delivery, mut known) = (Delivery::default(), None);
         loop {
             self.look();
             let (claim, in_flight) = self.presence.claim(paths);
+            // Known from the start; whatever is neither that nor claimed here in the end came for others.
+            let known = *known.get_or_insert(all - (claim.paths().len() + in_flight.count()) as u64);
             if claim.paths().is_empty() {
                 if in_flight.is_empty() {
-                    return Ok(sent);
+                    // A connection that was lost meanwhile made us ask for some again: each path counts once.
+                    let rest = all.saturating_sub(delivery.paths());
+                    delivery.held += known.min(rest);
+                    delivery.shared = rest.saturating_sub(known);
+                    return Ok(delivery);
                 }
                 in_flight.arrived().await;
                 continue;
@@ -142,39 +148,45 @@ impl Remote {
             let this = Arc::clone(self);
             let bringing =
                 self.tasks.spawn(async move { this.carry_out(claim, in_flight, substitute).await });
-            sent += bringing.await.context("an upload was lost to a defect of the broker")??;
+            delivery.add(bringing.await.context("an upload was lost to a defect of the broker")??);
         }
     }
 
-    /// Makes the claimed paths present. Goes on as long as any build waits for them.
+    /// Makes the claimed paths present, and says where each came from; nothing of it if what they refer to did not come.
+    /// Goes on as long as any build waits for them.
     async fn carry_out(
         self: &Arc<Self>,
         mut claim: Claim,
         in_flight: InFlight,
         substitute: Substitute,
-    ) -> anyhow::Result<u64> {
+    ) -> anyhow::Result<Delivery> {
         let mut missing = self.missing(claim.paths()).await?;
+        let held = (claim.paths().len() - missing.len()) as u64;
+        let mut delivery = Delivery { held, ..Delivery::default() };
         if substitute == Substitute::Yes && !missing.is_empty() {
             tokio::select! {
-                substituted = self.substitute(&missing) => missing = substituted?,
+                left = self.substitute(&missing) => {
+                    let left = left?;
+                    delivery.substituted = (missing.len() - left.len()) as u64;
+                    missing = left;
+                }
                 () = claim.abandoned() => bail!("no build waits for these inputs any more"),
             }
         }
         // What the missing ones refer to may be among what others bring, and has to be there before them.
         if !in_flight.arrived().await {
             // It is not: the next claim has that in it too.
-            return Ok(0);
+            return Ok(Delivery::default());
         }
-        let mut sent = 0;
         if !missing.is_empty() {
             let abandoned = claim.abandoned();
             tokio::select! {
-                uploaded = self.upload_all(&missing, &mut claim) => sent = uploaded?,
+                uploaded = self.upload_all(&missing, &mut claim) => delivery.add(uploaded?),
                 () = abandoned => bail!("no build waits for these inputs any more"),
             }
         }
         claim.succeed();
-        Ok(sent)
+        Ok(delivery)
     }
 
     /// Makes another builder send what it has, if that is sooner here; sends the rest.
@@ -182,17 +194,20 @@ impl Remote {
         self: &Arc<Self>,
         missing: &BTreeSet<StorePath>,
         claim: &mut Claim,
-    ) -> anyhow::Result<u64> {
+    ) -> anyhow::Result<Delivery> {
         let cargo = Cargo::of(&self.local, missing).await;
         let mut cargo = cargo.with_context(|| format!("upload to builder {}", self.builder))?;
-        let mut sent = 0;
+        let mut delivery = Delivery::default();
         while let Some((from, paths)) = direct::source_for(self, &cargo).await {
             let Parts { before, direct, after } = cargo.around(&paths);
             let paths_before = before.paths();
-            sent += Box::pin(self.send_all(before, claim)).await?;
+            delivery.home.add(Box::pin(self.send_all(before, claim)).await?);
             claim.succeed_in_part(&paths_before);
             match Box::pin(direct::bring(self, &from, direct.clone())).await {
                 Ok(()) => {
+                    let share = direct.share();
+                    self.traffic.add_direct(share.bytes);
+                    delivery.add_of(from.builder(), share);
                     claim.succeed_in_part(&direct.paths());
                     cargo = after;
                 }
@@ -200,39 +215,45 @@ impl Remote {
                     direct::keep_apart(self, &from, &error);
                     // Some of it may have come.
                     let missing = self.missing(&direct.paths()).await?;
+                    let share = direct.clone().without(&missing).share();
+                    self.traffic.add_direct_in_part(share.bytes);
+                    delivery.add_of(from.builder(), share);
                     cargo = direct.only_then(&missing, after);
                 }
             }
         }
-        Ok(sent + Box::pin(self.send_all(cargo, claim)).await?)
+        delivery.home.add(Box::pin(self.send_all(cargo, claim)).await?);
+        Ok(delivery)
     }
 
     /// Sends paths; when some are huge, the others first, for builds that want no more than those.
-    async fn send_all(self: &Arc<Self>, cargo: Cargo, claim: &mut Claim) -> anyhow::Result<u64> {
+    async fn send_all(self: &Arc<Self>, cargo: Cargo, claim: &mut Claim) -> anyhow::Result<Share> {
+        let share = cargo.share();
         if cargo.is_empty() {
-            return Ok(0);
+            return Ok(share);
         }
         let (small, huge) = cargo.split(wide::worth_it(self));
         // What was missing and has arrived is held by the roots that were taken before the question.
         if huge.size() > 0 && small.size() > 0 {
             let paths = small.paths();
-            let sent = self.upload(small).await?;
+            self.upload(small).await?;
             claim.succeed_in_part(&paths);
-            Ok(sent + self.upload(huge).await?)
+            self.upload(huge).await?;
         } else {
-            self.upload(if huge.size() > 0 { huge } else { small }).await
+            self.upload(if huge.size() > 0 { huge } else { small }).await?;
         }
+        Ok(share)
     }
 
-    /// Sends all of it; says how many bytes that were, as archives.
-    async fn upload(self: &Arc<Self>, cargo: Cargo) -> anyhow::Result<u64> {
+    /// Sends all of it.
+    async fn upload(self: &Arc<Self>, cargo: Cargo) -> anyhow::Result<()> {
         let context = || format!("upload to builder {}", self.builder);
         let (size, beat) = (cargo.size(), Beat::default());
         self.traffic.add_up(size);
         if let Some(width) = Width::of(self, size).await {
             let sent = unless_stalled(&beat, wide::send(self, cargo.clone(), width, &beat)).await;
             match sent {
-                Ok(()) => return Ok(size),
+                Ok(()) => return Ok(()),
                 Err(error) => self.avoid_stripes(&error),
             }
         }
@@ -246,7 +267,7 @@ impl Remote {
             Ok(()) => {
                 self.link.note_pace(size, began.elapsed());
                 self.give_back(daemon);
-                Ok(size)
+                Ok(())
             }
             Err(error) => Err(daemon.explain(error).context(context())),
         }

@@ -95,6 +95,7 @@ const COLUMNS: &[(&str, Value)] = &[
     ("downloading", |build| build.downloading.to_string()),
     ("took", |build| build.took.map(|took| took.to_string()).unwrap_or_default()),
     ("bytes-up", |build| build.bytes_up.to_string()),
+    ("bytes-direct", |build| build.bytes_direct.to_string()),
     ("bytes-down", |build| build.bytes_down.to_string()),
     ("cost", |build| build.cost.to_string()),
 ];

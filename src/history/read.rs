@@ -84,8 +84,10 @@ pub struct BuildRow {
     pub downloading: Duration,
     /// On the builder, in the last attempt; nothing when that was never reached.
     pub took: Option<Duration>,
-    /// Bytes to the builder.
+    /// Bytes to the builder from here.
     pub bytes_up: u64,
+    /// Bytes to the builder from other builders.
+    pub bytes_direct: u64,
     /// Bytes from the builder.
     pub bytes_down: u64,
     /// Attempts.
@@ -243,7 +245,8 @@ impl Store {
     pub fn builds(&self, most: u32, before: Option<u64>) -> Result<Vec<BuildRow>, HistoryError> {
         let mut select = self.connection.prepare(
             "SELECT ended, build, drv, name, system, features, pool, builder, instance, instance_type, market, \
-             waiting, uploading, building, downloading, attempts, outcome, reason, cost, took, bytes_up, bytes_down, id \
+             waiting, uploading, building, downloading, attempts, outcome, reason, cost, took, bytes_up, bytes_down, id, \
+             bytes_direct \
              FROM builds WHERE id < ?2 ORDER BY id DESC LIMIT ?1",
         )?;
         let before = before.and_then(|row| i64::try_from(row).ok()).unwrap_or(i64::MAX);
@@ -274,6 +277,7 @@ impl Store {
                 bytes_up: whole(row, 20)?,
                 bytes_down: whole(row, 21)?,
                 row: whole(row, 22)?,
+                bytes_direct: whole(row, 23)?,
             })
         })?;
         Ok(rows.collect::<Result<_, _>>()?)

@@ -60,6 +60,10 @@ pub(super) const STEPS: &[&str] = &[
     ALTER TABLE builds ADD COLUMN bytes_down INTEGER NOT NULL DEFAULT 0;
     UPDATE builds SET took = building WHERE attempts = 1;
 ",
+    // Up to here what other builders sent was not counted.
+    "
+    ALTER TABLE builds ADD COLUMN bytes_direct INTEGER NOT NULL DEFAULT 0;
+",
 ];
 
 /// The latest form.

@@ -49,8 +49,9 @@ fn insert_build(connection: &Connection, at: Duration, build: &BuildRecord) -> r
     let class = instance.and_then(|instance| instance.class.as_ref());
     let mut insert = connection.prepare(
         "INSERT INTO builds (ended, build, drv, name, system, features, pool, builder, instance, instance_type, market, \
-         waiting, uploading, building, downloading, attempts, outcome, reason, cost, took, bytes_up, bytes_down) \
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22)",
+         waiting, uploading, building, downloading, attempts, outcome, reason, cost, took, bytes_up, bytes_down, \
+         bytes_direct) \
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22, ?23)",
     )?;
     insert.execute(params![
         seconds(at),
@@ -75,6 +76,7 @@ fn insert_build(connection: &Connection, at: Duration, build: &BuildRecord) -> r
         build.took.map(millis),
         bytes(build.traffic.up),
         bytes(build.traffic.down),
+        bytes(build.traffic.direct),
     ])?;
     Ok(())
 }

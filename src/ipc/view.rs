@@ -432,9 +432,12 @@ pub struct PastBuildView {
     /// Seconds on the builder in the last attempt; nothing when that was never reached.
     #[serde(default)]
     pub took: Option<f64>,
-    /// Bytes to the builder.
+    /// Bytes to the builder from here.
     #[serde(default)]
     pub bytes_up: u64,
+    /// Bytes to the builder from other builders.
+    #[serde(default)]
+    pub bytes_direct: u64,
     /// Bytes from the builder.
     #[serde(default)]
     pub bytes_down: u64,

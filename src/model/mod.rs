@@ -11,6 +11,7 @@
 //! - [`Status`]: the read-only picture of all of it.
 
 pub mod day;
+pub mod delivery;
 pub mod ec2;
 pub mod ids;
 pub mod instance;
@@ -26,6 +27,7 @@ pub mod status;
 pub mod store_path;
 
 pub use day::UtcDay;
+pub use delivery::{Delivery, Share};
 pub use ec2::{Ec2Spec, Market};
 pub use ids::{BuildId, BuilderId, ClientId, InstanceId, LeaseId, PoolName};
 pub use instance::{BuilderFacts, Demand, Ending, Instance, InstanceClass};

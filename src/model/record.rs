@@ -35,7 +35,7 @@ pub struct BuildRecord {
     pub phases: Phases,
     /// On the builder, in the last attempt; nothing when that was never reached.
     pub took: Option<Duration>,
-    /// Bytes to the builder and back, over all attempts.
+    /// Bytes to the builder and from it, over all attempts.
     pub traffic: Traffic,
     /// Attempts that were started.
     pub attempts: u32,
@@ -72,8 +72,10 @@ pub struct Phases {
 /// Bytes that travelled for a build.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Traffic {
-    /// To the builder: inputs that it did not have.
+    /// To the builder from here: inputs that it did not have.
     pub up: u64,
+    /// To the builder from other builders: the same.
+    pub direct: u64,
     /// From the builder: outputs.
     pub down: u64,
 }

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::{Address, Launched, ProviderError, ProviderErrorKind};
+use super::{Address, Callers, Inner, Launched, ProviderError, ProviderErrorKind};
 use crate::model::{HostSpec, Instance, InstanceId, PoolName};
 
 /// The hosts of one pool.
@@ -44,7 +44,7 @@ impl Hosts {
             instance: Instance { id: id(host), pool: pool.clone(), class: None },
             address: Address {
                 host: host.address.clone(),
-                inner_host: Some(host.address.clone()),
+                inner: Some(Inner { host: host.address.clone(), network: None, callers: Callers::All }),
                 port: host.port,
                 user: host.user.clone(),
                 host_keys: host.host_keys.clone(),

@@ -191,8 +191,8 @@ pub enum BuilderNotice {
 pub struct Address {
     /// Name or address.
     pub host: String,
-    /// Name or address for other builders, where those may connect to it.
-    pub inner_host: Option<String>,
+    /// How other builders come to it; `None` where they do not.
+    pub inner: Option<Inner>,
     /// TCP port of its sshd.
     pub port: u16,
     /// The user to log in as.
@@ -203,6 +203,36 @@ pub struct Address {
     pub identity_file: Option<PathBuf>,
     /// A command, for a shell, whose standard input and output are the connection; `None` is TCP.
     pub proxy_command: Option<String>,
+}
+
+/// Where an instance is for other builders.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Inner {
+    /// Name or address, as they see it.
+    pub host: String,
+    /// The network that the instance is in, by a name that no other has; `None` where that is not known.
+    pub network: Option<String>,
+    /// Whose it is to try.
+    pub callers: Callers,
+}
+
+/// Which builders try to connect to an instance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Callers {
+    /// All: the broker gets there by the same name, so others may as well.
+    All,
+    /// Those in its network: for others the name means something else, or nothing.
+    Neighbours,
+}
+
+impl Inner {
+    /// Whether the builder there is to try to connect to this one.
+    pub fn is_for(&self, caller: &Self) -> bool {
+        match self.callers {
+            Callers::All => true,
+            Callers::Neighbours => self.network.is_some() && self.network == caller.network,
+        }
+    }
 }
 
 /// Why a provider could not do what it was asked for.

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use crate::model::{
-    BuildId, BuildRequest, BuilderFacts, BuilderId, Failure, HourlyRate, Instance, LeaseId, Load, PoolName,
-    Traffic, UtcDay,
+    BuildId, BuildRequest, BuilderFacts, BuilderId, Delivery, Failure, HourlyRate, Instance, LeaseId, Load,
+    PoolName, UtcDay,
 };
 
 /// A fact that arrived.
@@ -37,14 +37,23 @@ pub enum Event {
         /// Where it is.
         phase: RunPhase,
     },
-    /// Bytes have travelled for a running build.
-    Carried {
+    /// The inputs of a running build are on its builder.
+    Delivered {
         /// Which.
         build: BuildId,
         /// Under which lease; a stale one is ignored.
         lease: LeaseId,
-        /// How many.
-        traffic: Traffic,
+        /// Where they came from.
+        delivery: Box<Delivery>,
+    },
+    /// The outputs of a running build have come from its builder.
+    Fetched {
+        /// Which.
+        build: BuildId,
+        /// Under which lease; a stale one is ignored.
+        lease: LeaseId,
+        /// Bytes of their archives.
+        bytes: u64,
     },
     /// The attempt under this lease is over. The slot is free whatever the end.
     AttemptEnded {

@@ -14,7 +14,7 @@ use super::rank::{Rank, Ticket};
 use super::retry::{self, Attempt, Next};
 use super::trail::Why;
 use crate::model::{
-    BuildId, BuildRequest, BuilderId, Failure, FailureKind, LeaseId, Outcome, Requirement, Traffic,
+    BuildId, BuildRequest, BuilderId, Delivery, Failure, FailureKind, LeaseId, Outcome, Requirement,
 };
 
 /// A build counts for no more work than this, and for as much when nothing is known of its like.
@@ -79,11 +79,19 @@ impl Fleet {
         }
     }
 
-    pub(super) fn on_carried(&mut self, id: BuildId, lease: LeaseId, traffic: Traffic) {
+    pub(super) fn on_delivered(&mut self, id: BuildId, lease: LeaseId, delivery: Delivery) {
         let Some(build) = self.builds.get_mut(&id) else { return };
         if build.run_under(lease).is_some() {
-            build.traffic.up = build.traffic.up.saturating_add(traffic.up);
-            build.traffic.down = build.traffic.down.saturating_add(traffic.down);
+            build.traffic.up = build.traffic.up.saturating_add(delivery.home.bytes);
+            build.traffic.direct = build.traffic.direct.saturating_add(delivery.bytes_direct());
+            build.trail.push(self.now, Why::Delivered(delivery));
+        }
+    }
+
+    pub(super) fn on_fetched(&mut self, id: BuildId, lease: LeaseId, bytes: u64) {
+        let Some(build) = self.builds.get_mut(&id) else { return };
+        if build.run_under(lease).is_some() {
+            build.traffic.down = build.traffic.down.saturating_add(bytes);
         }
     }
 

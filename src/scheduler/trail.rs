@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use crate::model::prediction::Rough;
-use crate::model::{BuilderId, Inherited, PoolName, Prediction};
+use crate::model::{BuilderId, Delivery, Inherited, PoolName, Prediction};
 
 /// The first decisions, which are always kept.
 const KEPT_FIRST: usize = 6;
@@ -51,6 +51,8 @@ pub(super) enum Why {
         /// Whether it is there because its inputs were made there.
         is_near: bool,
     },
+    /// Its inputs are on its builder.
+    Delivered(Delivery),
     AttemptFailed {
         builder: BuilderId,
         reason: String,
@@ -97,6 +99,7 @@ impl Why {
                 let near = if *is_near { ", which made some of its inputs" } else { "" };
                 format!("started on {builder} of pool `{pool}`{near}, {company}{room}")
             }
+            Self::Delivered(delivery) => format!("has its inputs: {delivery}"),
             Self::AttemptFailed { builder, reason } => format!("failed on {builder}: {reason}"),
             Self::Interrupted { builder, reason } => format!("moved away from {builder}: {reason}"),
             Self::MustMove { builder } => format!("{builder} is stopped by an operator: tried elsewhere"),

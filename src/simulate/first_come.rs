@@ -258,7 +258,8 @@ impl Decider for FirstCome {
             | Event::ClientGone(_)
             | Event::InputsMadeOn { .. }
             | Event::Progressed { .. }
-            | Event::Carried { .. }
+            | Event::Delivered { .. }
+            | Event::Fetched { .. }
             | Event::Adopted(_)
             | Event::Launched { .. }
             | Event::Progress { .. }

@@ -98,7 +98,8 @@ impl Decider for Stock {
             Event::ClientGone(_)
             | Event::InputsMadeOn { .. }
             | Event::Progressed { .. }
-            | Event::Carried { .. }
+            | Event::Delivered { .. }
+            | Event::Fetched { .. }
             | Event::Adopted(_)
             | Event::Launched { .. }
             | Event::Progress { .. }

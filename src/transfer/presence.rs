@@ -176,6 +176,11 @@ impl InFlight {
         self.flights.is_empty()
     }
 
+    /// How many paths are.
+    pub fn count(&self) -> usize {
+        self.flights.iter().map(|(_, paths)| paths.len()).sum()
+    }
+
     /// Returns when every one of those paths has arrived or its claim has ended, and says whether all ended well.
     pub async fn arrived(self) -> bool {
         let mut all_well = true;

@@ -9,7 +9,7 @@ use super::direct::{Elsewhere, Parts};
 use super::local_store::{LocalStore, LocalStoreError};
 use super::nar_source::NarSource;
 use super::stripes::BLOCK;
-use crate::model::StorePath;
+use crate::model::{Share, StorePath};
 use crate::protocol::worker::{Connection, PathInfo, ProtocolError, Repair, Signatures};
 
 /// Paths to be sent, in the order they are.
@@ -62,6 +62,12 @@ impl Cargo {
         Parts { before, direct, after }
     }
 
+    /// All but these paths.
+    pub fn without(mut self, paths: &BTreeSet<StorePath>) -> Self {
+        self.infos.retain(|info| !paths.contains(&info.path));
+        self
+    }
+
     /// Those of these paths, and then all of the others.
     pub fn only_then(self, paths: &BTreeSet<StorePath>, others: Self) -> Self {
         let infos = self.infos.into_iter().filter(|info| paths.contains(&info.path));
@@ -81,6 +87,11 @@ impl Cargo {
     /// Which paths these are.
     pub fn paths(&self) -> BTreeSet<StorePath> {
         self.infos.iter().map(|info| info.path.clone()).collect()
+    }
+
+    /// How many, and how many bytes.
+    pub fn share(&self) -> Share {
+        Share { paths: self.infos.len() as u64, bytes: self.size() }
     }
 
     /// Bytes of all of it.

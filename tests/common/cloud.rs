@@ -73,6 +73,11 @@ impl Cloud {
         ]
     }
 
+    /// What says to the broker that it is on the internet.
+    pub(crate) fn address_service(&self) -> String {
+        "NIX_BROKER_ADDRESS_URL=http://169.254.169.254/own-address".to_owned()
+    }
+
     /// The lines of a `[pool.ec2]` that lead here.
     pub(crate) fn settings(&self) -> String {
         format!(
@@ -171,6 +176,11 @@ impl Cloud {
     /// He may again.
     pub(crate) fn allow(&mut self) {
         self.ask(&json!(["allow"]));
+    }
+
+    /// Bytes that have come to an instance by its public address.
+    pub(crate) fn sent_to(&mut self, instance: &str) -> u64 {
+        self.ask(&json!(["sent", instance])).as_u64().unwrap()
     }
 
     /// Spot instances hear that EC2 takes them back.

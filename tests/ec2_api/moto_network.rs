@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use nix_broker::provider::ec2::api::Api;
 use nix_broker::provider::ec2::network::{
-    Change, Entrant, Given, Wish, admit, look, look_to_remove, perform, plan, removal,
+    Change, Entrant, Given, Inside, Network, Wish, admit, entry, look, look_to_remove, perform, plan, removal,
 };
 use nix_broker::provider::ec2::sweep::{self, Kind, Which};
 
@@ -18,7 +18,7 @@ fn wish(zones: &[&str]) -> Wish {
         given: Given::default(),
         zones: zones.iter().map(|zone| (*zone).to_owned()).collect(),
         admit: Some(Entrant::Seen("198.51.100.7/32".parse().unwrap())),
-        admit_vpc: true,
+        inside: Inside::Vpc,
         broker: Some(US.to_owned()),
     }
 }
@@ -56,7 +56,9 @@ async fn what_is_made_is_found_follows_the_address_and_goes_without_a_trace() {
 
     let found = look(&api, &Given::default()).await.unwrap();
     let group = found.groups.iter().find(|group| group.is_ours).unwrap().id.clone();
-    admit(&api, std::slice::from_ref(&group), US, [203, 0, 113, 9].into()).await.unwrap();
+    admit(&api, std::slice::from_ref(&group), US, Some([203, 0, 113, 9].into()), Inside::Nobody)
+        .await
+        .unwrap();
     let seen = api.security_groups(&[("group-id", &[group])]).await.unwrap().remove(0);
     let sources: BTreeSet<_> = seen.ingress.iter().map(|rule| rule.source.as_str()).collect();
     assert_eq!(sources, BTreeSet::from(["172.31.0.0/16", "203.0.113.9/32"]));
@@ -65,6 +67,37 @@ async fn what_is_made_is_found_follows_the_address_and_goes_without_a_trace() {
     let mut left = before;
     left.remove(&gone.id);
     assert_eq!(inventory(&api).await, left);
+}
+
+#[tokio::test]
+async fn builders_are_let_in_to_each_other_found_to_be_and_removed_with_their_group() {
+    let api = Api::at_endpoint(url(), "eu-south-1");
+    let before = inventory(&api).await;
+    // As an earlier version made it.
+    let alone = Wish { inside: Inside::Nobody, ..wish(&[]) };
+    assert_eq!(make(&api, &alone).await.len(), 2);
+    let found = look(&api, &Given::default()).await.unwrap();
+    let group = found.groups.iter().find(|group| group.is_ours).unwrap().clone();
+    let network = Network { vpc: group.vpc, subnets: found.subnets, groups: vec![group.id] };
+    assert!(!entry(&api, &network, None).await.unwrap().members);
+
+    let wish = Wish { inside: Inside::Members, ..alone };
+    let changes: Vec<_> = make(&api, &wish).await.iter().map(ToString::to_string).collect();
+    assert_eq!(changes, [format!("authorize tcp 22 from the group itself in `{}`", network.groups[0])]);
+    assert!(entry(&api, &network, None).await.unwrap().members);
+    assert_eq!(make(&api, &wish).await, []);
+    // Another broker asks for it at the same time.
+    api.authorize_members(&network.groups[0], "nix-broker builders").await.unwrap();
+    let address = Some([198, 51, 100, 7].into());
+    admit(&api, &network.groups, US, address, Inside::Members).await.unwrap();
+    let seen = api.security_groups(&[("group-id", &network.groups)]).await.unwrap().remove(0);
+    let rules: BTreeSet<_> = seen.ingress.iter().map(|rule| (&*rule.source, &*rule.description)).collect();
+    let ours = format!("nix-broker {US}");
+    let wanted = [(&*seen.id, "nix-broker builders"), ("198.51.100.7/32", &ours)];
+    assert_eq!((rules, seen.ingress.len()), (BTreeSet::from(wanted), 2));
+
+    assert_eq!(remove(&api).await.len(), 1);
+    assert_eq!(inventory(&api).await, before);
 }
 
 #[tokio::test]

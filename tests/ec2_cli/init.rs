@@ -14,9 +14,10 @@ fn what_is_missing_is_shown_and_nothing_is_changed() {
     eu-central-1  use        subnet `subnet-00000000000000004` in eu-central-1b
     eu-central-1  use        subnet `subnet-00000000000000005` in eu-central-1c
     eu-central-1  create     security group `nix-broker` in `vpc-00000000000000001`
+    eu-central-1  authorize  tcp 22 from the group itself in the new group
     eu-central-1  authorize  tcp 22 from 198.51.100.7/32 in the new group
 
-    2 changes to make; nothing was changed.
+    3 changes to make; nothing was changed.
     "#);
     assert_eq!(desk.deeds(), [""; 0]);
 }
@@ -42,14 +43,16 @@ fn it_is_made_once_and_then_there() {
     eu-central-1  use        subnet `subnet-00000000000000004` in eu-central-1b
     eu-central-1  use        subnet `subnet-00000000000000005` in eu-central-1c
     eu-central-1  create     security group `nix-broker` in `vpc-00000000000000001`
+    eu-central-1  authorize  tcp 22 from the group itself in the new group
     eu-central-1  authorize  tcp 22 from 198.51.100.7/32 in the new group
     ok    create security group `nix-broker` in `vpc-00000000000000001`
+    ok    authorize tcp 22 from the group itself in the new group
     ok    authorize tcp 22 from 198.51.100.7/32 in the new group
 
     Done. `broker doctor --aws` checks the rest.
     "#);
     let made = desk.fake.network(REGION);
-    assert_eq!(made.len(), before.len() + 2);
+    assert_eq!(made.len(), before.len() + 3);
     assert_eq!(made.last().unwrap(), &format!("nix-broker tcp 22-22 198.51.100.7/32 (nix-broker {BROKER})"));
     insta::assert_snapshot!(desk.run(&["init", "--yes"]).text(), @r#"
     exit 0
@@ -99,7 +102,7 @@ fn a_region_without_a_default_vpc_gets_one_and_loses_it_again() {
     let words = desk.run(&["init", "--yes"]).ended(0);
     assert!(words.contains("create the default VPC"), "{words}");
     let made = desk.fake.network(REGION);
-    assert_eq!(made.len(), 1 + 3 + 1 + 1 + 1, "{made:?}");
+    assert_eq!(made.len(), 1 + 3 + 1 + 1 + 2, "{made:?}");
     let words = desk.run(&["init", "--yes"]).ended(0);
     assert!(words.contains("Nothing to do"), "{words}");
     desk.run(&["init", "--remove", "--yes"]).ended(0);
@@ -150,10 +153,50 @@ fn a_new_address_replaces_the_old_one_and_leaves_other_brokers_alone() {
     assert_eq!(
         rules,
         [
+            "nix-broker tcp 22-22 sg-00000000000000016 (nix-broker builders)".to_owned(),
             format!("nix-broker tcp 22-22 203.0.113.9/32 (nix-broker {OTHER_BROKER})"),
             format!("nix-broker tcp 22-22 203.0.113.77/32 (nix-broker {BROKER})"),
         ]
     );
+}
+
+#[test]
+fn a_group_of_an_earlier_version_gets_what_it_lacks_and_goes_with_it() {
+    let alone = ONE_POOL.replace("[pool.ec2]", "direct = false\n[pool.ec2]");
+    let desk = Desk::new(&alone).with_broker(BROKER);
+    let before = desk.fake.network(REGION);
+    desk.run(&["init", "--yes"]).ended(0);
+    let made = desk.fake.network(REGION);
+    assert_eq!(made.len(), before.len() + 2, "builders that send each other nothing need not meet");
+    assert!(desk.run(&["doctor", "--aws"]).ended(0).find("to each other").is_none());
+
+    desk.configure(ONE_POOL);
+    insta::assert_snapshot!(desk.run(&["init", "--dry-run"]).text(), @r#"
+    exit 0
+    --- stdout
+    REGION        DO         WHAT
+    eu-central-1  use        VPC `vpc-00000000000000001` (the default one)
+    eu-central-1  use        subnet `subnet-00000000000000003` in eu-central-1a
+    eu-central-1  use        subnet `subnet-00000000000000004` in eu-central-1b
+    eu-central-1  use        subnet `subnet-00000000000000005` in eu-central-1c
+    eu-central-1  use        security group `sg-00000000000000016`
+    eu-central-1  authorize  tcp 22 from the group itself in `sg-00000000000000016`
+
+    1 change to make; nothing was changed.
+    "#);
+    let told = desk.run(&["doctor", "--aws"]).ended(0);
+    let missing =
+        "warn  pool `zen3`: security group `sg-00000000000000016` does not let its builders in to each other";
+    assert!(told.contains(missing) && told.contains("`broker init`, or the next launch, adds"), "{told}");
+    desk.run(&["init", "--yes"]).ended(0);
+    assert_eq!(desk.fake.network(REGION).len(), made.len() + 1);
+    assert!(desk.run(&["doctor", "--aws"]).ended(0).find("to each other").is_none());
+    assert!(desk.run(&["init", "--yes"]).ended(0).contains("Nothing to do"));
+    // Whoever does not need it leaves it to those who may.
+    desk.configure(&alone);
+    assert!(desk.run(&["init", "--yes"]).ended(0).contains("Nothing to do"));
+    desk.run(&["init", "--remove", "--yes"]).ended(0);
+    assert_eq!(desk.fake.network(REGION), before);
 }
 
 #[test]
@@ -184,8 +227,8 @@ fn every_region_of_every_pool_gets_what_it_needs() {
     let words = desk.run(&["init", "--yes"]).ended(0);
     assert!(words.contains("eu-west-1"), "{words}");
     for region in [REGION, "eu-west-1"] {
-        let groups = desk.fake.network(region).iter().filter(|line| line.starts_with("nix-broker ")).count();
-        assert_eq!(groups, 1, "{region}");
+        let rules = desk.fake.network(region).iter().filter(|line| line.starts_with("nix-broker ")).count();
+        assert_eq!(rules, 2, "{region}: from outside, and from each other");
     }
 }
 

@@ -22,6 +22,9 @@ const BOUNDS: [u64; 9] = [100, 250, 500, 1_000, 2_500, 5_000, 10_000, 100_000, 1
 pub(crate) struct Traffic {
     up: AtomicU64,
     down: AtomicU64,
+    direct: AtomicU64,
+    direct_done: AtomicU64,
+    direct_failed: AtomicU64,
 }
 
 impl Traffic {
@@ -33,6 +36,18 @@ impl Traffic {
     /// So much has come from a builder.
     pub(crate) fn add_down(&self, bytes: u64) {
         self.down.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// A builder has sent so much to another.
+    pub(crate) fn add_direct(&self, bytes: u64) {
+        self.direct.fetch_add(bytes, Ordering::Relaxed);
+        self.direct_done.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A builder was to send to another, and only so much came: the rest goes from here.
+    pub(crate) fn add_direct_in_part(&self, bytes: u64) {
+        self.direct.fetch_add(bytes, Ordering::Relaxed);
+        self.direct_failed.fetch_add(1, Ordering::Relaxed);
     }
 }
 
@@ -54,6 +69,9 @@ pub(super) struct Counts {
     faults: BTreeMap<BuilderFaultKind, u64>,
     up: u64,
     down: u64,
+    direct: u64,
+    direct_done: u64,
+    direct_failed: u64,
 }
 
 /// Durations in buckets.
@@ -105,8 +123,10 @@ impl Metrics {
 
     fn counts(&self) -> Counts {
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        counts.up = self.traffic.up.load(Ordering::Relaxed);
-        counts.down = self.traffic.down.load(Ordering::Relaxed);
+        let Traffic { up, down, direct, direct_done, direct_failed } = &*self.traffic;
+        let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        (counts.up, counts.down, counts.direct) = (read(up), read(down), read(direct));
+        (counts.direct_done, counts.direct_failed) = (read(direct_done), read(direct_failed));
         counts
     }
 }
@@ -124,11 +144,15 @@ mod tests {
         metrics.answered(&Answer::Decline { why: "no".to_owned() }, Duration::from_secs(5));
         metrics.traffic.add_up(7);
         metrics.traffic.add_down(8);
+        metrics.traffic.add_direct(9);
+        metrics.traffic.add_direct(10);
+        metrics.traffic.add_direct_in_part(1);
         metrics.lost(BuilderFaultKind::BootFailed);
         let counts = metrics.counts();
         assert_eq!((counts.accepted, counts.declined, counts.postponed), (2, 1, 0));
         assert_eq!(counts.verdicts.buckets[..2], [1, 1]);
         assert_eq!((counts.verdicts.count, counts.verdicts.micros), (3, 5_000_201));
         assert_eq!((counts.up, counts.down, counts.faults[&BuilderFaultKind::BootFailed]), (7, 8, 1));
+        assert_eq!((counts.direct, counts.direct_done, counts.direct_failed), (20, 2, 1));
     }
 }

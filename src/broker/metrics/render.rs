@@ -210,6 +210,14 @@ fn counters(page: &mut Page, status: &Status, counts: &Counts) {
     for (direction, bytes) in [("up", counts.up), ("down", counts.down)] {
         page.sample("transfer_bytes_total", &[("direction", direction)], bytes);
     }
+    let help = "Bytes of store paths that a builder sent to another, and not from here.";
+    page.family("direct_bytes_total", "counter", help);
+    page.sample("direct_bytes_total", &[], counts.direct);
+    let help = "Transfers from builder to builder: those that were done, and those after which paths went from here.";
+    page.family("direct_transfers_total", "counter", help);
+    for (outcome, n) in [("done", counts.direct_done), ("fell-back", counts.direct_failed)] {
+        page.sample("direct_transfers_total", &[("outcome", outcome)], n);
+    }
 }
 
 fn seconds(micros: u64) -> f64 {
@@ -313,7 +321,15 @@ mod tests {
             money: Some(MoneyStatus { month: Usd::from_micros(41_000_000), ..MoneyStatus::default() }),
             ..Status::default()
         };
-        let mut counts = Counts { accepted: 3, declined: 1, up: 1 << 40, down: 7, ..Counts::default() };
+        let mut counts = Counts {
+            accepted: 3,
+            declined: 1,
+            up: 1 << 40,
+            down: 7,
+            direct: 1 << 30,
+            direct_done: 5,
+            ..Counts::default()
+        };
         counts.verdicts.add(Duration::from_micros(300));
         counts.verdicts.add(Duration::from_micros(400));
         counts.verdicts.add(Duration::from_secs(2));

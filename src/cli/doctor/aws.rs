@@ -258,20 +258,31 @@ async fn network(
         ));
     }
     let groups = network.groups.iter().map(|id| format!("`{id}`")).collect::<Vec<_>>().join(", ");
-    match network::admits(api, &network.groups, address).await {
+    match network::entry(api, &network, address).await {
         Err(error) => findings.push(failed(&error)),
-        Ok(None) => findings.push(Finding::ok(format!("pool `{name}`: security group {groups}"))),
-        Ok(Some(admitted)) => match (admitted, address) {
-            (true, Some(address)) if pool.ec2.reach == Reach::Public => findings.push(Finding::ok(format!(
-                "pool `{name}`: security group {groups} lets in {address} to port 22"
-            ))),
-            (false, Some(address)) if pool.ec2.reach == Reach::Public => findings.push(Finding::warn(
-                format!("pool `{name}`: security group {groups} does not let in {address} to port 22"),
-                "a broker lets itself in before it launches when the group is that of `broker init`; into one of \
-                 your own, let it in yourself",
-            )),
-            (_, _) => findings.push(Finding::ok(format!("pool `{name}`: security group {groups}"))),
-        },
+        Ok(entry) => {
+            findings.push(match (entry.address, address) {
+                (Some(true), Some(address)) if pool.ec2.reach == Reach::Public => Finding::ok(format!(
+                    "pool `{name}`: security group {groups} lets in {address} to port 22"
+                )),
+                (Some(false), Some(address)) if pool.ec2.reach == Reach::Public => Finding::warn(
+                    format!("pool `{name}`: security group {groups} does not let in {address} to port 22"),
+                    "a broker lets itself in before it launches when the group is that of `broker init`; into one of \
+                     your own, let it in yourself",
+                ),
+                (_, _) => Finding::ok(format!("pool `{name}`: security group {groups}")),
+            });
+            if pool.spec.direct && !entry.members {
+                findings.push(Finding::warn(
+                    format!(
+                        "pool `{name}`: security group {groups} does not let its builders in to each other, so what one \
+                         has and another needs is sent from here"
+                    ),
+                    "`broker init`, or the next launch, adds that rule to the group of `broker init`; to one of your own, \
+                     add port 22 from the group itself, or set `direct = false` for the pool",
+                ));
+            }
+        }
     }
     if pool.ec2.market == Market::Spot {
         findings.push(Finding::note(format!(

@@ -18,7 +18,7 @@ use crate::cli::trial;
 use crate::config::{self, Config, Defaults, LoadError};
 use crate::model::ec2::Reach;
 use crate::provider::ec2::api::Api;
-use crate::provider::ec2::network::{self, Cidr, Entrant, Given, Plan, Wish};
+use crate::provider::ec2::network::{self, Cidr, Entrant, Given, Inside, Plan, Wish};
 
 /// Write a first configuration, and find or make the network that pools on EC2 need
 #[derive(Debug, clap::Args)]
@@ -207,14 +207,19 @@ async fn wishes(
             given,
             zones: zones.clone(),
             admit: None,
-            admit_vpc: false,
+            inside: Inside::Nobody,
             broker: broker.map(str::to_owned),
         });
         wish.zones.extend(zones);
         match pool.ec2.reach {
-            Reach::Public => wish.admit = entrant,
+            Reach::Public => {
+                wish.admit = entrant;
+                if pool.spec.direct {
+                    wish.inside = wish.inside.max(Inside::Members);
+                }
+            }
             Reach::Private | Reach::Proxy(_) => {
-                wish.admit_vpc = true;
+                wish.inside = Inside::Vpc;
                 // A network that is routed to the VPC, say.
                 if matches!(entrant, Some(Entrant::Told(_))) {
                     wish.admit = entrant;

@@ -1,7 +1,9 @@
-//! What the tests of the choice start from.
+//! What the tests of the choice and of what is shown start from.
 
 use std::time::Duration;
 
+#[cfg(feature = "ec2")]
+use super::api::{InstanceState, Observed};
 use crate::model::ec2::{DiskSpec, IdleAction, ImageSpec, Market, Reach};
 use crate::model::{Demand, Ec2Spec, Feature, Offer, System};
 
@@ -36,4 +38,25 @@ pub(super) fn offer(system: &str, features: &[&str]) -> Offer {
 
 pub(super) fn demand(builds: u32) -> Demand {
     Demand { builds, on_demand_only: false }
+}
+
+/// A running instance, as EC2 shows it, without an address.
+#[cfg(feature = "ec2")]
+pub(super) fn observed(id: &str) -> Observed {
+    Observed {
+        id: id.to_owned(),
+        state: InstanceState::Running,
+        tags: [].into(),
+        instance_type: "c6a.large".to_owned(),
+        zone: "eu-central-1a".to_owned(),
+        market: Market::OnDemand,
+        private_ip: None,
+        public_ip: None,
+        launch_time: 0,
+        state_reason: None,
+        vpc: None,
+        subnet: "subnet-1".to_owned(),
+        image: "ami-1".to_owned(),
+        client_token: None,
+    }
 }

@@ -100,10 +100,10 @@ impl Ec2 {
                 continue;
             }
             let shown = self.estate.shown(instance);
-            let host = shown.and_then(|shown| launch::address(&shown, &self.spec.reach));
-            let host =
-                host.ok_or_else(|| unknown(format!("EC2 does not show an address of `{instance}` yet")))?;
-            if let Some(launched) = self.launched(record, host) {
+            let whereabouts = shown.and_then(|shown| launch::whereabouts(&shown, &self.spec.reach));
+            let whereabouts = whereabouts
+                .ok_or_else(|| unknown(format!("EC2 does not show an address of `{instance}` yet")))?;
+            if let Some(launched) = self.launched(record, whereabouts) {
                 let age = Duration::from_secs(now.saturating_sub(record.asked_at));
                 survivors.push(Survivor { launched, age });
             }

@@ -12,6 +12,7 @@ use super::reconcile::INTENT_TAG;
 use super::records::{ClassRecord, IntentId, Record, Site, Stage};
 use crate::model::ec2::Reach;
 use crate::model::{BuilderId, InstanceClass};
+use crate::provider::{Callers, Inner};
 
 /// How long EC2 may take to give a running instance its addresses.
 const ADDRESS_WITHIN: Duration = Duration::from_secs(120);
@@ -106,14 +107,14 @@ impl Estate {
     }
 
     /// Waits until an instance can be reached, and says at which address; or why it never will be.
-    pub(super) async fn address_of(&self, instance: &str, reach: &Reach) -> Result<String, String> {
+    pub(super) async fn address_of(&self, instance: &str, reach: &Reach) -> Result<Whereabouts, String> {
         let wanted = |estate: &Self| {
             if let Some(reason) = estate.end_of(instance) {
                 return Some(Err(reason));
             }
             let shown = estate.shown(instance)?;
             match shown.state {
-                InstanceState::Pending | InstanceState::Running => address(&shown, reach).map(Ok),
+                InstanceState::Pending | InstanceState::Running => whereabouts(&shown, reach).map(Ok),
                 // The look in which it went down says why it did.
                 InstanceState::ShuttingDown
                 | InstanceState::Terminated
@@ -139,15 +140,73 @@ impl Estate {
     }
 }
 
-/// Where this instance is reached.
-pub(super) fn address(instance: &Observed, reach: &Reach) -> Option<String> {
-    match reach {
-        Reach::Public => instance.public_ip.clone(),
-        Reach::Private | Reach::Proxy(_) => instance.private_ip.clone(),
-    }
+/// Where an instance is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Whereabouts {
+    /// For the broker.
+    pub(super) host: String,
+    /// For other builders.
+    pub(super) inner: Option<Inner>,
+}
+
+/// Where this instance is reached; nothing as long as EC2 has not said. Builders come to each other at their private
+/// addresses, for which alone a security group's rule about its members counts. Those mean something in their VPC, and
+/// where it is routed to: to where the broker is, if that is how it gets there itself.
+pub(super) fn whereabouts(instance: &Observed, reach: &Reach) -> Option<Whereabouts> {
+    let (host, callers) = match reach {
+        Reach::Public => (&instance.public_ip, Callers::Neighbours),
+        Reach::Private => (&instance.private_ip, Callers::All),
+        Reach::Proxy(_) => (&instance.private_ip, Callers::Neighbours),
+    };
+    let inner = |host: &String| Inner { host: host.clone(), network: instance.vpc.clone(), callers };
+    Some(Whereabouts { host: host.clone()?, inner: instance.private_ip.as_ref().map(inner) })
 }
 
 /// The root volume as it is asked for.
 pub(super) fn disk(spec: crate::model::ec2::DiskSpec) -> RunDisk {
     RunDisk { size: spec.size, throughput: spec.throughput, iops: spec.iops }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fixtures::observed;
+    use super::*;
+
+    #[test]
+    fn builders_meet_at_their_private_addresses_in_one_vpc() {
+        let at = |vpc: Option<&str>, reach: &Reach| {
+            let (private_ip, public_ip) = (Some("172.31.0.9".to_owned()), Some("203.0.113.9".to_owned()));
+            let shown = Observed { private_ip, public_ip, vpc: vpc.map(str::to_owned), ..observed("i-1") };
+            whereabouts(&shown, reach).unwrap()
+        };
+        let proxy = Reach::Proxy("ssh -W %h:%p bastion".to_owned());
+        for (reach, host) in
+            [(Reach::Public, "203.0.113.9"), (Reach::Private, "172.31.0.9"), (proxy.clone(), "172.31.0.9")]
+        {
+            let place = at(Some("vpc-1"), &reach);
+            assert_eq!((place.host.as_str(), place.inner.unwrap().host.as_str()), (host, "172.31.0.9"));
+        }
+        let inner = |vpc, reach| at(vpc, reach).inner.unwrap();
+        let public = inner(Some("vpc-1"), &Reach::Public);
+        assert!(public.is_for(&public) && public.is_for(&inner(Some("vpc-1"), &Reach::Private)));
+        let home = Inner { host: "pc".to_owned(), network: None, callers: Callers::All };
+        for elsewhere in [inner(Some("vpc-2"), &Reach::Public), inner(None, &Reach::Public), home.clone()] {
+            assert!(!public.is_for(&elsewhere), "{elsewhere:?}");
+            assert!(!inner(Some("vpc-1"), &proxy).is_for(&elsewhere), "{elsewhere:?}");
+        }
+        assert!(
+            !inner(None, &Reach::Public).is_for(&inner(None, &Reach::Public)),
+            "two VPCs, for all we know"
+        );
+        // How the broker gets there, others may too: it is tried.
+        assert!(inner(Some("vpc-1"), &Reach::Private).is_for(&home) && home.is_for(&public));
+    }
+
+    #[test]
+    fn an_instance_without_the_address_that_is_used_is_nowhere_yet() {
+        let shown =
+            Observed { private_ip: Some("172.31.0.9".to_owned()), public_ip: None, ..observed("i-1") };
+        assert_eq!(whereabouts(&shown, &Reach::Public), None);
+        assert_eq!(whereabouts(&shown, &Reach::Private).unwrap().host, "172.31.0.9");
+    }
 }

@@ -17,7 +17,7 @@ use super::cooling::Cooling;
 use super::estate::Estate;
 use super::expiry::hard_limit;
 use super::ladder::{Rung, Terms, ladder};
-use super::launch::{Attempt, AttemptError, disk};
+use super::launch::{Attempt, AttemptError, Whereabouts, disk};
 use super::price;
 use super::records::{Record, Stage};
 use super::retire::only;
@@ -281,8 +281,8 @@ impl Ec2 {
     ) -> Result<Launched, ProviderError> {
         (order.progress)(&format!("{} is launched in {}", instance.id, instance.zone));
         tracing::info!(instance = instance.id, region = place.site.region, "waits for its address");
-        let host = match self.estate.address_of(&instance.id, &self.spec.reach).await {
-            Ok(host) => host,
+        let whereabouts = match self.estate.address_of(&instance.id, &self.spec.reach).await {
+            Ok(whereabouts) => whereabouts,
             Err(reason) => {
                 self.give_up(&instance.id).await;
                 let reason = format!("instance `{}`: {reason}", instance.id);
@@ -290,7 +290,7 @@ impl Ec2 {
             }
         };
         let record = self.estate.with_records(|records| records.of_instance(&instance.id).cloned());
-        match record.as_ref().and_then(|record| self.launched(record, host)) {
+        match record.as_ref().and_then(|record| self.launched(record, whereabouts)) {
             Some(launched) => Ok(launched),
             None => {
                 let reason = format!("instance `{}` ended before it could be used", instance.id);
@@ -306,7 +306,7 @@ impl Ec2 {
         }
     }
 
-    pub(super) fn launched(&self, record: &Record, host: String) -> Option<Launched> {
+    pub(super) fn launched(&self, record: &Record, whereabouts: Whereabouts) -> Option<Launched> {
         let Stage::Live { instance, class } = &record.stage else { return None };
         Some(Launched {
             instance: Instance {
@@ -319,19 +319,11 @@ impl Ec2 {
                 user: USER.to_owned(),
                 host_keys: vec![record.host_key.clone()],
                 identity_file: None,
-                proxy_command: self.proxy_command(instance, &host),
-                inner_host: self.inner_host(&host),
-                host,
+                proxy_command: self.proxy_command(instance, &whereabouts.host),
+                inner: whereabouts.inner,
+                host: whereabouts.host,
             },
         })
-    }
-
-    /// From outside, a security group lets nobody in but this machine.
-    fn inner_host(&self, host: &str) -> Option<String> {
-        match &self.spec.reach {
-            Reach::Public => None,
-            Reach::Private | Reach::Proxy(_) => Some(host.to_owned()),
-        }
     }
 
     fn proxy_command(&self, instance: &str, host: &str) -> Option<String> {
@@ -356,9 +348,9 @@ impl Ec2 {
             };
             drop(flight);
             match reached {
-                Ok(host) => {
+                Ok(whereabouts) => {
                     let record = self.estate.with_records(|records| records.of_instance(&id).cloned());
-                    if let Some(launched) = record.and_then(|record| self.launched(&record, host)) {
+                    if let Some(launched) = record.and_then(|record| self.launched(&record, whereabouts)) {
                         return Some(launched);
                     }
                 }

@@ -144,7 +144,7 @@ impl Surroundings {
             types(&mut region.types, &api, wanted),
             offered(&mut region.offered, &api, wanted),
             image(&mut region.image, &api, spec, pool),
-            network(&mut region.network, &api, spec, &broker),
+            network(&mut region.network, &api, pool, spec, &broker),
             spot_prices(&mut region.spot_prices, &api, spec, wanted, self.estate.now()),
         );
         let (image, network, offered) = (image?, network?, offered?);
@@ -267,6 +267,7 @@ fn fact(image: Image) -> ImageFact {
 async fn network(
     known: &mut Believed<network::Network>,
     api: &Api,
+    pool: &PoolSpec,
     spec: &Ec2Spec,
     broker: &str,
 ) -> Result<network::Network, ProviderError> {
@@ -285,23 +286,27 @@ async fn network(
         }
     })?;
     if spec.reach == Reach::Public {
-        admit(api, &found, broker).await;
+        let inside = if pool.direct { network::Inside::Members } else { network::Inside::Nobody };
+        admit(api, &found, broker, inside).await;
     }
     Ok(known.put(found, MINUTES))
 }
 
-/// This machine's address may have changed since the network was made. Where that cannot be found out, a launch is made
-/// all the same: the groups may be a person's own.
-async fn admit(api: &Api, network: &network::Network, broker: &str) {
+/// This machine's address may have changed since the network was made, and a group of an earlier version does not let its
+/// members in. Where that cannot be found out or changed, a launch is made all the same: the groups may be a person's own.
+async fn admit(api: &Api, network: &network::Network, broker: &str, inside: network::Inside) {
     let admitted = async {
-        let address = network::public_address().await.map_err(|error| crate::provider::chain(&error))?;
-        let admitted = network::admit(api, &network.groups, broker, address).await;
-        admitted.map_err(|error| crate::provider::chain(&error))
+        let address = network::public_address().await.inspect_err(|error| {
+            let reason = crate::provider::chain(error);
+            tracing::warn!(reason, "cannot see to it that the security group lets this machine in");
+        });
+        network::admit(api, &network.groups, broker, address.ok(), inside).await
     };
     match tokio::time::timeout(ADMITTED_WITHIN, admitted).await {
         Ok(Ok(())) => {}
-        Ok(Err(reason)) => {
-            tracing::warn!(reason, "cannot see to it that the security group lets this machine in");
+        Ok(Err(error)) => {
+            let reason = crate::provider::chain(&error);
+            tracing::warn!(reason, "cannot see to it that the security group lets in whom it should");
         }
         Err(_elapsed) => tracing::warn!("the security group was not looked at: no answer in time"),
     }

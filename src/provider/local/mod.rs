@@ -120,7 +120,7 @@ impl Local {
             host_keys: vec![layout.host_key],
             identity_file: None,
             // What is here is no nearer to another builder than to us.
-            inner_host: None,
+            inner: None,
             proxy_command: None,
         };
         Ok(Launched { instance, address })

@@ -87,12 +87,16 @@ impl Account {
                 ("vpc-id", group.vpc.clone()),
             ];
             if asked.form.passes(|name| attribute(&own, &group.tags, name))? {
-                let rules = group.ingress.iter().map(|(protocol, from, to, cidr, note)| {
-                    let range = xml::leaf("cidrIp", cidr) + &xml::leaf("description", note);
+                let rules = group.ingress.iter().map(|(protocol, from, to, source, note)| {
+                    let note = xml::leaf("description", note);
+                    let sources = match source.starts_with("sg-") {
+                        true => xml::list("groups", [xml::leaf("groupId", source) + &note]),
+                        false => xml::list("ipRanges", [xml::leaf("cidrIp", source) + &note]),
+                    };
                     xml::leaf("ipProtocol", protocol)
                         + &xml::leaf("fromPort", from)
                         + &xml::leaf("toPort", to)
-                        + &xml::list("ipRanges", [range])
+                        + &sources
                 });
                 found.push(
                     xml::leaf("groupId", &group.id)
@@ -170,7 +174,8 @@ impl Account {
         })
     }
 
-    fn rules(asked: &Asked<'_>) -> Result<Vec<Rule>, Refusal> {
+    /// Sources are ranges and groups, which look different enough.
+    fn rules(&self, asked: &Asked<'_>) -> Result<Vec<Rule>, Refusal> {
         let mut rules = Vec::new();
         for rule in asked.form.forms("IpPermissions") {
             let text = |name: &str| rule.get(name).unwrap_or_default().to_owned();
@@ -182,6 +187,15 @@ impl Account {
                 let note = range.get("Description").unwrap_or_default().to_owned();
                 rules.push((text("IpProtocol"), text("FromPort"), text("ToPort"), cidr.to_owned(), note));
             }
+            for pair in rule.forms("Groups") {
+                let group = pair.get("GroupId").unwrap_or_default();
+                if !self.regions[asked.region].groups.contains_key(group) {
+                    let words = format!("The security group '{group}' does not exist");
+                    return Err(Refusal::new(400, "InvalidGroup.NotFound", words));
+                }
+                let note = pair.get("Description").unwrap_or_default().to_owned();
+                rules.push((text("IpProtocol"), text("FromPort"), text("ToPort"), group.to_owned(), note));
+            }
         }
         if rules.is_empty() {
             return Err(Refusal::new(400, "MissingParameter", "The request must contain IpPermissions"));
@@ -190,7 +204,7 @@ impl Account {
     }
 
     pub(super) fn authorize(&mut self, asked: &Asked<'_>) -> Answer {
-        let rules = Self::rules(asked)?;
+        let rules = self.rules(asked)?;
         let group = self.group(asked)?;
         for rule in rules {
             let same = |other: &Rule| {
@@ -206,7 +220,7 @@ impl Account {
     }
 
     pub(super) fn revoke(&mut self, asked: &Asked<'_>) -> Answer {
-        let rules = Self::rules(asked)?;
+        let rules = self.rules(asked)?;
         let group = self.group(asked)?;
         for rule in rules {
             let before = group.ingress.len();
@@ -225,6 +239,12 @@ impl Account {
         let id = self.group(asked)?.id.clone();
         let living = self.instances.values().filter(|instance| instance.state != State::Terminated);
         if living.into_iter().any(|instance| instance.groups.contains(&id)) {
+            let words = format!("resource {id} has a dependent object");
+            return Err(Refusal::new(400, "DependencyViolation", words));
+        }
+        // One that refers to itself is in nobody's way.
+        let mut others = self.regions[asked.region].groups.values().filter(|group| group.id != id);
+        if others.any(|group| group.ingress.iter().any(|rule| rule.3 == id)) {
             let words = format!("resource {id} has a dependent object");
             return Err(Refusal::new(400, "DependencyViolation", words));
         }

@@ -5,7 +5,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use aws_sdk_ec2::types::{IpPermission, IpRange, ResourceType};
+use aws_sdk_ec2::types::builders::IpPermissionBuilder;
+use aws_sdk_ec2::types::{IpPermission, IpRange, ResourceType, UserIdGroupPair};
 
 use super::action::Action;
 use super::client::{Api, Call, Repeat};
@@ -223,13 +224,23 @@ impl Api {
     pub async fn authorize_ingress(&self, group: &str, cidr: &str, note: &str) -> Result<(), ApiError> {
         let call = Call::new(Action::AuthorizeSecurityGroupIngress).of(format!("SSH from {cidr} to {group}"));
         let range = IpRange::builder().cidr_ip(cidr).description(note).build();
-        let rule =
-            IpPermission::builder().ip_protocol("tcp").from_port(SSH).to_port(SSH).ip_ranges(range).build();
+        self.authorize(&call, group, ssh().ip_ranges(range).build()).await
+    }
+
+    /// Lets SSH in to whatever is in this group from whatever else is in it, at its private address; what is let in already
+    /// stays. A group that only it refers to can be deleted (EC2 API, DeleteSecurityGroup: not while *another* one does).
+    pub async fn authorize_members(&self, group: &str, note: &str) -> Result<(), ApiError> {
+        let call = Call::new(Action::AuthorizeSecurityGroupIngress).of(format!("SSH within {group}"));
+        let pair = UserIdGroupPair::builder().group_id(group).description(note).build();
+        self.authorize(&call, group, ssh().user_id_group_pairs(pair).build()).await
+    }
+
+    async fn authorize(&self, call: &Call<'_>, group: &str, rule: IpPermission) -> Result<(), ApiError> {
         let send = || {
             let request = self.client().authorize_security_group_ingress().group_id(group);
             request.ip_permissions(rule.clone()).send()
         };
-        match self.call(&call, send).await {
+        match self.call(call, send).await {
             Err(error) if error.code.as_deref() == Some("InvalidPermission.Duplicate") => Ok(()),
             other => other.map(|_| ()),
         }
@@ -238,9 +249,7 @@ impl Api {
     /// No longer lets SSH in from these IPv4 addresses.
     pub async fn revoke_ingress(&self, group: &str, cidr: &str) -> Result<(), ApiError> {
         let call = Call::new(Action::RevokeSecurityGroupIngress).of(format!("SSH from {cidr} to {group}"));
-        let range = IpRange::builder().cidr_ip(cidr).build();
-        let rule =
-            IpPermission::builder().ip_protocol("tcp").from_port(SSH).to_port(SSH).ip_ranges(range).build();
+        let rule = ssh().ip_ranges(IpRange::builder().cidr_ip(cidr).build()).build();
         let send = || {
             let request = self.client().revoke_security_group_ingress().group_id(group);
             request.ip_permissions(rule.clone()).send()
@@ -278,6 +287,11 @@ impl Api {
         let call = Call::new(Action::DeleteSubnet).of(id);
         gone_is_fine(self.call(&call, || self.client().delete_subnet().subnet_id(id).send()).await)
     }
+}
+
+/// The beginning of a rule about SSH.
+fn ssh() -> IpPermissionBuilder {
+    IpPermission::builder().ip_protocol("tcp").from_port(SSH).to_port(SSH)
 }
 
 /// Removing what is not there has succeeded.

@@ -41,6 +41,8 @@ pub struct Observed {
     pub launch_time: i64,
     /// Why it is in this state, in EC2's words (`Server.SpotInstanceTermination: ...`).
     pub state_reason: Option<String>,
+    /// `vpc-...`
+    pub vpc: Option<String>,
     /// `subnet-...`
     pub subnet: String,
     /// `ami-...`
@@ -116,6 +118,7 @@ pub(super) fn instance(instance: &Instance) -> Option<Observed> {
         public_ip: instance.public_ip_address().filter(|address| !address.is_empty()).map(str::to_owned),
         launch_time: instance.launch_time().map_or(0, |time| time.secs()),
         state_reason: reason.or(transition).filter(|reason| !reason.trim().is_empty()),
+        vpc: instance.vpc_id().filter(|vpc| !vpc.is_empty()).map(str::to_owned),
         subnet: instance.subnet_id().unwrap_or_default().to_owned(),
         image: instance.image_id().unwrap_or_default().to_owned(),
         client_token: instance.client_token().filter(|token| !token.is_empty()).map(str::to_owned),

@@ -91,7 +91,9 @@ pub struct Rule {
 pub enum Source {
     /// A range of IPv4 addresses.
     Ipv4(Cidr),
-    /// A range of IPv6 addresses, a security group, or a prefix list.
+    /// Whatever is in the group that has the rule, at its private address.
+    Members,
+    /// A range of IPv6 addresses, another security group, or a prefix list.
     Other(String),
 }
 
@@ -139,6 +141,8 @@ pub(super) enum Purpose {
     ByHand,
     /// Lets in the VPC itself.
     Vpc,
+    /// Lets builders in to each other.
+    Members,
     /// None of ours.
     Foreign,
 }
@@ -157,6 +161,7 @@ impl Purpose {
                 id if is_broker_id(id) => Self::Broker(id.to_owned()),
                 _ => Self::Foreign,
             },
+            (Some("builders"), Source::Members) if is_ssh => Self::Members,
             _ => Self::Foreign,
         }
     }
@@ -171,6 +176,7 @@ impl fmt::Display for Purpose {
             Self::Init => "init",
             Self::ByHand => "init --address",
             Self::Vpc => "VPC",
+            Self::Members => "builders",
             Self::Foreign => "?",
         })
     }
@@ -184,10 +190,19 @@ pub fn is_broker_id(text: &str) -> bool {
 impl Rule {
     /// SSH from there, for this reason.
     pub(super) fn ssh(source: Cidr, purpose: &Purpose) -> Self {
+        Self::ssh_from(Source::Ipv4(source), purpose)
+    }
+
+    /// SSH from builder to builder.
+    pub(super) fn among_members() -> Self {
+        Self::ssh_from(Source::Members, &Purpose::Members)
+    }
+
+    fn ssh_from(source: Source, purpose: &Purpose) -> Self {
         Self {
             protocol: "tcp".into(),
             ports: Some((SSH, SSH)),
-            source: Source::Ipv4(source),
+            source,
             description: Some(purpose.to_string()),
         }
     }
@@ -196,20 +211,32 @@ impl Rule {
     pub(super) fn ssh_source(&self) -> Option<Cidr> {
         match self.source {
             Source::Ipv4(cidr) if self.protocol == "tcp" && self.ports == Some((SSH, SSH)) => Some(cidr),
-            Source::Ipv4(_) | Source::Other(_) => None,
+            Source::Ipv4(_) | Source::Members | Source::Other(_) => None,
         }
     }
 
     /// Whether whoever comes from this range gets to SSH by it.
     pub(super) fn admits(&self, who: Cidr) -> bool {
-        let has_port = match (self.protocol.as_str(), self.ports) {
+        match self.source {
+            Source::Ipv4(cidr) => self.is_for_ssh() && cidr.covers(who),
+            Source::Members | Source::Other(_) => false,
+        }
+    }
+
+    /// Whether whatever is in its group gets to SSH by it.
+    pub(super) fn admits_members(&self) -> bool {
+        match self.source {
+            Source::Members => self.is_for_ssh(),
+            Source::Ipv4(_) | Source::Other(_) => false,
+        }
+    }
+
+    /// Whether SSH is among what it lets in.
+    pub(super) fn is_for_ssh(&self) -> bool {
+        match (self.protocol.as_str(), self.ports) {
             ("-1", _) => true,
             ("tcp", Some((low, high))) => low <= SSH && SSH <= high,
             _ => false,
-        };
-        match self.source {
-            Source::Ipv4(cidr) => has_port && cidr.covers(who),
-            Source::Other(_) => false,
         }
     }
 }
@@ -228,6 +255,7 @@ impl fmt::Display for Rule {
         }
         match &self.source {
             Source::Ipv4(cidr) => write!(f, " from {cidr}"),
+            Source::Members => f.write_str(" from the group itself"),
             Source::Other(name) => write!(f, " from {name}"),
         }
     }

@@ -138,7 +138,7 @@ fn subnet(subnet: api::Subnet) -> Option<Subnet> {
 
 fn group(group: api::SecurityGroup) -> Group {
     Group {
-        ingress: group.ingress.into_iter().map(rule).collect(),
+        ingress: group.ingress.into_iter().map(|ingress| rule(ingress, &group.id)).collect(),
         is_ours: is_ours(&group.tags),
         id: group.id,
         name: group.name,
@@ -146,12 +146,14 @@ fn group(group: api::SecurityGroup) -> Group {
     }
 }
 
-fn rule(ingress: api::Ingress) -> Rule {
+/// A rule of this group.
+fn rule(ingress: api::Ingress, group: &str) -> Rule {
     Rule {
         ports: (ingress.protocol != "-1").then_some((ingress.from_port, ingress.to_port)),
         protocol: ingress.protocol,
         source: match ingress.source.parse::<Cidr>() {
             Ok(cidr) => Source::Ipv4(cidr),
+            Err(_) if ingress.source == group => Source::Members,
             Err(_) => Source::Other(ingress.source),
         },
         description: Some(ingress.description).filter(|text| !text.is_empty()),

@@ -4,7 +4,8 @@
 //! `perform` does it. How an instance is then reached is the business of whoever dials it.
 //!
 //! The rules of our security group say in their description whose they are (`nix-broker BROKER-ID`), so that brokers
-//! which share a group follow their own addresses and leave each other's alone.
+//! which share a group follow their own addresses and leave each other's alone. Builders get to each other by a rule of the
+//! group about itself, which is every broker's: EC2 applies it to private addresses alone, within the VPC.
 
 mod address;
 mod cidr;
@@ -17,8 +18,8 @@ pub use address::{ADDRESS_URL, ADDRESS_URL_VARIABLE, AddressError, public_addres
 pub use cidr::{Cidr, CidrError};
 pub use found::{Found, Given, Group, Network, Rule, Source, Subnet, Tenant, Vpc, is_broker_id};
 pub use look::{find, look, look_to_remove};
-pub use perform::{admit, admits, perform};
-pub use plan::{Change, Entrant, Place, Plan, Wish, plan, removal};
+pub use perform::{Entry, admit, entry, perform};
+pub use plan::{Change, Entrant, Inside, Place, Plan, Wish, plan, removal};
 
 use std::io::Read;
 use std::path::Path;

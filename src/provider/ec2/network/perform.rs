@@ -8,9 +8,9 @@ use std::time::Duration;
 use backon::{ConstantBuilder, Retryable};
 
 use super::cidr::Cidr;
-use super::found::Rule;
+use super::found::{Group, Network, Rule, Source};
 use super::look::{look_at_groups, tags};
-use super::plan::{Change, Place, admission};
+use super::plan::{Change, Inside, Place, admission};
 use super::{GROUP_NAME, NetworkError};
 use crate::provider::ec2::api::{Api, ApiError};
 
@@ -100,13 +100,12 @@ fn at<'a>(place: &'a Place, new: Option<&'a String>) -> Result<&'a str, NetworkE
 }
 
 async fn authorize(api: &Api, group: &str, rule: &Rule) -> Result<(), ApiError> {
-    match rule.ssh_source() {
-        Some(cidr) => {
-            let note = rule.description.as_deref().unwrap_or_default();
-            api.authorize_ingress(group, &cidr.to_string(), note).await
-        }
+    let note = rule.description.as_deref().unwrap_or_default();
+    match (rule.ssh_source(), &rule.source) {
+        (Some(cidr), _) => api.authorize_ingress(group, &cidr.to_string(), note).await,
+        (None, Source::Members) => api.authorize_members(group, note).await,
         // Nothing else is ever planned.
-        None => Ok(()),
+        (None, Source::Ipv4(_) | Source::Other(_)) => Ok(()),
     }
 }
 
@@ -125,18 +124,20 @@ async fn once_known<T, F: Future<Output = Result<T, ApiError>>>(call: impl Fn() 
     call.retry(waits).when(is_unknown).await
 }
 
-/// Lets a broker in from where it is now, through those of these groups that `broker init` made; takes away what let it
-/// in from where it was. Groups that a person made are a person's business.
+/// Lets a broker in from where it is now, if that is known, and its builders by each other if they are to be, through
+/// those of these groups that `broker init` made; takes away what let it in from where it was. Groups that a person made
+/// are a person's business.
 pub async fn admit(
     api: &Api,
     groups: &[String],
     broker: &str,
-    address: Ipv4Addr,
+    address: Option<Ipv4Addr>,
+    inside: Inside,
 ) -> Result<(), NetworkError> {
     for group in look_at_groups(api, groups).await?.iter().filter(|group| group.is_ours) {
-        let admission = admission(group, broker, Cidr::host(address));
-        if let Some(rule) = &admission.authorize {
-            tracing::info!(group = group.id, %address, "let this broker in");
+        let admission = admission(group, broker, address.map(Cidr::host), inside);
+        for rule in &admission.authorize {
+            tracing::info!(group = group.id, %rule, "let in");
             authorize(api, &group.id, rule).await?;
         }
         for rule in &admission.revoke {
@@ -147,9 +148,80 @@ pub async fn admit(
     Ok(())
 }
 
-/// Whether one of these groups lets this address in to SSH; `None` without an address to ask about.
-pub async fn admits(api: &Api, groups: &[String], address: Option<Cidr>) -> Result<Option<bool>, ApiError> {
-    let Some(address) = address else { return Ok(None) };
-    let groups = look_at_groups(api, groups).await?;
-    Ok(Some(groups.iter().flat_map(|group| &group.ingress).any(|rule| rule.admits(address))))
+/// Who gets to SSH in a network, by its groups.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Whoever comes from an address; `None` without an address to ask about.
+    pub address: Option<bool>,
+    /// Builders, from each other.
+    pub members: bool,
+}
+
+/// Who gets to SSH in this network.
+pub async fn entry(api: &Api, network: &Network, address: Option<Cidr>) -> Result<Entry, ApiError> {
+    Ok(entry_by(&look_at_groups(api, &network.groups).await?, network, address))
+}
+
+fn entry_by(groups: &[Group], network: &Network, address: Option<Cidr>) -> Entry {
+    let rules = || groups.iter().flat_map(|group| &group.ingress);
+    let admits = |who: Cidr| rules().any(|rule| rule.admits(who));
+    // An instance is in all of the groups, so a rule of one about another is as good as one about itself.
+    let among = |rule: &Rule| match &rule.source {
+        Source::Members => rule.admits_members(),
+        Source::Other(name) => rule.is_for_ssh() && network.groups.contains(name),
+        Source::Ipv4(_) => false,
+    };
+    let members = rules().any(among) || network.subnets.iter().all(|subnet| admits(subnet.cidr));
+    Entry { address: address.map(admits), members }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::found::Subnet;
+    use super::*;
+
+    fn group(id: &str, rules: &[Rule]) -> Group {
+        let (name, vpc) = ("any".to_owned(), "vpc-1".to_owned());
+        Group { id: id.to_owned(), name, vpc, ingress: rules.to_vec(), is_ours: false }
+    }
+
+    fn from(source: Source) -> Rule {
+        Rule { source, ..Rule::among_members() }
+    }
+
+    #[test]
+    fn builders_get_to_each_other_by_their_groups_or_by_their_addresses() {
+        let cidr = |text: &str| text.parse::<Cidr>().unwrap();
+        let subnet = |id: &str, range: &str| Subnet {
+            id: id.to_owned(),
+            vpc: "vpc-1".to_owned(),
+            zone: "xa".to_owned(),
+            cidr: cidr(range),
+            free_addresses: 9,
+            is_default: true,
+            is_public: true,
+            is_ours: false,
+        };
+        let network = Network {
+            vpc: "vpc-1".to_owned(),
+            subnets: vec![subnet("subnet-a", "10.0.0.0/20"), subnet("subnet-b", "10.0.16.0/20")],
+            groups: vec!["sg-1".to_owned(), "sg-2".to_owned()],
+        };
+        let members = |rules: &[Rule]| {
+            let groups = [group("sg-1", rules), group("sg-2", &[])];
+            entry_by(&groups, &network, None).members
+        };
+        assert!(!members(&[]));
+        assert!(members(&[Rule::among_members()]));
+        let everything = Rule { protocol: "-1".to_owned(), ports: None, ..Rule::among_members() };
+        assert!(members(std::slice::from_ref(&everything)));
+        assert!(!members(&[Rule { protocol: "udp".to_owned(), ..Rule::among_members() }]));
+        assert!(!members(&[Rule { ports: Some((2049, 2049)), ..Rule::among_members() }]));
+        assert!(members(&[from(Source::Other("sg-2".to_owned()))]));
+        assert!(!members(&[from(Source::Other("sg-3".to_owned()))]));
+        assert!(members(&[from(Source::Ipv4(cidr("10.0.0.0/16")))]));
+        assert!(!members(&[from(Source::Ipv4(cidr("10.0.0.0/20")))]), "not from the other subnet");
+        let entry = entry_by(&[group("sg-1", &[everything])], &network, Some(cidr("203.0.113.7/32")));
+        assert_eq!(entry.address, Some(false));
+    }
 }

@@ -24,10 +24,21 @@ pub struct Wish {
     pub zones: BTreeSet<String>,
     /// Who must be let in to SSH from outside.
     pub admit: Option<Entrant>,
-    /// Whether the VPC itself must be let in.
-    pub admit_vpc: bool,
+    /// Who must be let in from inside.
+    pub inside: Inside,
     /// This broker, if it has an id yet.
     pub broker: Option<String>,
+}
+
+/// Who is let in that is in the VPC; what comes later lets in more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Inside {
+    /// Nobody.
+    Nobody,
+    /// Builders, by each other.
+    Members,
+    /// Whatever is there: the broker, say.
+    Vpc,
 }
 
 /// Who is let in.
@@ -164,12 +175,9 @@ pub fn plan(found: &Found, wish: &Wish) -> Result<Plan, NetworkError> {
     let Some(vpc) = found.home(&wish.given)? else {
         plan.changes.push(Change::CreateDefaultVpc);
         plan.changes.push(Change::CreateGroup { vpc: Place::New });
-        if wish.admit_vpc {
-            // The ranges of a default VPC are always these.
-            let cidr = Cidr::default_vpc();
-            plan.changes.push(authorize(Place::New, Rule::ssh(cidr, &Purpose::Vpc)));
-        }
-        plan.changes.extend(wish.entry().map(|rule| authorize(Place::New, rule)));
+        // The ranges of a default VPC are always these.
+        let rules = wish.rules(&[Cidr::default_vpc()]);
+        plan.changes.extend(rules.into_iter().map(|rule| authorize(Place::New, rule)));
         return Ok(plan);
     };
     let kind = if vpc.is_default { " (the default one)" } else { "" };
@@ -197,6 +205,16 @@ impl Plan {
 }
 
 impl Wish {
+    /// The rules of a group in a VPC with these ranges.
+    fn rules(&self, vpc: &[Cidr]) -> Vec<Rule> {
+        let inside = match self.inside {
+            Inside::Nobody => Vec::new(),
+            Inside::Members => vec![Rule::among_members()],
+            Inside::Vpc => vpc.iter().map(|cidr| Rule::ssh(*cidr, &Purpose::Vpc)).collect(),
+        };
+        inside.into_iter().chain(self.entry()).collect()
+    }
+
     /// The rule that lets in who must be let in from outside.
     fn entry(&self) -> Option<Rule> {
         let purpose = match (self.admit?, &self.broker) {
@@ -279,25 +297,22 @@ fn groups(found: &Found, vpc: &Vpc, wish: &Wish, plan: &mut Plan) -> Result<(), 
         }
         return Ok(());
     }
-    let vpc_rules = || wish.admit_vpc.then_some(&vpc.cidrs).into_iter().flatten();
+    let wanted = wish.rules(&vpc.cidrs);
     let Some(group) = found.group_in(&vpc.id) else {
         if let Some(namesake) = found.namesake_in(&vpc.id) {
             return Err(NetworkError::Namesake(namesake.id.clone()));
         }
         plan.changes.push(Change::CreateGroup { vpc: Place::Id(vpc.id.clone()) });
-        for cidr in vpc_rules() {
-            plan.changes.push(authorize(Place::New, Rule::ssh(*cidr, &Purpose::Vpc)));
-        }
-        plan.changes.extend(wish.entry().map(|rule| authorize(Place::New, rule)));
+        plan.changes.extend(wanted.into_iter().map(|rule| authorize(Place::New, rule)));
         return Ok(());
     };
     plan.uses.push(format!("security group `{}`", group.id));
-    let wanted = vpc_rules().map(|cidr| Rule::ssh(*cidr, &Purpose::Vpc)).chain(wish.entry());
-    let missing = wanted.filter(|rule| {
-        let source = rule.ssh_source();
+    let is_there = |rule: &Rule| match rule.ssh_source() {
         // EC2 takes no second rule for the same range, whatever its description.
-        !group.ingress.iter().any(|there| there.ssh_source() == source)
-    });
+        Some(source) => group.ingress.iter().any(|there| there.ssh_source() == Some(source)),
+        None => group.ingress.iter().any(Rule::admits_members),
+    };
+    let missing = wanted.into_iter().filter(|rule| !is_there(rule));
     let place = || Place::Id(group.id.clone());
     plan.changes.extend(missing.map(|rule| authorize(place(), rule)));
     plan.changes.extend(superfluous(group, vpc, wish).map(|(rule, why)| Change::Revoke {
@@ -337,21 +352,32 @@ fn superfluous<'a>(
             }
             Purpose::Broker(_) => None,
             Purpose::Vpc => Some((rule, "the VPC has that range no longer")),
+            // Other brokers' builders need it too.
+            Purpose::Members => None,
             // A person made it.
             Purpose::Foreign => None,
         }
     })
 }
 
-/// What lets this broker in from this address, and from nowhere else, in a group of ours.
+/// What lets in whom a broker needs let in, and itself from nowhere else, in a group of ours.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Admission {
-    pub(super) authorize: Option<Rule>,
+    pub(super) authorize: Vec<Rule>,
     pub(super) revoke: Vec<Rule>,
 }
 
-/// What to change so that a broker is let in from where it is now. Other brokers' rules, and a person's, stay.
-pub(super) fn admission(group: &Group, broker: &str, address: Cidr) -> Admission {
+/// What to change so that a broker is let in from where it is now, as far as that is known, and its builders by each other
+/// if they are to be. Other brokers' rules, and a person's, stay.
+pub(super) fn admission(group: &Group, broker: &str, address: Option<Cidr>, inside: Inside) -> Admission {
+    let mut admission = address.map(|address| entrance(group, broker, address)).unwrap_or_default();
+    if inside == Inside::Members && !group.ingress.iter().any(Rule::admits_members) {
+        admission.authorize.push(Rule::among_members());
+    }
+    admission
+}
+
+fn entrance(group: &Group, broker: &str, address: Cidr) -> Admission {
     let is_admitted = group.ingress.iter().any(|rule| rule.admits(address));
     let purpose = Purpose::Broker(broker.to_owned());
     let outdated = |rule: &&Rule| {
@@ -359,7 +385,7 @@ pub(super) fn admission(group: &Group, broker: &str, address: Cidr) -> Admission
         is_ours && !rule.admits(address)
     };
     Admission {
-        authorize: (!is_admitted).then(|| Rule::ssh(address, &purpose)),
+        authorize: (!is_admitted).then(|| Rule::ssh(address, &purpose)).into_iter().collect(),
         revoke: group.ingress.iter().filter(outdated).cloned().collect(),
     }
 }

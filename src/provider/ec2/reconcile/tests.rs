@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::super::api::{RunDisk, RunOrder};
+use super::super::fixtures::observed;
 use super::super::records::{ClassRecord, Site};
 use super::*;
 use crate::model::Market;
@@ -80,21 +81,8 @@ fn shown(n: u8, of: u8, state: InstanceState) -> Observed {
         0 => BTreeMap::new(),
         of => BTreeMap::from([(INTENT_TAG.to_owned(), intent(of).as_str().to_owned())]),
     };
-    Observed {
-        id: id(n),
-        state,
-        tags,
-        instance_type: "c6a.large".into(),
-        zone: "eu-central-1a".into(),
-        market: Market::OnDemand,
-        private_ip: None,
-        public_ip: None,
-        launch_time: 0,
-        state_reason: Some("Server.SpotInstanceTermination".into()),
-        subnet: "subnet-1".into(),
-        image: "ami-1".into(),
-        client_token: None,
-    }
+    let state_reason = Some("Server.SpotInstanceTermination".into());
+    Observed { state, tags, state_reason, ..observed(&id(n)) }
 }
 
 /// What one look leads to; `claimed` are the launches that somebody looks after.

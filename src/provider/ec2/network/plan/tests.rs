@@ -61,7 +61,7 @@ fn wish() -> Wish {
         given: Given::default(),
         zones: set(&["xa", "xb"]),
         admit: Some(Entrant::Seen(cidr("198.51.100.7/32"))),
-        admit_vpc: false,
+        inside: Inside::Members,
         broker: Some(US.into()),
     }
 }
@@ -107,14 +107,52 @@ fn a_new_account_needs_a_group_and_nothing_else() {
         planned(&fresh_account(), &wish()),
         [
             "create security group `nix-broker` in `vpc-1`",
+            "authorize tcp 22 from the group itself in the new group",
             "authorize tcp 22 from 198.51.100.7/32 in the new group",
         ]
     );
+    let alone = Wish { inside: Inside::Nobody, ..wish() };
+    assert_eq!(planned(&fresh_account(), &alone).len(), 2);
+}
+
+#[test]
+fn a_group_of_an_earlier_version_lets_its_builders_in_to_each_other_from_now_on() {
+    let with = |rules: &[Rule]| {
+        let all = [&[of(US, "198.51.100.7/32")], rules].concat();
+        Found { groups: vec![group(&all)], ..fresh_account() }
+    };
+    let added = ["authorize tcp 22 from the group itself in `sg-1`"];
+    assert_eq!(planned(&with(&[]), &wish()), added);
+    let by = |source: Source| Rule { source, ..Rule::among_members() };
+    assert_eq!(planned(&with(&[by(Source::Other("sg-2".into()))]), &wish()), added);
+    let dns = Rule { ports: Some((53, 53)), ..Rule::among_members() };
+    assert_eq!(planned(&with(&[dns]), &wish()), added);
+    // It is there, whoever made it, and stays when nobody of this configuration needs it.
+    let ours = with(&[Rule::among_members()]);
+    let theirs =
+        with(&[Rule { protocol: "-1".into(), ports: None, description: None, ..Rule::among_members() }]);
+    for inside in [Inside::Members, Inside::Nobody] {
+        let wish = Wish { inside, ..wish() };
+        assert_eq!(planned(&ours, &wish), [""; 0]);
+        assert_eq!(planned(&theirs, &wish), [""; 0]);
+        assert_eq!(plan(&ours, &wish).unwrap().warnings, [""; 0]);
+        assert!(plan(&theirs, &wish).unwrap().warnings[0].contains("everything from the group itself"));
+    }
+    // So does a launch, wherever it is made from.
+    let before = group(&[of(US, "198.51.100.7/32")]);
+    let here = Some(cidr("198.51.100.7/32"));
+    for address in [here, None] {
+        let admission = admission(&before, US, address, Inside::Members);
+        assert_eq!((admission.authorize, admission.revoke), (vec![Rule::among_members()], vec![]));
+    }
+    let after = group(&[of(US, "198.51.100.7/32"), Rule::among_members()]);
+    assert_eq!(admission(&after, US, here, Inside::Members), Admission::default());
+    assert_eq!(admission(&before, US, None, Inside::Nobody), Admission::default());
 }
 
 #[test]
 fn a_region_without_a_default_vpc_gets_one() {
-    let private = Wish { admit: None, admit_vpc: true, ..wish() };
+    let private = Wish { admit: None, inside: Inside::Vpc, ..wish() };
     assert_eq!(
         planned(&Found::default(), &private),
         [
@@ -135,7 +173,7 @@ fn what_was_done_is_not_done_again() {
         ..fresh_account()
     };
     let third_zone = Wish { zones: set(&["xa", "xb", "xc"]), ..wish() };
-    let both = Wish { admit_vpc: true, ..wish() };
+    let both = Wish { inside: Inside::Vpc, ..wish() };
     let by_hand = Wish { admit: Some(Entrant::Told(cidr("198.51.100.0/28"))), broker: None, ..wish() };
     for found in [Found::default(), fresh_account(), crowded] {
         for wish in [wish(), third_zone.clone(), both.clone(), by_hand.clone()] {
@@ -232,6 +270,7 @@ fn rules_that_are_no_longer_ours_go_and_other_brokers_and_a_persons_stay() {
             Rule::ssh(cidr("203.0.113.4/32"), &Purpose::ByHand),
             Rule::ssh(cidr("172.31.0.0/16"), &Purpose::Vpc),
             Rule::ssh(cidr("10.0.0.0/16"), &Purpose::Vpc),
+            Rule::among_members(),
             Rule { description: None, ..of(US, "0.0.0.0/0") },
             Rule { ports: Some((0, 65535)), ..of(OTHERS, "203.0.113.5/32") },
             ping,
@@ -253,7 +292,7 @@ fn rules_that_are_no_longer_ours_go_and_other_brokers_and_a_persons_stay() {
         assert!(warning.contains(words) && warning.contains("`sg-1`"), "{warning}");
     }
     // Who only needs the VPC leaves every way in from outside that a broker or a person asked for.
-    let private = Wish { admit: None, admit_vpc: true, ..wish() };
+    let private = Wish { admit: None, inside: Inside::Vpc, ..wish() };
     assert_eq!(
         planned(&found, &private),
         ["revoke tcp 22 from 10.0.0.0/16 in `sg-1`: the VPC has that range no longer"]
@@ -264,14 +303,16 @@ fn rules_that_are_no_longer_ours_go_and_other_brokers_and_a_persons_stay() {
 fn a_broker_that_moves_takes_its_own_rule_along_and_no_other() {
     let home = cidr("203.0.113.1/32");
     let away = cidr("198.51.100.7/32");
+    let admission =
+        |group: &Group, broker: &str, address: Cidr| admission(group, broker, Some(address), Inside::Nobody);
     let two = group(&[of(US, "203.0.113.1/32"), of(OTHERS, "203.0.113.2/32")]);
     assert_eq!(admission(&two, US, home), Admission::default());
     let moved = admission(&two, US, away);
-    assert_eq!(moved.authorize, Some(of(US, "198.51.100.7/32")));
+    assert_eq!(moved.authorize, [of(US, "198.51.100.7/32")]);
     assert_eq!(moved.revoke, [of(US, "203.0.113.1/32")]);
     // Behind the same address as another broker: EC2 takes no second rule for it.
     let together = admission(&two, US, cidr("203.0.113.2/32"));
-    assert_eq!((together.authorize, together.revoke), (None, vec![of(US, "203.0.113.1/32")]));
+    assert_eq!((together.authorize, together.revoke), (vec![], vec![of(US, "203.0.113.1/32")]));
     // What a person let in stays, and is enough where it is enough.
     let wide = group(&[Rule::ssh(cidr("203.0.113.0/28"), &Purpose::ByHand)]);
     assert_eq!(admission(&wide, US, home), Admission::default());
