@@ -171,6 +171,9 @@ let
       surplus-idle-timeout = maybe span "1m" ''
         The same while another builder of the pool has room: a minute for EC2, else as long as idle-timeout.
       '';
+      launch-horizon = maybe span "10m" ''
+        What waits is to be done in this time by what is launched for it: longer costs less, and "0s" is a slot for each build.
+      '';
       max-lifetime = maybe span "12h" "A builder older than this takes no new builds and ends.";
       launch-timeout = maybe span "5m" "From the launch until a builder is ready, at most.";
       priority = maybe types.ints.unsigned 1 "Pools with a higher one come before those with a lower one.";

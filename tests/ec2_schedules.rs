@@ -189,6 +189,7 @@ fn pool(market: Market, idle_action: IdleAction, expiry_role: Option<RoleArn>) -
         max_builders: 4,
         idle_timeout: Duration::from_secs(1200),
         surplus_idle_timeout: Duration::from_secs(1200),
+        launch_horizon: None,
         max_lifetime: HARD,
         launch_timeout: Duration::from_secs(300),
         declines: [].into(),

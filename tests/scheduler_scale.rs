@@ -28,6 +28,7 @@ fn pool(name: &str, features: &[&str]) -> PoolSpec {
         max_builders: BUILDERS_PER_POOL,
         idle_timeout: Duration::from_secs(600),
         surplus_idle_timeout: Duration::from_secs(600),
+        launch_horizon: None,
         max_lifetime: Duration::from_secs(36_000),
         launch_timeout: Duration::from_secs(300),
         declines: [].into(),

@@ -381,6 +381,7 @@ fn pool(name: &str, settings: &[&str]) -> Parsed<PoolSpec> {
         max_builders: 2,
         idle_timeout: Duration::from_secs(600),
         surplus_idle_timeout: Duration::from_secs(600),
+        launch_horizon: None,
         max_lifetime: Duration::from_secs(86_400),
         launch_timeout: Duration::from_secs(300),
         declines: [].into(),

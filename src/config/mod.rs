@@ -18,6 +18,7 @@
 //! min-builders = 0                         # kept even when idle
 //! max-builders = 2                         # default: 1, or the number of hosts
 //! idle-timeout = "10m"                     # how long a builder without work is kept
+//! launch-horizon = "1m"                    # what waits is to be done in this time by what is launched for it
 //! max-lifetime = "24h"                     # an older builder takes no new work and ends
 //! launch-timeout = "1m"                    # from the launch until it is ready, at most
 //! priority = 0                             # pools with a higher one come before those with a lower one
@@ -81,6 +82,10 @@
 //! and this machine's Nix could start it now: `prefer-local` is what says `preferLocalBuild`, `fixed-output` what is
 //! fetched; `tiny` and `short`, while no builder is up, what takes three seconds, or ends before one could be up, as builds
 //! of its name have shown. With `max-jobs = 0` nothing is left to it.
+//!
+//! `launch-horizon` is money against time: with `"0s"` every build that waits is launched for as if it were the only one; with
+//! an hour no builder is launched for what those that are there do within it. Unset it is the time of a launch, four of them
+//! (four minutes) in EC2 pools.
 //!
 //! `slots = "auto"` of an EC2 pool counts, until the builder has said how many processors it has, on those of the type
 //! that is launched for a single build: 8, unless `types` or `max-price` leave none of that size.

@@ -99,6 +99,7 @@ fn read_pool(
     let max_builders = section.number("max-builders", 1..=MAX_BUILDERS, problems);
     let idle_timeout = section.duration("idle-timeout", ONE_SECOND, problems);
     let surplus_idle_timeout = section.duration("surplus-idle-timeout", ONE_SECOND, problems);
+    let launch_horizon = section.duration("launch-horizon", Duration::ZERO, problems);
     let max_lifetime = section.duration("max-lifetime", ONE_SECOND, problems);
     let launch_timeout = section.duration("launch-timeout", ONE_SECOND, problems);
     let priority = section.number("priority", 0..=MAX_PRIORITY, problems).unwrap_or(0);
@@ -156,6 +157,7 @@ fn read_pool(
         max_builders,
         idle_timeout,
         surplus_idle_timeout,
+        launch_horizon,
         max_lifetime,
         launch_timeout,
         declines,

@@ -94,6 +94,7 @@ fn every_key_is_taken_as_written() {
         max-builders = 2
         idle-timeout = "1h 30m"
         surplus-idle-timeout = "90s"
+        launch-horizon = "0s"
         max-lifetime = "2days"
         launch-timeout = "90s"
         local = {{ nix-daemon = "/nix/bin/nix-daemon", sshd = "/sbin/sshd", sandbox-paths = ["/bin/sh=/bin/busybox"] }}
@@ -119,6 +120,7 @@ fn every_key_is_taken_as_written() {
     assert_eq!(zen3.slots, Slots::Fixed(16));
     assert_eq!(zen3.idle_timeout, Duration::from_secs(5_400));
     assert_eq!(zen3.surplus_idle_timeout, Duration::from_secs(90));
+    assert_eq!([zen3.launch_horizon, rack.launch_horizon], [Some(Duration::ZERO), None]);
     assert_eq!(zen3.max_lifetime, Duration::from_secs(172_800));
     assert_eq!(
         zen3.provider,
@@ -215,6 +217,7 @@ fn each_mistake_is_named_with_its_line_and_key() {
             local("idle-timeout = \"1m\"\nsurplus-idle-timeout = \"2m\""),
             "4: pool.p.surplus-idle-timeout: longer than `idle-timeout`",
         ),
+        (local("launch-horizon = 0"), "3: pool.p.launch-horizon: `0` has no unit"),
         (local("idle-timeout = \"9000days\""), "3: pool.p.idle-timeout: `9000days` is longer than a year"),
         (local("max-lifetime = \"1m\""), "3: pool.p.max-lifetime: not longer than `launch-timeout`"),
         (local("launch-timeout = \"2days\""), "3: pool.p.launch-timeout: not longer than `launch-timeout`"),

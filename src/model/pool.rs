@@ -23,6 +23,9 @@ pub struct PoolSpec {
     pub idle_timeout: Duration,
     /// The same while another builder of the pool has room for what comes next. Invariant: no more than `idle_timeout`.
     pub surplus_idle_timeout: Duration,
+    /// The time in which what waits is to be done by the slots that are launched for it; zero: a slot for each. `None`: the
+    /// time of a launch, or four where builders are paid for.
+    pub launch_horizon: Option<Duration>,
     /// A builder older than this takes no new work and ends.
     pub max_lifetime: Duration,
     /// From the launch until the builder is ready, at most.

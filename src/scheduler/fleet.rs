@@ -309,7 +309,8 @@ impl Fleet {
         let census = self.roster.census(ix);
         let per_builder = pool.planned_slots();
         let short = pool.spec.min_builders.saturating_sub(census.staffed());
-        let mut coming = self.ends.soon(ix, self.now, pool.launch_takes(), &self.roster);
+        let within = pool.launch_takes().min(pool.horizon());
+        let mut coming = self.ends.soon(ix, self.now, within, &self.roster);
         if pool.is_paid_for() {
             for builder in census.starting.iter().filter_map(|id| self.roster.get(*id)) {
                 *coming.of(builder.is_loose) += u64::from(pool.expected_slots_for(builder.demand));

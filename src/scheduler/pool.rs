@@ -36,6 +36,9 @@ const NEAR_LAUNCH: Duration = Duration::from_secs(2);
 /// whatever is done sooner by one more is worth it.
 const HORIZON: u32 = 4;
 
+/// In which any build counts for a slot of its own.
+const LEAST_HORIZON: Duration = Duration::from_millis(1);
+
 /// How long it is believed that nothing is cheaper: spot prices move.
 const PRICES_HOLD: Duration = Duration::from_secs(10 * 60);
 
@@ -259,10 +262,12 @@ impl Pool {
     }
 
     /// The time in which what waits is to be done by the slots that it is planned with: at least that of a launch, before which
-    /// no other slot comes.
+    /// no other slot comes, unless the pool's operator has his own idea.
     pub(super) fn horizon(&self) -> Duration {
         let times = if self.is_paid_for() { HORIZON } else { 1 };
-        self.launch_takes().saturating_mul(times)
+        let horizon = self.spec.launch_horizon.unwrap_or_else(|| self.launch_takes().saturating_mul(times));
+        // In no time at all nothing would be done, by however many slots.
+        horizon.max(LEAST_HORIZON)
     }
 
     /// A builder launched at that moment failed. `counter` is the fleet's failure counter, already advanced.

@@ -83,7 +83,7 @@ impl Why {
                 let (mean, launch, horizon) = (Rough(*mean), Rough(*launch), Rough(*horizon));
                 format!(
                     "no builder is launched for it alone: what waits like it takes {mean}, a launch {launch}, and a slot \
-                     is to be busy for {horizon}"
+                     is to be busy for {horizon} (`launch-horizon`)"
                 )
             }
             Self::Held(reason) => format!("nothing is launched: {reason}"),

@@ -54,6 +54,7 @@ fn pool(provider: ProviderSpec) -> PoolSpec {
         max_builders: 1,
         idle_timeout: Duration::from_secs(1),
         surplus_idle_timeout: Duration::from_secs(1),
+        launch_horizon: None,
         max_lifetime: Duration::from_secs(1),
         launch_timeout: Duration::from_secs(1),
         declines: [].into(),

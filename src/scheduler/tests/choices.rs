@@ -223,6 +223,27 @@ fn no_builder_is_launched_for_what_those_that_are_there_do_sooner() {
 }
 
 #[test]
+fn a_pool_may_launch_for_each_build_or_for_nothing_that_others_do_in_an_hour() {
+    for (horizon, launches) in [(0, 4), (3_600, 1)] {
+        let mut world = World::new(vec![PoolSpec {
+            slots: Slots::Fixed(1),
+            max_builders: 4,
+            launch_horizon: Some(seconds(horizon)),
+            ..ec2_pool("ec2", Market::OnDemand)
+        }]);
+        ask(&mut world, 1, 1, 10);
+        world.wait(1);
+        world.launched(1);
+        world.pass(60);
+        world.ready(1);
+        for build in 2..=4 {
+            ask(&mut world, build, 1, 10);
+        }
+        assert_eq!(world.launches(), launches, "{}", why(&world, 4));
+    }
+}
+
+#[test]
 fn predictions_that_turn_out_wrong_are_believed_for_six_launches() {
     let mut world = World::new(vec![PoolSpec {
         slots: Slots::Fixed(1),

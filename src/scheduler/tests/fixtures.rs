@@ -42,6 +42,7 @@ pub(super) fn pool(name: &str, system: &str, offered: &[&str]) -> PoolSpec {
         max_builders: 2,
         idle_timeout: seconds(600),
         surplus_idle_timeout: seconds(600),
+        launch_horizon: None,
         max_lifetime: seconds(3600),
         launch_timeout: seconds(300),
         declines: [].into(),

@@ -200,6 +200,7 @@ fn pools() -> impl Strategy<Value = Vec<PoolSpec>> {
                 slots: if auto { Slots::Auto { expected: slots } } else { Slots::Fixed(slots) },
                 idle_timeout: seconds(idle),
                 surplus_idle_timeout: seconds(surplus),
+                launch_horizon: [None, Some(0), Some(surplus)][slots as usize % 3].map(seconds),
                 ..spec
             })
             .collect()
