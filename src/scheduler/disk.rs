@@ -38,6 +38,8 @@ pub(super) enum Disk {
     Low {
         /// Whether it had room before.
         was_ample: bool,
+        /// As it was said last: what is said next may leave it out.
+        space: Space,
     },
     /// Its garbage is collected: no builds.
     Collecting {
@@ -54,10 +56,13 @@ impl Disk {
     fn hear(self, space: Space) -> Self {
         let is_roomy = space.free() >= low_below(space).saturating_mul(ROOMY);
         match self {
-            Self::Unknown | Self::Ample if is_low(space) => Self::Low { was_ample: self == Self::Ample },
+            Self::Unknown | Self::Ample if is_low(space) => {
+                Self::Low { was_ample: self == Self::Ample, space }
+            }
             Self::Unknown | Self::Ample => Self::Ample,
             Self::Low { .. } | Self::Small if is_roomy => Self::Ample,
-            Self::Low { .. } | Self::Small | Self::Collecting { .. } => self,
+            Self::Low { was_ample, .. } => Self::Low { was_ample, space },
+            Self::Small | Self::Collecting { .. } => self,
         }
     }
 
@@ -121,12 +126,11 @@ impl Builder {
 
     /// Its garbage is collected from now on. Answers how much of it.
     fn begin_collection(&mut self, now: Instant) -> Option<u64> {
-        let Some(Disk::Low { was_ample }) = self.disk().filter(|_| self.leases.is_empty()) else {
+        let Some(Disk::Low { was_ample, space }) = self.disk().filter(|_| self.leases.is_empty()) else {
             return None;
         };
-        let bytes = wanted(self.space()?);
         self.set_disk(Disk::Collecting { was_ample, until: now + COLLECTION_LIMIT });
-        Some(bytes)
+        Some(wanted(space))
     }
 
     /// Answers whether it is of no use any more.
@@ -178,11 +182,12 @@ mod tests {
     #[test]
     fn what_was_never_better_is_told_from_what_was_filled() {
         let (low, some, enough) = (space(100, 5), space(100, 15), space(100, 20));
-        assert_eq!(Disk::Unknown.hear(low), Disk::Low { was_ample: false });
-        assert_eq!(Disk::Unknown.hear(some).hear(low), Disk::Low { was_ample: true });
+        assert_eq!(Disk::Unknown.hear(low), Disk::Low { was_ample: false, space: low });
+        let filled = |space| Disk::Low { was_ample: true, space };
+        assert_eq!(Disk::Unknown.hear(some).hear(low), filled(low));
         // It has not recovered before the next build would find it low again.
-        for disk in [Disk::Low { was_ample: true }, Disk::Small] {
-            assert_eq!((disk.hear(some), disk.hear(enough)), (disk, Disk::Ample));
+        for (disk, still) in [(filled(low), filled(some)), (Disk::Small, Disk::Small)] {
+            assert_eq!((disk.hear(some), disk.hear(enough)), (still, Disk::Ample));
         }
     }
 }

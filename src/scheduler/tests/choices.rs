@@ -3,8 +3,8 @@
 use super::fixtures::*;
 use crate::model::ec2::Market;
 use crate::model::{
-    Basis, BuildId, BuildRequest, BuilderFacts, BuilderId, ClientId, DeclineRule, FailureKind, PoolSpec,
-    Prediction, Slots,
+    Basis, BuildId, BuildRequest, BuilderFacts, BuilderId, ClientId, DeclineRule, FailureKind, Load,
+    PoolSpec, Prediction, Slots, Space,
 };
 use crate::scheduler::{Answer, AttemptEnd, BuilderFaultKind, Event, RunPhase};
 
@@ -241,6 +241,20 @@ fn a_pool_may_launch_for_each_build_or_for_nothing_that_others_do_in_an_hour() {
         }
         assert_eq!(world.launches(), launches, "{}", why(&world, 4));
     }
+}
+
+#[test]
+fn a_disk_that_is_low_and_then_not_spoken_of_is_collected_all_the_same() {
+    let mut world = World::new(vec![PoolSpec { min_builders: 1, ..slots(1, 1) }]);
+    world.ready(1);
+    ask(&mut world, 1, 1, 10);
+    let low = Load { disk: Space::new(100 << 30, 1 << 30), ..Load::default() };
+    for load in [low, Load::default()] {
+        world.apply(Event::Load { builder: BuilderId(1), load });
+    }
+    assert!(world.collecting.is_empty(), "a build runs there");
+    world.end(1, AttemptEnd::Succeeded);
+    assert!(world.collecting.contains(&BuilderId(1)));
 }
 
 #[test]

@@ -163,9 +163,15 @@ impl Faults {
         if !self.denied.contains(action) {
             return Ok(());
         }
+        let service = match action {
+            "StartSnapshot" | "PutSnapshotBlock" | "CompleteSnapshot" => "ebs",
+            "CreateSchedule" | "UpdateSchedule" | "DeleteSchedule" => "scheduler",
+            _ => "ec2",
+        };
+        let permission = format!("{service}:{action}");
         let message = format!(
             "You are not authorized to perform this operation. User: arn:aws:iam::111122223333:user/someone is not \
-             authorized to perform: ec2:{action} because no identity-based policy allows the ec2:{action} action. \
+             authorized to perform: {permission} because no identity-based policy allows the {permission} action. \
              Encoded authorization failure message: {}",
             "x7Yq".repeat(100)
         );
