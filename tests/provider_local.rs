@@ -77,6 +77,7 @@ impl Ground {
             idle_timeout: PATIENCE,
             surplus_idle_timeout: PATIENCE,
             max_lifetime: PATIENCE,
+            launch_horizon: None,
             launch_timeout: PATIENCE,
             declines: [].into(),
             direct: true,
