@@ -29,6 +29,14 @@ pub(in crate::provider::ec2) struct Refusal {
     is_told: bool,
 }
 
+impl Refusal {
+    /// The next one: words that were told once are not told again.
+    fn after(known: Option<&Self>, words: String, again_at: u64) -> Self {
+        let is_told = known.is_some_and(|known| known.is_told && known.words == words);
+        Self { words, again_at, is_told }
+    }
+}
+
 impl Estate {
     /// Does what is to be done, again and again. Never ends.
     pub(in crate::provider::ec2) async fn keep_expiries(&self) {
@@ -107,11 +115,11 @@ impl Estate {
         let words = format!("AWS will not end it by itself when its broker is lost: {error}");
         let again_at = self.now().saturating_add(again_after(error.class).as_secs());
         let mut state = self.state();
-        let is_known = state.refused.get(intent).is_some_and(|known| known.words == words);
-        if !is_known {
+        let known = state.refused.get(intent);
+        if known.is_none_or(|known| known.words != words) {
             tracing::warn!(instance, reason = words, "an instance without an expiry");
         }
-        let refusal = Refusal { words, again_at, is_told: is_known };
+        let refusal = Refusal::after(known, words, again_at);
         state.refused.insert(intent.clone(), refusal);
     }
 
@@ -150,5 +158,20 @@ impl Estate {
         if let Err(error) = result {
             tracing::error!(intent = intent.as_str(), %error, "cannot write a launch record");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_is_told_once_however_often_aws_was_asked_before_somebody_listened() {
+        let first = Refusal::after(None, "no role".to_owned(), 60);
+        let second = Refusal::after(Some(&first), "no role".to_owned(), 120);
+        assert!(!second.is_told, "nobody has heard it yet");
+        let heard = Refusal { is_told: true, ..second };
+        assert!(Refusal::after(Some(&heard), "no role".to_owned(), 180).is_told);
+        assert!(!Refusal::after(Some(&heard), "no trust".to_owned(), 180).is_told);
     }
 }
