@@ -1,8 +1,8 @@
 //! The `[pool.ec2]` table: instances that are launched when they are needed.
 //!
 //! Reads its keys one by one; what they mean for what the pool offers is in [`offer`], a cache of builders in `cache`,
-//! the role for AWS's own expiry in `expiry`. Nothing here asks AWS: a region,
-//! a subnet or an image that does not exist is found out by `broker doctor --aws`.
+//! the role for AWS's own expiry in `expiry`. Nothing here asks AWS: a region, a subnet or an image that does not exist is
+//! found out by `broker doctor --aws`.
 
 mod cache;
 mod expiry;

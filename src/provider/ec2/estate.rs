@@ -19,20 +19,6 @@ use super::records::{IntentId, Record, Records, Site, Stage};
 use crate::model::{Ec2Spec, PoolSpec};
 use crate::provider::{ProviderContext, ProviderError};
 
-/// The tag that names the broker an instance belongs to.
-pub(super) const BROKER_TAG: &str = "nix-broker:broker";
-/// The tag that everything of any broker carries, instance or network: what a person's policy can be about.
-pub(super) const MANAGED_TAG: &str = "ManagedBy";
-/// Its value.
-pub(super) const MANAGED_BY: &str = "nix-broker";
-/// The tag that names the pool.
-pub(super) const POOL_TAG: &str = "nix-broker:pool";
-/// The tag that says until when an instance is wanted, for `broker sweep` on any machine. Renewed while it is.
-pub(super) const EXPIRES_TAG: &str = "nix-broker:expires-at";
-
-/// The tag of an instance that AWS itself ends when it is too old: it has a schedule of its name.
-pub(super) const EXPIRY_TAG: &str = "nix-broker:expiry";
-
 /// An instance whose broker has not renewed this for so long belongs to a broker that is gone.
 pub(super) const EXPIRES_AFTER: Duration = Duration::from_secs(60 * 60);
 
@@ -196,7 +182,7 @@ impl Estate {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The value of [`BROKER_TAG`].
+    /// The value of [`super::tags::BROKER_TAG`].
     pub(super) fn broker(&self) -> String {
         self.state().records.broker().to_owned()
     }
@@ -250,11 +236,8 @@ impl Estate {
         let Stage::Shelved { instance, class, .. } = record.stage.clone() else { return None };
         let stage = Stage::Live { instance: instance.clone(), class };
         // Written before it is started: a broker that dies in between looks after it again, or ends it.
-        match state.advance(&record.intent, stage, now) {
-            Ok(true) => self.errand.notify_one(),
-            Ok(false) => {}
-            Err(error) => tracing::error!(%error, "cannot write a launch record"),
-        }
+        let advanced = state.advance(&record.intent, stage, now);
+        self.follow(&record.intent, advanced);
         state.in_flight.insert(record.intent.clone());
         state.claimed.insert(record.intent.clone());
         // What it was while it was stopped is no news of what it is now.
@@ -317,15 +300,20 @@ impl Estate {
     /// one, with which the next start looks again.
     pub(super) fn advance(&self, intent: &IntentId, stage: Stage) {
         let now = self.now();
-        let result = self.state().advance(intent, stage, now);
-        match result {
+        let advanced = self.state().advance(intent, stage, now);
+        self.follow(intent, advanced);
+        self.hurry();
+    }
+
+    /// What follows from [`State::advance`].
+    fn follow(&self, intent: &IntentId, advanced: io::Result<bool>) {
+        match advanced {
             Ok(true) => self.errand.notify_one(),
             Ok(false) => {}
             Err(error) => {
                 tracing::error!(intent = intent.as_str(), %error, "cannot write a launch record");
             }
         }
-        self.hurry();
     }
 
     /// Nothing came of a launch.
@@ -434,7 +422,7 @@ impl Estate {
     }
 }
 
-/// The value of [`EXPIRES_TAG`] for something that is wanted now: `2026-11-21T08:00:00Z`.
+/// The value of [`super::tags::EXPIRES_TAG`] for something that is wanted now: `2026-11-21T08:00:00Z`.
 pub(super) fn expires(now: u64) -> String {
     humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(now) + EXPIRES_AFTER).to_string()
 }

@@ -10,6 +10,7 @@ use super::api::{Api, ApiError, ErrorClass, InstanceState, Observed, RunDisk, Ru
 use super::estate::{self, Estate};
 use super::reconcile::INTENT_TAG;
 use super::records::{ClassRecord, IntentId, Record, Site, Stage};
+use super::tags;
 use crate::model::ec2::Reach;
 use crate::model::{BuilderId, InstanceClass};
 use crate::provider::{Callers, Inner};
@@ -93,15 +94,14 @@ impl Estate {
 
     fn tags(&self, intent: &IntentId, pool: &str, builder: BuilderId) -> BTreeMap<String, String> {
         // So that whoever knows nothing but the tags knows that there is one.
-        let expiry =
-            self.state().terms.contains_key(pool).then(|| (estate::EXPIRY_TAG, "schedule".to_owned()));
+        let expiry = self.state().terms.contains_key(pool).then(|| (tags::EXPIRY_TAG, "schedule".to_owned()));
         let tags = [
             ("Name", format!("nix-broker {pool} {builder}")),
-            (estate::MANAGED_TAG, estate::MANAGED_BY.to_owned()),
-            (estate::BROKER_TAG, self.broker()),
+            (tags::MANAGED_TAG, tags::MANAGED_BY.to_owned()),
+            (tags::BROKER_TAG, self.broker()),
             (INTENT_TAG, intent.as_str().to_owned()),
-            (estate::POOL_TAG, pool.to_owned()),
-            (estate::EXPIRES_TAG, estate::expires(self.now())),
+            (tags::POOL_TAG, pool.to_owned()),
+            (tags::EXPIRES_TAG, estate::expires(self.now())),
         ];
         tags.into_iter().chain(expiry).map(|(key, value)| (key.to_owned(), value)).collect()
     }

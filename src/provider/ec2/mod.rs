@@ -56,6 +56,8 @@ mod surroundings;
 #[cfg(feature = "ec2")]
 pub mod sweep;
 #[cfg(feature = "ec2")]
+mod tags;
+#[cfg(feature = "ec2")]
 mod watch;
 
 #[cfg(feature = "ec2")]

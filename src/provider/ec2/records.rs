@@ -253,8 +253,8 @@ impl Records {
         Ok(())
     }
 
-    /// Puts a record into another stage; `expiry` is what that means for its end, if anything. In memory it is there even when it cannot be written: an older stage on disk
-    /// makes the next start look again, which does no harm.
+    /// Puts a record into another stage; `expiry` is what that means for its end, if anything. In memory it is there even
+    /// when it cannot be written: an older stage on disk makes the next start look again, which does no harm.
     pub(super) fn advance(
         &mut self,
         intent: &IntentId,

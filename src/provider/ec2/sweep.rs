@@ -10,13 +10,7 @@ use tokio::time::{Instant, sleep};
 
 use super::api::{Api, ApiError, ErrorClass, InstanceState, Observed, SecurityGroup, Volume};
 use super::network::NETWORK_TAG;
-
-/// The tag on everything that any broker makes, and its value.
-const MANAGED_BY: (&str, &str) = ("ManagedBy", "nix-broker");
-const BROKER_TAG: &str = "nix-broker:broker";
-const POOL_TAG: &str = "nix-broker:pool";
-const EXPIRES_TAG: &str = "nix-broker:expires-at";
-const EXPIRY_TAG: &str = "nix-broker:expiry";
+use super::tags::{BROKER_TAG, EXPIRES_TAG, EXPIRY_TAG, MANAGED_BY, MANAGED_TAG, POOL_TAG};
 
 /// A broker says every 15 minutes that it wants its instances for another hour. Something without such a tag may have
 /// been made this long ago by a broker that has not come to tagging it.
@@ -95,8 +89,8 @@ pub fn is_chosen(stray: &Stray, which: &Which, now: u64) -> bool {
 /// Everything in this region that carries a broker's tag and is not gone: instances, volumes that are attached to nothing,
 /// security groups.
 pub async fn look(api: &Api) -> Result<Vec<Stray>, ApiError> {
-    let tag = format!("tag:{}", MANAGED_BY.0);
-    let ours = [MANAGED_BY.1.to_owned()];
+    let tag = format!("tag:{MANAGED_TAG}");
+    let ours = [MANAGED_BY.to_owned()];
     let available = ["available".to_owned()];
     let filters = [(tag.as_str(), ours.as_slice())];
     let of_volumes = [(tag.as_str(), ours.as_slice()), ("status", available.as_slice())];

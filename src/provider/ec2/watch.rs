@@ -6,10 +6,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::api::{Api, ApiError, Observed};
-use super::estate::{BROKER_TAG, EXPIRES_TAG, Estate, Finds, expires};
+use super::estate::{Estate, Finds, expires};
 use super::reconcile::{INTENT_TAG, Look, Step, reconcile};
 use super::records::{IntentId, Record, Site, Stage};
 use super::retire::only;
+use super::tags::{BROKER_TAG, EXPIRES_TAG};
 
 /// Between two looks while something is on its way up or down.
 const BUSY_INTERVAL: Duration = Duration::from_secs(5);

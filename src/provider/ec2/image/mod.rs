@@ -36,13 +36,12 @@ use std::io;
 use std::path::PathBuf;
 
 use super::api::{Api, ApiError, OwnImage};
+use super::tags::{MANAGED_BY, MANAGED_TAG};
 
-/// The tag that everything of any broker carries, and its value.
-const MANAGED_BY: (&str, &str) = ("ManagedBy", "nix-broker");
 /// On every image that was uploaded by `broker image`, and on its snapshot.
 pub const IMAGE_TAG: &str = "nix-broker:image";
 /// The tags by which images of `broker image` are known.
-pub const OURS: [(&str, &str); 2] = [MANAGED_BY, (IMAGE_TAG, "1")];
+pub const OURS: [(&str, &str); 2] = [(MANAGED_TAG, MANAGED_BY), (IMAGE_TAG, "1")];
 /// The SHA-256 of what is on the disk: the same content is not uploaded twice.
 const CONTENT_TAG: &str = "nix-broker:content";
 /// One upload, so that its snapshot is found when the answer that names it was lost.

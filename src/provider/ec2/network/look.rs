@@ -7,15 +7,12 @@ use super::found::{Found, Given, Group, Network, Rule, Source, Subnet, Tenant, V
 use super::{GROUP_NAME, NETWORK_TAG, NetworkError};
 use crate::model::Ec2Spec;
 use crate::provider::ec2::api::{self, Api, ApiError, InstanceState};
-
-/// What every tool calls it.
-const MANAGED_BY: &str = "ManagedBy";
-const US: &str = "nix-broker";
+use crate::provider::ec2::tags::{MANAGED_BY, MANAGED_TAG};
 
 /// The tags of everything that `broker init` makes.
 pub(super) fn tags() -> BTreeMap<String, String> {
     let pair = |key: &str, value: &str| (key.to_owned(), value.to_owned());
-    BTreeMap::from([pair(MANAGED_BY, US), pair(NETWORK_TAG, "1")])
+    BTreeMap::from([pair(MANAGED_TAG, MANAGED_BY), pair(NETWORK_TAG, "1")])
 }
 
 /// Both tags, so that one set by accident deletes nothing.
