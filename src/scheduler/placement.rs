@@ -71,11 +71,11 @@ fn first_open(fit: &Fit, roster: &Roster) -> Option<BuilderId> {
     if let Some(builder) = roomiest().find(has_room) {
         return Some(builder);
     }
-    if awaits_a_start(fit, roster) { None } else { roomiest().next() }
+    if holds_out_for_room(fit, roster) { None } else { roomiest().next() }
 }
 
 /// Whether a build that nothing has room for waits for a builder that starts. That ends: it becomes ready, or is given up.
-pub(super) fn awaits_a_start(fit: &Fit, roster: &Roster) -> bool {
+pub(super) fn holds_out_for_room(fit: &Fit, roster: &Roster) -> bool {
     fit.is_big && fit.pools.iter().any(|pool| !roster.census(*pool).starting.is_empty())
 }
 

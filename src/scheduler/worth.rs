@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use super::build::Stage;
 use super::builder::Builder;
 use super::fleet::Fleet;
-use super::pool::PoolIx;
+use super::pool::{Pool, PoolIx};
 use super::queue::Lane;
 use super::roster::Roster;
 use super::scaling::Stock;
@@ -101,11 +101,16 @@ impl Fleet {
     }
 
     fn horizon(&self, lane: &Lane) -> Duration {
-        lane.fit.pools.iter().map(|ix| self.pools[ix.0].horizon()).max().unwrap_or_default()
+        self.longest(lane, Pool::horizon)
     }
 
     fn longest_launch(&self, lane: &Lane) -> Duration {
-        lane.fit.pools.iter().map(|ix| self.pools[ix.0].launch_takes()).max().unwrap_or_default()
+        self.longest(lane, Pool::launch_takes)
+    }
+
+    /// The longest that one of a lane's pools has of this.
+    fn longest(&self, lane: &Lane, time: impl Fn(&Pool) -> Duration) -> Duration {
+        lane.fit.pools.iter().map(|ix| time(&self.pools[ix.0])).max().unwrap_or_default()
     }
 
     /// Whether a slot counts for several of the builds that wait here.

@@ -373,7 +373,7 @@ impl Fleet {
             let pools = || lane.fit.pools.iter();
             let census = || pools().map(|ix| self.roster.census(*ix));
             let is_open = census().any(|census| !census.open.is_empty());
-            let is_at_once = !placement::awaits_a_start(&lane.fit, &self.roster);
+            let is_at_once = !placement::holds_out_for_room(&lane.fit, &self.roster);
             assert!(
                 !is_open || !is_at_once || lane.first_plain().is_none(),
                 "a build waits beside a free slot"

@@ -3,8 +3,8 @@
 use super::fixtures::*;
 use crate::model::ec2::Market;
 use crate::model::{
-    BuildId, BuildRequest, BuilderId, BuilderState, Caps, Delivery, FailureKind, HourlyRate, Instance,
-    InstanceId, LeaseId, Phases, PoolName, PoolSpec, Prediction, Record, Share, Slots, Traffic, Usd, UtcDay,
+    BuildId, BuildRequest, BuilderId, BuilderState, Caps, FailureKind, HourlyRate, Instance, InstanceId,
+    Phases, PoolName, PoolSpec, Prediction, Record, Slots, Usd, UtcDay,
 };
 use crate::scheduler::{
     Action, Adoption, Answer, AttemptEnd, BuilderFaultKind, Event, Fleet, RunPhase, Selection,
@@ -279,29 +279,6 @@ fn an_interruption_is_no_attempt_of_the_build() {
 }
 
 #[test]
-fn a_warning_is_shown_with_the_pool_and_changes_nothing_else() {
-    let mut world = ec2(Market::OnDemand, 1);
-    world.accept(1, X86, &[]);
-    world.wait(1);
-    world.launched_as(1, class(Market::OnDemand));
-    world.ready_with(1, 4);
-    let before = world.fleet.status(world.now);
-    let warned = Event::Warned { builder: BuilderId(1), why: "nobody guards it".to_owned() };
-    assert_eq!(world.fleet.apply(world.now, warned.clone()), []);
-    let mut after = world.fleet.status(world.now);
-    let (words, _) = after.pools[0].last_fault.take().unwrap();
-    assert_eq!(words, "b-1: nobody guards it");
-    assert_eq!(after, before, "builds, builders and launches go on");
-    // One that is gone is nobody's concern.
-    world.end(1, AttemptEnd::Succeeded);
-    world.apply(Event::StopRequested(Selection::All));
-    world.gone(1);
-    let before = world.fleet.status(world.now);
-    world.apply(warned);
-    assert_eq!(world.fleet.status(world.now), before);
-}
-
-#[test]
 fn a_build_that_ends_by_itself_while_it_is_moved_has_ended() {
     let mut world = ec2(Market::Spot, 1);
     for build in [1, 2] {
@@ -482,37 +459,4 @@ fn what_is_found_after_the_end_is_left_to_the_next_broker() {
     assert_eq!(world.exits, 1);
     world.adopt(&[("x86", 60)]);
     assert!(world.fleet.status(world.now).builders.is_empty());
-}
-
-#[test]
-fn where_inputs_came_from_is_told_and_counted_for_the_attempt_that_runs() {
-    let mut world = World::new(vec![pool("x86", X86, &[])]);
-    world.accept(1, X86, &[]);
-    world.ready(1);
-    let (_, lease) = world.running[&BuildId(1)];
-    let share = |bytes| Share { paths: 1, bytes };
-    let delivery = Delivery {
-        home: share(1 << 10),
-        builders: [(BuilderId(7), share(64 << 20))].into(),
-        ..Delivery::default()
-    };
-    for lease in [lease, LeaseId(lease.0 + 1)] {
-        let delivery = Box::new(delivery.clone());
-        world.apply(Event::Delivered { build: BuildId(1), lease, delivery });
-        world.apply(Event::Fetched { build: BuildId(1), lease, bytes: 9 });
-    }
-    let why = world.fleet.explain(world.now, BuildId(1)).unwrap().why;
-    let told: Vec<_> = why.iter().filter(|line| line.contains("has its inputs: ")).collect();
-    assert_eq!(told.len(), 1, "{why:?}");
-    assert!(told[0].ends_with("has its inputs: 1 from here (1.0 KiB), 1 from b-7 (64 MiB)"), "{told:?}");
-    world.end(1, AttemptEnd::Succeeded);
-    let traffic: Vec<_> = world
-        .records
-        .iter()
-        .filter_map(|record| match record {
-            Record::Build(build) => Some(build.traffic),
-            Record::Instance(_) | Record::PutAside { .. } => None,
-        })
-        .collect();
-    assert_eq!(traffic, [Traffic { up: 1 << 10, direct: 64 << 20, down: 9 }]);
 }

@@ -6,3 +6,4 @@ mod idle;
 mod machines;
 mod properties;
 mod stories;
+mod told;
