@@ -984,8 +984,14 @@ fn assert_ends(process: u32) {
     }
 }
 
-fn soon() -> HookReply {
-    HookReply::Soon { token: "the-token".into() }
+/// Up to the moment where an importer waits beside the build, for outputs under this token: its process too.
+fn with_a_ready_importer(place: &Place, broker: &FakeBroker, token: &str) -> (FakeNix, Peer, u32) {
+    let _absent = std::fs::remove_file(place.path("record"));
+    let (nix, mut peer) = accepted(place, broker);
+    peer.send(&HookReply::Soon { token: token.into() });
+    let (lines, processes) = recorded(place, 1);
+    assert_eq!(lines, [format!("start {token}")], "before the build has ended");
+    (nix, peer, processes[0])
 }
 
 #[test]
@@ -993,9 +999,7 @@ fn an_importer_is_started_beside_a_short_build_and_imports_it() {
     let place = Place::new();
     let broker = place.broker();
     place.stock(WAITS);
-    let (nix, mut peer) = accepted(&place, &broker);
-    peer.send(&soon());
-    assert_eq!(recorded(&place, 1).0, ["start the-token"], "before the build has ended");
+    let (nix, mut peer, _) = with_a_ready_importer(&place, &broker, "the-token");
     peer.log(b"built\n");
     peer.send(&succeeded());
     let ended = nix.finish();
@@ -1009,17 +1013,12 @@ fn an_importer_that_waits_imports_nothing_else_and_is_done_without() {
     let broker = place.broker();
     place.stock(WAITS);
     // The outputs come under another name.
-    let (nix, mut peer) = accepted(&place, &broker);
-    peer.send(&HookReply::Soon { token: "another".into() });
-    recorded(&place, 1);
+    let (nix, mut peer, _) = with_a_ready_importer(&place, &broker, "another");
     peer.send(&succeeded());
     assert_eq!(nix.finish().status.code(), Some(0));
     assert_eq!(recorded(&place, 3).0, ["start another", "start the-token", "import the-token"]);
     // It is gone when it is wanted.
-    std::fs::remove_file(place.path("record")).unwrap();
-    let (nix, mut peer) = accepted(&place, &broker);
-    peer.send(&soon());
-    let process = recorded(&place, 1).1[0];
+    let (nix, mut peer, process) = with_a_ready_importer(&place, &broker, "the-token");
     rustix::process::kill_process(
         rustix::process::Pid::from_raw(process.cast_signed()).unwrap(),
         Signal::KILL,
@@ -1037,25 +1036,17 @@ fn an_importer_that_waits_in_vain_ends() {
     let broker = place.broker();
     place.stock(WAITS);
     // The build fails.
-    let (nix, mut peer) = accepted(&place, &broker);
-    peer.send(&soon());
-    let process = recorded(&place, 1).1[0];
+    let (nix, mut peer, process) = with_a_ready_importer(&place, &broker, "the-token");
     peer.send(&failed("exit code 3", 100, true));
     assert_eq!(nix.finish().status.code(), Some(100));
     assert_ends(process);
     // The hook is killed.
-    std::fs::remove_file(place.path("record")).unwrap();
-    let (mut nix, mut peer) = accepted(&place, &broker);
-    peer.send(&soon());
-    let process = recorded(&place, 1).1[0];
+    let (mut nix, _peer, process) = with_a_ready_importer(&place, &broker, "the-token");
     nix.signal(Signal::KILL);
     nix.wait_dead(fake_nix::DEADLINE).expect("an end");
     assert_ends(process);
     // The build takes longer than was thought, and is imported by another.
-    std::fs::remove_file(place.path("record")).unwrap();
-    let (nix, mut peer) = accepted(&place, &broker);
-    peer.send(&soon());
-    let process = recorded(&place, 1).1[0];
+    let (nix, mut peer, process) = with_a_ready_importer(&place, &broker, "the-token");
     assert_ends(process);
     peer.send(&succeeded());
     assert_eq!(nix.finish().status.code(), Some(0));
