@@ -132,8 +132,10 @@ fn the_terminal_is_given_back_after_a_signal_and_others_only_look() {
 fn logs_are_read_and_followed_by_who_may() {
     on_release("bookworm", &pool(), |lab| {
         let build = five_endless_builds(lab);
-        let log = lab.run("root", &["broker", "logs", "wide-0"]);
-        assert!(log.lines().any(|line| line == "building 0"), "{log}");
+        // A build runs a moment before its first line is here.
+        let read = || lab.run("root", &["broker", "logs", "wide-0"]);
+        lab.wait("the build's first line", || read().lines().any(|line| line == "building 0"));
+        let log = read();
         let id = lab.status()["builds"]
             .as_array()
             .unwrap()
