@@ -301,6 +301,11 @@ impl Builder {
         if is_big { room_of_big(self.slots) } else { 1 }
     }
 
+    /// Slots that one more build which uses all processors gets at once.
+    pub(super) fn room_of_next_big(&self) -> u32 {
+        self.free().min(self.room_for(true))
+    }
+
     /// Whether one more build gets all the slots at once that it takes.
     pub(super) fn has_room_for(&self, is_big: bool) -> bool {
         self.free() >= self.room_for(is_big)

@@ -1,7 +1,7 @@
 //! The whole state, and the way of an event through it: dispatch, then settle what it made possible.
 //!
 //! What each event does is beside it: builds in [`super::on_build`], builders in [`super::on_builder`], operators and
-//! the end in [`super::on_operator`].
+//! the end in [`super::on_operator`]; launches are in [`super::growth`].
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -18,11 +18,10 @@ use super::poison::Poison;
 use super::pool::{Pool, PoolIx};
 use super::queue::Queue;
 use super::roster::Roster;
-use super::scaling::{self, Plan, Supply, Want};
 use super::trail::Why;
 use super::verdict::{Offers, PoolOffer};
 use super::worth::{End, Ends};
-use crate::model::{BuildId, BuilderId, Demand, LeaseId, PoolSpec};
+use crate::model::{BuildId, BuilderId, LeaseId, PoolSpec};
 
 /// No configured duration counts for more: an `Instant` far enough in the future cannot be represented.
 const LONGEST_DURATION: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
@@ -188,6 +187,9 @@ impl Fleet {
         let newly_queued = std::mem::take(&mut self.newly_queued);
         self.tell_queued(&newly_queued);
         self.scale();
+        // What has waited for a machine that cannot be launched any more takes what there is.
+        self.place();
+        self.note_what_is_too_small();
         self.tell_of_start_under_way(&newly_queued);
         self.tell_of_holds(&newly_queued);
         self.note_thrift(&newly_queued);
@@ -200,7 +202,7 @@ impl Fleet {
     /// Starts every build that can be.
     fn place(&mut self) {
         while let Some(placement) =
-            placement::next(&self.queue, &self.roster, &self.builds, |ix| self.room(ix) > 0)
+            placement::next(&self.queue, &self.roster, &self.builds, |ix| self.ahead(ix))
         {
             self.start(placement);
         }
@@ -237,135 +239,8 @@ impl Fleet {
         self.actions.push(Action::Tell { build: id, note: Note::Started { builder } });
     }
 
-    /// Launches what the queue and the minimums ask for.
-    fn scale(&mut self) {
-        let minimums_count = self.mode == Mode::Accepting;
-        if self.queue.is_empty() && (!minimums_count || self.minimums_are_met()) {
-            return;
-        }
-        let supply: Vec<Supply> =
-            (0..self.pools.len()).map(|ix| self.supply(PoolIx(ix), minimums_count)).collect();
-        if supply.iter().all(|pool| pool.room == 0) {
-            return;
-        }
-        for (ix, plan) in scaling::plan(self.wants(), supply).into_iter().enumerate() {
-            self.carry_out(PoolIx(ix), plan);
-        }
-    }
-
-    /// What waits, those first that have the least choice of machines, then those that have the least choice of pools.
-    fn wants(&self) -> impl Iterator<Item = Want<'_>> {
-        let mut wants: Vec<(Want<'_>, usize)> = Vec::new();
-        for (place, (_, lane)) in self.queue.lanes().enumerate() {
-            let (pools, is_big, mean) = (&lane.fit.pools, lane.fit.is_big, self.mean_of(lane));
-            let mut plain = lane.len();
-            let mut add = |steady, elsewhere, waiting| {
-                if waiting > 0 {
-                    wants.push((Want { pools, waiting, is_big, mean, steady, elsewhere }, place));
-                }
-            };
-            let kind = |build: &Build| {
-                (build.shuns_loose, placement::awaits_a_full_one(&lane.fit, &self.roster, build))
-            };
-            let picky: Vec<_> = lane.picky().filter_map(|(_, id)| self.builds.get(&id)).map(kind).collect();
-            for (steady, elsewhere) in [(true, true), (true, false), (false, true)] {
-                let waiting = picky.iter().filter(|kind| **kind == (steady, elsewhere)).count();
-                add(steady, elsewhere, waiting);
-                plain -= waiting;
-            }
-            add(false, false, plain);
-        }
-        wants.sort_by_key(|(want, place)| (!want.steady, !want.elsewhere, *place));
-        wants.into_iter().map(|(want, _)| want)
-    }
-
-    fn carry_out(&mut self, ix: PoolIx, plan: Plan) {
-        let pool = &self.pools[ix.0];
-        // What is planned here is not launched elsewhere, but its size is decided when all that comes now has come.
-        if plan.launches == 0 || pool.gathers_until().is_some() {
-            return;
-        }
-        // Those before it in the same round may have changed what is left of a cap.
-        let at_once = if self.launches_one_by_one(ix) { self.room(ix).min(1) } else { plan.launches };
-        let kept = pool.spec.min_builders.saturating_sub(self.roster.census(ix).staffed());
-        let usual = pool.expected_slots();
-        let demands = plan.shares().zip(0..).map(|(share, n)| Demand {
-            // One that is kept for what may come is as large as planned.
-            builds: share.max(if n < kept { usual } else { 1 }),
-            on_demand_only: n < plan.steady,
-        });
-        let demands: Vec<_> = demands.take(at_once as usize).collect();
-        let builders: Vec<BuilderId> = demands.into_iter().map(|demand| self.launch(ix, demand)).collect();
-        self.tell_of_launches(ix, &builders);
-    }
-
-    fn minimums_are_met(&self) -> bool {
-        let mut pools = self.pools.iter().enumerate();
-        pools.all(|(ix, pool)| self.roster.census(PoolIx(ix)).staffed() >= pool.spec.min_builders)
-    }
-
-    fn supply(&self, ix: PoolIx, minimums_count: bool) -> Supply {
-        let pool = &self.pools[ix.0];
-        let census = self.roster.census(ix);
-        let per_builder = pool.planned_slots();
-        let short = pool.spec.min_builders.saturating_sub(census.staffed());
-        let within = pool.launch_takes().min(pool.horizon());
-        let mut coming = self.ends.soon(ix, self.now, within, &self.roster);
-        if pool.is_paid_for() {
-            for builder in census.starting.iter().filter_map(|id| self.roster.get(*id)) {
-                *coming.of(builder.is_loose) += u64::from(pool.expected_slots_for(builder.demand));
-            }
-        } else {
-            // Where all machines are alike they need only be counted.
-            coming.steady += census.starting.len() as u64 * u64::from(per_builder);
-        }
-        Supply {
-            free: census.free,
-            coming,
-            per_builder,
-            room: self.room(ix),
-            short_of_minimum: if minimums_count { short } else { 0 },
-            horizon: pool.horizon(),
-            comes_in_sizes: pool.comes_in_sizes(),
-            is_loose: pool.is_loose(self.now),
-        }
-    }
-
-    /// Builders that may be launched in this pool now.
-    pub(super) fn room(&self, ix: PoolIx) -> u32 {
-        let pool = &self.pools[ix.0];
-        if pool.rests_until().is_some() || self.held(ix).is_some() || self.awaits_a_price(ix) {
-            return 0;
-        }
-        pool.spec.max_builders.saturating_sub(self.roster.census(ix).alive())
-    }
-
-    /// Launches one builder. The caller has made sure that its pool has room.
-    pub(super) fn launch(&mut self, ix: PoolIx, demand: Demand) -> BuilderId {
-        let id = self.reserve_builder();
-        let pool = &self.pools[ix.0];
-        let is_loose = pool.is_loose(self.now) && !demand.on_demand_only;
-        // While spot is off for a pool, every launch is for a machine that stays.
-        let demand =
-            Demand { on_demand_only: demand.on_demand_only || pool.avoids_loose(self.now), ..demand };
-        let at_most = if pool.is_paid_for() { self.left_of_hour() } else { None };
-        self.actions.push(Action::Launch { builder: id, pool: pool.spec.name.clone(), demand, at_most });
-        let timeout = pool.spec.launch_timeout;
-        let pool = &mut self.pools[ix.0];
-        pool.spares.one_is_launched(self.now, pool.launch_takes());
-        let mut builder = Builder::launching(id, ix, self.now, timeout, demand, is_loose);
-        builder.at_most = at_most;
-        self.roster.insert(builder);
-        id
-    }
-
-    /// Slots that a builder will have, as far as is known.
-    fn slots_to_come(&self, builder: &Builder) -> usize {
-        self.pools[builder.pool.0].expected_slots_for(builder.demand) as usize
-    }
-
     /// Tells the builds at the head of the queue which of these builders is launched for them.
-    fn tell_of_launches(&mut self, ix: PoolIx, builders: &[BuilderId]) {
+    pub(super) fn tell_of_launches(&mut self, ix: PoolIx, builders: &[BuilderId]) {
         let mut unaware = self.queue.heads(ix, TOLD_OF_LAUNCHES).into_iter();
         for builder in builders {
             let slots = self.roster.get(*builder).map_or(0, |builder| self.slots_to_come(builder));

@@ -38,8 +38,8 @@
 //!
 //! A build is in exactly one state, and is finished exactly once. A lease belongs to one running build, and a builder
 //! has no more of them than slots. A pool has no more builders than its maximum, those included that are not gone yet.
-//! A build waits only while no slot it could have is free; one that uses all processors also for a builder that starts.
-//! `tests` checks them after every event.
+//! A build waits only while no slot it could have is free; one that uses all processors also for a builder that starts, or
+//! for a larger one that can be launched. `tests` checks them after every event.
 
 pub mod action;
 pub mod event;
@@ -49,6 +49,7 @@ mod builder;
 mod disk;
 mod economics;
 mod fleet;
+mod growth;
 mod headroom;
 mod history;
 mod idle;

@@ -4,16 +4,21 @@
 //! first of its pools with a free slot: to a builder that made some of its inputs, if one of them is open; else to the
 //! fullest, so that others become idle and end. One that is `big-parallel` goes to the one with most room instead; what it
 //! takes of it is [`super::builder::room_of_big`]'s arithmetic. Where the roomiest has less, it waits for a builder that
-//! starts, if one does, and else gets what there is. None goes to a builder that it has failed on while there is, or soon
-//! will be, another; where all the others are full, [`super::scaling`] launches one for it, and is told so by
-//! [`awaits_a_full_one`]. What a builder has no memory for ([`super::headroom`]) counts as no free slot, here and where
-//! launches are decided.
+//! starts, if one does, and else gets what there is; but one that is worth a launch of its own waits for a machine that
+//! gives it twice of that, as long as such a one starts or can be launched: the work costs the same there, and is done
+//! sooner. [`refused`] tells [`super::growth`] that it does.
+//!
+//! None goes to a builder that it has failed on while there is, or soon will be, another; where all the others are full,
+//! [`super::scaling`] launches one for it, and is told so by [`awaits_a_full_one`]. What a builder has no memory for
+//! ([`super::headroom`]) counts as no free slot, here and where launches are decided.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use super::build::Build;
+use super::builder::{Builder, room_of_big};
 use super::pool::PoolIx;
-use super::queue::{Fit, LaneIx, Queue, Turn};
+use super::queue::{Fit, Lane, LaneIx, Queue, Turn};
 use super::roster::Roster;
 use crate::model::{BuildId, BuilderId};
 
@@ -26,27 +31,40 @@ pub(super) struct Placement {
     pub(super) builder: BuilderId,
 }
 
+/// What a pool may still bring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Ahead {
+    /// Whether another builder could be launched.
+    pub(super) may_grow: bool,
+    /// Slots of the largest builder that starts or could be launched, where they come in sizes; else none.
+    pub(super) largest: u32,
+    /// A build that takes no less than this is worth a launch of its own.
+    pub(super) horizon: Duration,
+}
+
 /// The next placement, if there is any.
-///
-/// `may_grow` says whether another builder could be launched in a pool.
 pub(super) fn next(
     queue: &Queue,
     roster: &Roster,
     builds: &BTreeMap<BuildId, Build>,
-    may_grow: impl Fn(PoolIx) -> bool,
+    ahead: impl Fn(PoolIx) -> Ahead,
 ) -> Option<Placement> {
     let mut best: Option<Placement> = None;
     let is_better = |turn: Turn, best: &Option<Placement>| best.is_none_or(|best| turn < best.turn);
     for (lane_ix, lane) in queue.lanes() {
         let Some(open) = first_open(&lane.fit, roster) else { continue };
-        if let Some((turn, build)) = lane.first_plain()
+        if let Some((turn, id)) = lane.first_plain()
             && is_better(turn, &best)
+            && let Some(build) = builds.get(&id)
         {
-            let builder = builds.get(&build).and_then(|build| near(&lane.fit, roster, build)).unwrap_or(open);
-            best = Some(Placement { turn, lane: lane_ix, build, builder });
+            let does = |builder: &BuilderId| !is_too_small(&lane.fit, roster, *builder, build, &ahead);
+            let chosen = near(&lane.fit, roster, build).filter(does).or_else(|| Some(open).filter(does));
+            if let Some(builder) = chosen {
+                best = Some(Placement { turn, lane: lane_ix, build: id, builder });
+            }
         }
         let suited = lane.picky().find_map(|(turn, build)| {
-            match choose_for_picky(&lane.fit, roster, builds.get(&build)?, &may_grow) {
+            match choose_for_picky(&lane.fit, roster, builds.get(&build)?, |pool| ahead(pool).may_grow) {
                 Choice::Now(builder) => Some(Placement { turn, lane: lane_ix, build, builder }),
                 Choice::Later | Choice::OnAFullOne => None,
             }
@@ -77,6 +95,36 @@ fn first_open(fit: &Fit, roster: &Roster) -> Option<BuilderId> {
 /// Whether a build that nothing has room for waits for a builder that starts. That ends: it becomes ready, or is given up.
 pub(super) fn holds_out_for_room(fit: &Fit, roster: &Roster) -> bool {
     fit.is_big && fit.pools.iter().any(|pool| !roster.census(*pool).starting.is_empty())
+}
+
+/// Whether a build had better wait for a machine that starts or can be launched: it would get at least twice of what it gets
+/// here.
+fn is_too_small(
+    fit: &Fit,
+    roster: &Roster,
+    builder: BuilderId,
+    build: &Build,
+    ahead: impl Fn(PoolIx) -> Ahead,
+) -> bool {
+    let here = || roster.get(builder).map_or(0, Builder::room_of_next_big);
+    let is_worth_it =
+        |ahead: Ahead| build.place.lasts >= ahead.horizon && room_of_big(ahead.largest) / 2 >= here();
+    fit.is_big && fit.pools.iter().any(|pool| is_worth_it(ahead(*pool)))
+}
+
+/// The build whose turn it is here and the builder that is open and too small for it, if it waits for a larger one.
+pub(super) fn refused(
+    lane: &Lane,
+    roster: &Roster,
+    builds: &BTreeMap<BuildId, Build>,
+    ahead: impl Fn(PoolIx) -> Ahead,
+) -> Option<(BuildId, BuilderId)> {
+    if !lane.fit.is_big {
+        return None;
+    }
+    let (_, id) = lane.first_plain()?;
+    let open = first_open(&lane.fit, roster)?;
+    is_too_small(&lane.fit, roster, open, builds.get(&id)?, ahead).then_some((id, open))
 }
 
 /// An open builder that made some of its inputs.

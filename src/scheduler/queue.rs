@@ -130,6 +130,11 @@ impl Lane {
             .map(|(rank, (build, client))| (Turn { running: self.running_of(*client), rank: *rank }, *build))
     }
 
+    /// Builds that any builder of the lane's pools will do for: client by client, by rank.
+    pub(super) fn plain(&self) -> impl Iterator<Item = BuildId> {
+        self.plain.values().flat_map(|builds| builds.values().copied())
+    }
+
     /// All builds.
     pub(super) fn iter(&self) -> impl Iterator<Item = (Rank, BuildId)> {
         let plain = self.plain.values().flatten().map(|(rank, build)| (*rank, *build));

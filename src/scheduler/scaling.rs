@@ -31,8 +31,10 @@ pub(super) struct Stock {
 pub(super) struct Supply {
     /// Slots that are free.
     pub(super) free: Stock,
-    /// Slots that will be when the builders on their way are ready, or before one could be launched.
-    pub(super) coming: Stock,
+    /// Slots that will be before one could be launched.
+    pub(super) soon: Stock,
+    /// Slots that will be when the builders on their way are ready.
+    pub(super) starting: Stock,
     /// Slots a further builder is planned to bring. Invariant: at least 1.
     pub(super) per_builder: u32,
     /// Builders that may be launched.
@@ -60,8 +62,18 @@ pub(super) struct Want<'a> {
     pub(super) mean: Duration,
     /// Only slots that cannot be taken away will do: they have lost such a one.
     pub(super) steady: bool,
-    /// None of the slots that are free will do: they have failed there.
-    pub(super) elsewhere: bool,
+    /// Which slots will not do.
+    pub(super) refuses: Refuses,
+}
+
+/// Slots that will not do for a build, whoever else may have them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Refuses {
+    Nothing,
+    /// Those that are free: it has failed there.
+    Free,
+    /// Those of all builders that are ready: it is worth a larger one, of the size that a pool is planned with.
+    AllThatRun,
 }
 
 /// What to launch in one pool.
@@ -71,6 +83,8 @@ pub(super) struct Plan {
     pub(super) launches: u32,
     /// Of them for builds that have lost a machine already.
     pub(super) steady: u32,
+    /// Of them as large as is planned, whatever their share: a build wants one that has room for it.
+    pub(super) large: u32,
     /// Slots that what waits for all of these builders together would take.
     pub(super) slots: u64,
 }
@@ -183,11 +197,21 @@ impl Pool {
     fn take(&mut self, wanted: u64, want: Want<'_>) -> u64 {
         let each = self.each(want);
         let needed = self.slots_for(wanted, want);
-        let from_free = if want.elsewhere { 0 } else { self.supply.free.take(needed, each, want.steady) };
-        let from_there = from_free + self.supply.coming.take(needed - from_free, each, want.steady);
-        let from_fresh = self.fresh.take(needed - from_there, each, want.steady);
+        let mut missing = needed;
+        if want.refuses < Refuses::Free {
+            missing -= self.supply.free.take(missing, each, want.steady);
+        }
+        if want.refuses < Refuses::AllThatRun {
+            missing -= self.supply.soon.take(missing, each, want.steady);
+        }
+        missing -= self.supply.starting.take(missing, each, want.steady);
+        let from_fresh = self.fresh.take(missing, each, want.steady);
         self.plan.slots += from_fresh * each;
-        wanted.min(self.served_by(from_there + from_fresh, want))
+        if want.refuses == Refuses::AllThatRun {
+            let machines = (from_fresh * each).div_ceil(u64::from(self.supply.per_builder));
+            self.plan.large = self.plan.large.saturating_add(u32::try_from(machines).unwrap_or(u32::MAX));
+        }
+        wanted.min(self.served_by(needed - missing + from_fresh, want))
     }
 }
 
@@ -217,12 +241,13 @@ mod tests {
     const B: PoolIx = PoolIx(1);
 
     const ONE: Want<'_> =
-        Want { pools: &[A], waiting: 1, is_big: false, mean: HOUR, steady: false, elsewhere: false };
+        Want { pools: &[A], waiting: 1, is_big: false, mean: HOUR, steady: false, refuses: Refuses::Nothing };
 
     fn supply(slots: u64, room: u32) -> Supply {
         Supply {
             free: Stock { loose: 0, steady: slots },
-            coming: Stock::default(),
+            soon: Stock::default(),
+            starting: Stock::default(),
             per_builder: 4,
             room,
             short_of_minimum: 0,
@@ -243,7 +268,7 @@ mod tests {
             is_big: false,
             mean: HOUR,
             steady: false,
-            elsewhere: false,
+            refuses: Refuses::Nothing,
         });
         plan(wants, supply.to_vec())
     }
@@ -306,10 +331,10 @@ mod tests {
         let spot = Supply { is_loose: true, free: Stock { loose: 8, steady: 0 }, ..sized(3) };
         let want = |waiting, steady| Want { waiting, steady, ..ONE };
         let decided = plan([want(2, true), want(9, false)].into_iter(), vec![spot]);
-        assert_eq!(decided, [Plan { launches: 1, steady: 1, slots: 3 }]);
+        assert_eq!(decided, [Plan { launches: 1, steady: 1, slots: 3, ..Plan::default() }]);
         let steady = Supply { free: Stock { loose: 8, steady: 2 }, ..spot };
         let decided = plan([want(2, true), want(9, false)].into_iter(), vec![steady]);
-        assert_eq!(decided, [Plan { launches: 1, steady: 0, slots: 1 }]);
+        assert_eq!(decided, [Plan { launches: 1, steady: 0, slots: 1, ..Plan::default() }]);
     }
 
     #[test]
@@ -317,7 +342,7 @@ mod tests {
         let big = |waiting| Want { waiting, is_big: true, ..ONE };
         let launches = |want, supply| plan([want].into_iter(), vec![supply])[0];
         // Three of four slots each: the first of them is free.
-        assert_eq!(launches(big(3), supply(4, 9)), Plan { launches: 2, steady: 0, slots: 6 });
+        assert_eq!(launches(big(3), supply(4, 9)), Plan { launches: 2, slots: 6, ..Plan::default() });
         assert_eq!(launches(big(1), sized(9)).shares().collect::<Vec<_>>(), [3]);
         assert_eq!(launches(big(10), sized(1)).shares().collect::<Vec<_>>(), [30]);
         let narrow = Supply { per_builder: 1, ..supply(0, 9) };
@@ -334,7 +359,7 @@ mod tests {
         assert_eq!(launches(12, 20_000, supply(4, 9)).launches, 0);
         assert_eq!(launches(13, 20_000, supply(4, 9)).launches, 1);
         // What nothing runs for yet is launched for all the same, and no larger than it has to be.
-        assert_eq!(launches(12, 20_000, supply(0, 9)), Plan { launches: 1, steady: 0, slots: 4 });
+        assert_eq!(launches(12, 20_000, supply(0, 9)), Plan { launches: 1, slots: 4, ..Plan::default() });
         assert_eq!(launches(1, 1, supply(0, 9)).launches, 1);
         assert_eq!(launches(200, 20_000, sized(1)).shares().collect::<Vec<_>>(), [67]);
         // However short, they are not all left to one slot.
@@ -357,10 +382,27 @@ mod tests {
 
     #[test]
     fn what_refuses_the_slots_that_are_free_is_launched_for() {
-        let launches = |supply| plan([Want { elsewhere: true, ..ONE }].into_iter(), vec![supply])[0].launches;
+        let launches =
+            |supply| plan([Want { refuses: Refuses::Free, ..ONE }].into_iter(), vec![supply])[0].launches;
         assert_eq!(launches(supply(4, 1)), 1);
-        let coming = Supply { coming: Stock { loose: 0, steady: 1 }, ..supply(4, 1) };
+        let coming = Supply { soon: Stock { loose: 0, steady: 1 }, ..supply(4, 1) };
         assert_eq!(launches(coming), 0);
+    }
+
+    #[test]
+    fn what_is_worth_a_large_machine_is_launched_for_beside_all_that_runs() {
+        let soon = Stock { loose: 0, steady: 4 };
+        let large = |waiting, refuses| Want { waiting, is_big: true, refuses, ..ONE };
+        let plan = |wants: &[Want<'static>], supply| plan(wants.iter().copied(), vec![supply])[0];
+        let runs = Supply { soon, ..Supply { comes_in_sizes: true, ..supply(4, 2) } };
+        assert_eq!(plan(&[large(2, Refuses::Nothing)], runs).launches, 0);
+        let wanted = Plan { launches: 1, large: 1, slots: 3, ..Plan::default() };
+        assert_eq!(plan(&[large(1, Refuses::AllThatRun)], runs), wanted);
+        // One that starts will do, and so will one that is launched for another.
+        assert_eq!(plan(&[large(1, Refuses::AllThatRun)], Supply { starting: soon, ..runs }).launches, 0);
+        let both = [Want { refuses: Refuses::Free, ..ONE }, large(1, Refuses::AllThatRun)];
+        let nothing_soon = Supply { soon: Stock::default(), ..runs };
+        assert_eq!(plan(&both, nothing_soon), Plan { launches: 1, large: 1, slots: 4, ..Plan::default() });
     }
 
     #[test]

@@ -33,6 +33,12 @@ pub(super) enum Why {
         /// In which a slot is to do several of them.
         horizon: Duration,
     },
+    /// It waits for a machine that gives it more than this one, which is open.
+    TooSmall {
+        builder: BuilderId,
+        /// Slots that it would get there now.
+        room: u32,
+    },
     Launching {
         builder: BuilderId,
         pool: PoolName,
@@ -86,6 +92,10 @@ impl Why {
                      is to be busy for {horizon} (`launch-horizon`)"
                 )
             }
+            Self::TooSmall { builder, room } => format!(
+                "waits for a machine with more room than {builder}, where it would get {room}: a build that uses all \
+                 processors and takes long costs the same there, and is done sooner"
+            ),
             Self::Held(reason) => format!("nothing is launched: {reason}"),
             Self::Launching { builder, pool } => format!("{builder} is launched in pool `{pool}`"),
             Self::BuilderFailed { builder, reason } => format!("{builder} did not become ready: {reason}"),
@@ -129,6 +139,13 @@ impl Trail {
             self.dropped += 1;
         }
         self.last.push_back((now, why));
+    }
+
+    /// Unless it has been decided before.
+    pub(super) fn push_once(&mut self, now: Instant, why: Why) {
+        if !self.first.iter().chain(&self.last).any(|(_, known)| *known == why) {
+            self.push(now, why);
+        }
     }
 
     /// As text, each line with its time since the first.

@@ -120,6 +120,110 @@ fn a_build_that_uses_all_processors_waits_for_a_builder_that_starts_rather_than_
     assert_eq!([3, 4].map(|build| world.builder_of(build)), [Some(2), Some(1)]);
 }
 
+/// Machines of any size, planned with sixteen slots each; the first is there and has four.
+fn beside_a_small_machine(max_builders: u32) -> World {
+    let spec = ec2_pool("ec2", Market::OnDemand);
+    let offer = pool("", X86, &["big-parallel"]).offer;
+    let mut world =
+        World::new(vec![PoolSpec { max_builders, offer, slots: Slots::Auto { expected: 8 }, ..spec }]);
+    ask(&mut world, 1, 1, 3_000);
+    world.wait(60);
+    world.ready_with(1, 4);
+    assert_eq!(world.builder_of(1), Some(1));
+    world
+}
+
+/// A build that uses all processors.
+fn ask_big(world: &mut World, build: u64, lasts: u64) {
+    ask_for(world, build, 1, Prediction::exact(seconds(lasts)), &["big-parallel"]);
+    world.wait(3);
+}
+
+#[test]
+fn a_long_build_that_uses_all_processors_gets_a_larger_machine_than_the_one_that_is_open() {
+    let mut world = beside_a_small_machine(3);
+    ask_big(&mut world, 2, 3_000);
+    assert_eq!((world.builder_of(2), world.launches()), (None, 2), "{}", why(&world, 2));
+    assert_eq!(world.demands[&BuilderId(2)].builds, 16);
+    assert!(why(&world, 2).contains("waits for a machine with more room than b-1, where it would get 3:"));
+    // It is said once, and others go on.
+    ask(&mut world, 3, 1, 3_000);
+    assert_eq!(world.builder_of(3), Some(1));
+    assert_eq!(why(&world, 2).matches("more room").count(), 1, "{}", why(&world, 2));
+    world.ready_with(2, 16);
+    assert_eq!((world.builder_of(2), world.launches()), (Some(2), 2));
+    assert!(why(&world, 2).contains("alone, with room for 12"), "{}", why(&world, 2));
+    // The next has no room beside it, and rather shares the large one when that is all there is.
+    ask_big(&mut world, 4, 3_000);
+    assert_eq!((world.builder_of(4), world.launches()), (None, 3));
+    world.ready_with(3, 16);
+    assert_eq!(world.builder_of(4), Some(3));
+}
+
+#[test]
+fn one_that_is_not_worth_a_launch_or_has_no_other_choice_takes_the_small_machine() {
+    let mut world = beside_a_small_machine(3);
+    ask_big(&mut world, 2, 100);
+    assert_eq!((world.builder_of(2), world.launches()), (Some(1), 1));
+    // No further machine may be launched.
+    let mut world = beside_a_small_machine(1);
+    ask_big(&mut world, 2, 3_000);
+    assert_eq!((world.builder_of(2), world.launches()), (Some(1), 1));
+    // The launch fails, and for a while there will be no other.
+    let mut world = beside_a_small_machine(3);
+    ask_big(&mut world, 2, 3_000);
+    assert_eq!((world.builder_of(2), world.launches()), (None, 2));
+    world.lose(2, BuilderFaultKind::LaunchFailed);
+    assert_eq!(world.builder_of(2), Some(1), "{}", why(&world, 2));
+    // It comes, and is no larger: what EC2 had is what there is.
+    let mut world = beside_a_small_machine(3);
+    ask_big(&mut world, 2, 3_000);
+    world.ready_with(2, 4);
+    assert_eq!((world.builder_of(2), world.launches()), (Some(2), 2), "{}", why(&world, 2));
+    // A pool whose machines are all alike has no larger ones.
+    let mut world = World::new(vec![PoolSpec { min_builders: 1, ..slots(4, 3) }]);
+    world.ready(1);
+    ask_big(&mut world, 2, 3_000);
+    assert_eq!((world.builder_of(2), world.launches()), (Some(1), 1));
+}
+
+#[test]
+fn several_long_builds_share_out_the_large_machines_that_may_be_launched() {
+    let mut world = beside_a_small_machine(3);
+    for build in 2..=4 {
+        ask_big(&mut world, build, 3_000);
+    }
+    assert_eq!(world.launches(), 3);
+    world.ready_with(2, 16);
+    assert_eq!([2, 3, 4].map(|build| world.builder_of(build)), [Some(2), None, None]);
+    world.ready_with(3, 16);
+    // Nothing larger than the first machine comes any more.
+    assert_eq!([2, 3, 4].map(|build| world.builder_of(build)), [Some(2), Some(3), Some(2)]);
+}
+
+#[test]
+fn a_machine_with_a_quarter_less_than_was_asked_for_does_not_mean_that_there_are_no_larger_ones() {
+    let launches = |processors: u32| {
+        let spec = ec2_pool("ec2", Market::OnDemand);
+        let mut world =
+            World::new(vec![PoolSpec { max_builders: 9, slots: Slots::Auto { expected: 8 }, ..spec }]);
+        for build in 1..=10 {
+            ask(&mut world, build, 1, 3_000);
+        }
+        world.wait(60);
+        assert_eq!(world.demanded(), [(10, false)]);
+        world.ready_with(1, processors);
+        for build in 11..=50 {
+            ask(&mut world, build, 1, 3_000);
+        }
+        world.wait(3);
+        world.launches() - 1
+    };
+    // Each is planned with sixteen slots; after one that had far fewer than it was to have, with no more than that one had.
+    assert_eq!(launches(8), 4);
+    assert_eq!(launches(7), 7);
+}
+
 #[test]
 fn a_build_goes_where_its_inputs_were_made() {
     let mut world = World::new(vec![PoolSpec { min_builders: 3, ..slots(2, 3) }]);

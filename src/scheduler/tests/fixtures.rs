@@ -373,7 +373,8 @@ impl Fleet {
             let pools = || lane.fit.pools.iter();
             let census = || pools().map(|ix| self.roster.census(*ix));
             let is_open = census().any(|census| !census.open.is_empty());
-            let is_at_once = !placement::holds_out_for_room(&lane.fit, &self.roster);
+            let refused = placement::refused(lane, &self.roster, &self.builds, |ix| self.ahead(ix));
+            let is_at_once = !placement::holds_out_for_room(&lane.fit, &self.roster) && refused.is_none();
             assert!(
                 !is_open || !is_at_once || lane.first_plain().is_none(),
                 "a build waits beside a free slot"

@@ -245,6 +245,9 @@ impl Chaos {
             }
             3 => facts.processors = 0,
             4 => facts.processors = u32::MAX,
+            6 => facts.processors = 1,
+            7 => facts.processors = 2,
+            8 => facts.processors = 16,
             _ => {}
         }
         facts
