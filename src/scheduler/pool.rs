@@ -225,7 +225,8 @@ impl Pool {
 
     /// A builder passed all checks: the pool is well.
     pub(super) fn builder_became_ready(&mut self, slots: u32, demand: Demand) {
-        if slots < demand.builds && self.comes_in_sizes() {
+        // A machine that is chosen for so many may have a quarter less, although there are larger ones.
+        if slots < demand.builds - demand.builds / 4 && self.comes_in_sizes() {
             self.learned.most = Some(slots);
         } else {
             self.learned.usual = Some(slots);
