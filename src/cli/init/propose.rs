@@ -129,7 +129,7 @@ fn file(wanted: &BTreeSet<Wanted>, region: &str) -> String {
                     false => format!("features = [{}]\n", list.join(", ")),
                 };
                 let body = format!(
-                    "systems = [\"{system}\"]\n{features}idle-timeout = \"10m\"\n\n[pool.ec2]\nregion = \"{region}\"\nmarket = \"spot\"           # on demand when there is none\n"
+                    "systems = [\"{system}\"]\n{features}max-builders = 8          # at most; what waits decides how many\nidle-timeout = \"10m\"\n\n[pool.ec2]\nregion = \"{region}\"\nmarket = \"spot\"           # on demand when there is none\n"
                 );
                 (base, body)
             }
