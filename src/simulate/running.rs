@@ -152,8 +152,10 @@ impl Sites {
         if let Some(site) = self.all.get_mut(&attempt.builder) {
             site.taken.remove(&attempt.slot);
             site.load.end(now, lease);
-            let bar = &mut self.timeline.lanes[site.lane].bars[attempt.bar];
-            bar.to = Some(now);
+            let lane = &mut self.timeline.lanes[site.lane];
+            let bar = &mut lane.bars[attempt.bar];
+            // Nothing runs longer than its machine, whenever that is noticed.
+            bar.to = Some(lane.ended.map_or(now, |ended| ended.min(now)));
             bar.is_good = is_good;
         }
         Some(attempt)
