@@ -87,8 +87,11 @@ impl Fleet {
         let refused: Vec<_> = self.queue.lanes().filter_map(refused).collect();
         for (id, builder) in refused {
             let room = self.roster.get(builder).map_or(0, Builder::room_of_next_big);
-            if let Some(build) = self.builds.get_mut(&id) {
-                build.trail.push_once(self.now, Why::TooSmall { builder, room });
+            let Some(build) = self.builds.get_mut(&id) else { continue };
+            // Once of each builder: what is free there changes all the time.
+            let is_told = |why: &Why| matches!(why, Why::TooSmall { builder: told, .. } if *told == builder);
+            if !build.trail.has(is_told) {
+                build.trail.push(self.now, Why::TooSmall { builder, room });
             }
         }
     }

@@ -141,11 +141,9 @@ impl Trail {
         self.last.push_back((now, why));
     }
 
-    /// Unless it has been decided before.
-    pub(super) fn push_once(&mut self, now: Instant, why: Why) {
-        if !self.first.iter().chain(&self.last).any(|(_, known)| *known == why) {
-            self.push(now, why);
-        }
+    /// Whether such a decision is among those that are kept.
+    pub(super) fn has(&self, such: impl Fn(&Why) -> bool) -> bool {
+        self.first.iter().chain(&self.last).any(|(_, why)| such(why))
     }
 
     /// As text, each line with its time since the first.
