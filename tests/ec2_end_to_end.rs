@@ -681,6 +681,7 @@ fn aws_knows_when_to_end_a_machine_by_itself_as_long_as_it_is_there() {
         let before = SystemTime::now() - Duration::from_secs(1);
         let build = nix_build(lab, "expires", "4");
         lab.wait("the build to run", || lab.builds_in("building") == 1);
+        lab.wait("the schedule to stand", || record(lab)["expiry"]["state"] == "set");
         let instance = cloud.only();
         assert_eq!(tag(&instance, "nix-broker:expiry"), "schedule");
         let at = time_of(&schedule_of(cloud, &id(&instance)));

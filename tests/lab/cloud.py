@@ -12,7 +12,7 @@ standard input is a command, answered by one line:
 
     ["ec2", METHOD, {...}]      a call to EC2, as boto3 names it
     ["scheduler", METHOD, {}]   the same to EventBridge Scheduler
-    ["calls"]                   how often each action was asked for, by anybody but this program
+    ["calls"]                   how often each action was done, refused or lost, for anybody but this program
     ["hold"], ["release"]       machines that start from now on wait with their boot until they are released
     ["break", PROGRAM]          in machines that boot from now on this program fails
     ["stall", ACTION]           this action is done, and its answer withheld until answers flow
@@ -100,7 +100,8 @@ class Gate:
         if AGENT in environ.get("HTTP_USER_AGENT", ""):
             return self.inner(environ, start_response)
         with self.changed:
-            self.calls[action] += 1
+            if action in self.denied | self.lost:
+                self.calls[action] += 1
             if action in self.denied:
                 start_response("403 Forbidden", [("Content-Type", "application/json"), ("x-amzn-ErrorType", DENIED)])
                 words = f"User: arn:aws:iam::123456789012:user/lab is not authorized to perform: scheduler:{action}"
@@ -111,6 +112,8 @@ class Gate:
                 return [b"lost"]
         answer = list(self.inner(environ, start_response))
         with self.changed:
+            # Whoever waits for this may look at what it did.
+            self.calls[action] += 1
             self.changed.wait_for(lambda: action not in self.stalled)
         return answer
 
