@@ -184,7 +184,7 @@ fn pool(market: Market, idle_action: IdleAction, expiry_role: Option<RoleArn>) -
             features: [Feature::new("gccarch-znver3")].into(),
             mandatory: BTreeSet::new(),
         },
-        slots: Slots::Auto { expected: 8 },
+        slots: Slots::Auto { expected: 8, most: None },
         min_builders: 0,
         max_builders: 4,
         idle_timeout: Duration::from_secs(1200),

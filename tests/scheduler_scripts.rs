@@ -395,7 +395,7 @@ fn pool(name: &str, settings: &[&str]) -> Parsed<PoolSpec> {
             "system" => spec.offer.systems = [System::new(value)].into(),
             "features" => spec.offer.features = value.split(',').map(Feature::new).collect(),
             "slots" => spec.slots = Slots::Fixed(small()?),
-            "sizes" => spec.slots = Slots::Auto { expected: small()? },
+            "sizes" => spec.slots = Slots::Auto { expected: small()?, most: None },
             "ec2" => spec.provider = ProviderSpec::Ec2(ec2(market(value)?)),
             "min" => spec.min_builders = small()?,
             "max" => spec.max_builders = small()?,

@@ -117,12 +117,13 @@ fn read_pool(
     let surplus_idle_timeout = surplus_idle_timeout.unwrap_or(times.surplus_idle).min(idle_timeout);
     let max_lifetime = max_lifetime.unwrap_or(times.lifetime);
     let launch_timeout = launch_timeout.unwrap_or(times.launch);
-    let (expected_processors, available) = match &provider {
-        Some(ProviderSpec::Hosts(hosts)) => (EXPECTED_PROCESSORS, u32::try_from(hosts.len()).ok()),
-        Some(ProviderSpec::Ec2(spec)) => (ec2::offer::expected_processors(spec, &offer), None),
-        Some(ProviderSpec::Local(_)) | None => (defaults.processors, None),
+    let alike = |expected| Slots::Auto { expected, most: None };
+    let (auto, available) = match &provider {
+        Some(ProviderSpec::Hosts(hosts)) => (alike(EXPECTED_PROCESSORS), u32::try_from(hosts.len()).ok()),
+        Some(ProviderSpec::Ec2(spec)) => (ec2::offer::slots(spec, &offer), None),
+        Some(ProviderSpec::Local(_)) | None => (alike(defaults.processors), None),
     };
-    let slots = read_slots(&mut section, expected_processors, problems);
+    let slots = read_slots(&mut section, auto, problems);
     if let Some(ProviderSpec::Local(_)) = &provider {
         warn_of_foreign_systems(&section, &offer, &defaults.system, problems);
     }
@@ -256,8 +257,7 @@ fn read_declines(section: &mut Section<'_>, problems: &mut Problems) -> BTreeSet
     rules
 }
 
-fn read_slots(section: &mut Section<'_>, processors: u32, problems: &mut Problems) -> Slots {
-    let auto = Slots::Auto { expected: processors };
+fn read_slots(section: &mut Section<'_>, auto: Slots, problems: &mut Problems) -> Slots {
     if !section.is_text("slots") {
         return section.number("slots", 1..=MAX_SLOTS, problems).map_or(auto, Slots::Fixed);
     }

@@ -68,7 +68,7 @@ fn a_minimal_file_gets_every_default() {
     let [pool] = &config.pools[..] else { panic!("one pool") };
     assert_eq!(pool.name.as_str(), "p");
     assert_eq!(pool.offer.systems, [System::new("x86_64-linux")].into());
-    assert_eq!(pool.slots, Slots::Auto { expected: 6 });
+    assert_eq!(pool.slots, Slots::Auto { expected: 6, most: None });
     assert_eq!((pool.min_builders, pool.max_builders), (0, 1));
     assert_eq!([pool.idle_timeout, pool.surplus_idle_timeout], [Duration::from_secs(600); 2]);
     assert_eq!(pool.max_lifetime, Duration::from_secs(86_400));

@@ -75,6 +75,8 @@ pub enum Slots {
     Auto {
         /// What to plan with until a builder has said it.
         expected: u32,
+        /// What the largest builder that there can be would say, where that is known.
+        most: Option<u32>,
     },
 }
 
@@ -82,7 +84,7 @@ impl Slots {
     /// The number to plan with before a builder is up.
     pub fn expected(self) -> u32 {
         match self {
-            Self::Fixed(n) | Self::Auto { expected: n } => n,
+            Self::Fixed(n) | Self::Auto { expected: n, .. } => n,
         }
     }
 }

@@ -180,7 +180,12 @@ impl Pool {
     }
 
     fn bounded(&self, slots: u32) -> u32 {
-        slots.min(self.learned.most.unwrap_or(MOST_SLOTS)).clamp(1, MOST_SLOTS)
+        let known = match self.spec.slots {
+            Slots::Auto { most, .. } => most,
+            Slots::Fixed(_) => None,
+        };
+        let most = [self.learned.most, known].into_iter().flatten().min();
+        slots.min(most.unwrap_or(MOST_SLOTS)).clamp(1, MOST_SLOTS)
     }
 
     /// A build has come to wait here: a launch may have to be for more than it.

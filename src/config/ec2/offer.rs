@@ -11,7 +11,7 @@ use crate::catalog::{Architecture, Catalog, InstanceType, microarch, size};
 use crate::config::problem::Problems;
 use crate::config::section::Section;
 use crate::model::ec2::Market;
-use crate::model::{Ec2Spec, Feature, Offer, System};
+use crate::model::{Ec2Spec, Feature, Offer, Slots, System};
 
 /// What every builder can be said to have.
 const ALWAYS: [&str; 2] = ["benchmark", "big-parallel"];
@@ -121,19 +121,17 @@ pub(in crate::config) fn complete(
     }
 }
 
-/// Processors to expect of a builder that is launched for one build.
-pub(in crate::config) fn expected_processors(spec: &Ec2Spec, offer: &Offer) -> u32 {
+/// Processors of a builder that is launched for one build, and of the largest where types are listed.
+pub(in crate::config) fn slots(spec: &Ec2Spec, offer: &Offer) -> Slots {
     let wanted = size::processors_wanted(1);
     let gccarchs: Vec<_> = offer.features.union(&offer.mandatory).filter_map(microarch::gccarch).collect();
     let architecture = offer.systems.iter().find_map(Architecture::of);
     let acceptable = architecture.map(|architecture| acceptable(spec, architecture, &gccarchs));
-    acceptable
-        .unwrap_or_default()
-        .into_iter()
-        .filter(|known| is_affordable(spec, known))
-        .map(|known| known.vcpus)
-        .min_by_key(|vcpus| size::misfit(*vcpus, wanted))
-        .unwrap_or(wanted)
+    let acceptable = acceptable.unwrap_or_default();
+    let sizes = || acceptable.iter().filter(|known| is_affordable(spec, known)).map(|known| known.vcpus);
+    let expected = sizes().min_by_key(|vcpus| size::misfit(*vcpus, wanted)).unwrap_or(wanted);
+    let most = if spec.types.is_empty() { None } else { sizes().max() };
+    Slots::Auto { expected, most }
 }
 
 fn acceptable(spec: &Ec2Spec, architecture: Architecture, gccarchs: &[&str]) -> Vec<&'static InstanceType> {

@@ -35,7 +35,7 @@ fn an_empty_table_gets_every_default() {
     assert_eq!((config.caps, config.warnings), (Caps::default(), vec![]));
     let pool = &config.pools[0];
     assert_eq!((pool.min_builders, pool.max_builders), (0, 1));
-    assert_eq!(pool.slots, Slots::Auto { expected: 8 });
+    assert_eq!(pool.slots, Slots::Auto { expected: 8, most: None });
     let times = [pool.idle_timeout, pool.surplus_idle_timeout, pool.max_lifetime, pool.launch_timeout];
     assert_eq!(times.map(|time| time.as_secs()), [1_200, 60, 28_800, 300]);
     assert_eq!(
@@ -95,7 +95,7 @@ fn every_key_is_taken_as_written() {
     let pool = &config.pools[0];
     assert_eq!((pool.max_builders, pool.idle_timeout.as_secs()), (3, 60));
     assert_eq!(pool.surplus_idle_timeout, pool.idle_timeout, "no longer than the last one");
-    assert_eq!(pool.slots, Slots::Auto { expected: 16 }, "the smallest that is listed");
+    assert_eq!(pool.slots, Slots::Auto { expected: 16, most: Some(16) }, "the only size that is listed");
     assert_eq!(
         *ec2(pool),
         Ec2Spec {
@@ -204,14 +204,15 @@ fn a_pool_offers_what_all_its_processors_run() {
 
 #[test]
 fn slots_are_planned_with_the_machine_of_a_single_build() {
-    for (table, expected) in [
-        ("", 8),
-        ("max-price = 0.25", 4),
-        ("max-price = 0.25\nmarket = \"spot\"", 8),
-        ("types = [\"c7a.16xlarge\", \"c7a.32xlarge\"]", 64),
-        ("types = [\"c7a.large\", \"c7a.xlarge\"]", 4),
+    for (table, expected, most) in [
+        ("", 8, None),
+        ("max-price = 0.25", 4, None),
+        ("max-price = 0.25\nmarket = \"spot\"", 8, None),
+        ("types = [\"c7a.16xlarge\", \"c7a.32xlarge\"]", 64, Some(128)),
+        ("types = [\"c7a.16xlarge\", \"c7a.32xlarge\"]\nmax-price = 5", 64, Some(64)),
+        ("types = [\"c7a.large\", \"c7a.xlarge\"]", 4, Some(4)),
     ] {
-        assert_eq!(read_pool("", table).slots, Slots::Auto { expected }, "{table}");
+        assert_eq!(read_pool("", table).slots, Slots::Auto { expected, most }, "{table}");
     }
     assert_eq!(read_pool("slots = 3", "").slots, Slots::Fixed(3));
 }

@@ -275,7 +275,7 @@ mod tests {
     use crate::model::Usd;
     use crate::provider::ec2::fixtures::{demand, offer, spec};
 
-    const AUTO: Slots = Slots::Auto { expected: 8 };
+    const AUTO: Slots = Slots::Auto { expected: 8, most: None };
 
     fn usd(text: &str) -> HourlyRate {
         HourlyRate(Usd::parse(text).unwrap())

@@ -124,8 +124,12 @@ fn a_build_that_uses_all_processors_waits_for_a_builder_that_starts_rather_than_
 fn beside_a_small_machine(max_builders: u32) -> World {
     let spec = ec2_pool("ec2", Market::OnDemand);
     let offer = pool("", X86, &["big-parallel"]).offer;
-    let mut world =
-        World::new(vec![PoolSpec { max_builders, offer, slots: Slots::Auto { expected: 8 }, ..spec }]);
+    let mut world = World::new(vec![PoolSpec {
+        max_builders,
+        offer,
+        slots: Slots::Auto { expected: 8, most: None },
+        ..spec
+    }]);
     ask(&mut world, 1, 1, 3_000);
     world.wait(60);
     world.ready_with(1, 4);
@@ -205,8 +209,11 @@ fn several_long_builds_share_out_the_large_machines_that_may_be_launched() {
 fn a_machine_with_a_quarter_less_than_was_asked_for_does_not_mean_that_there_are_no_larger_ones() {
     let launches = |processors: u32| {
         let spec = ec2_pool("ec2", Market::OnDemand);
-        let mut world =
-            World::new(vec![PoolSpec { max_builders: 9, slots: Slots::Auto { expected: 8 }, ..spec }]);
+        let mut world = World::new(vec![PoolSpec {
+            max_builders: 9,
+            slots: Slots::Auto { expected: 8, most: None },
+            ..spec
+        }]);
         for build in 1..=10 {
             ask(&mut world, build, 1, 3_000);
         }
@@ -222,6 +229,23 @@ fn a_machine_with_a_quarter_less_than_was_asked_for_does_not_mean_that_there_are
     // Each is planned with sixteen slots; after one that had far fewer than it was to have, with no more than that one had.
     assert_eq!(launches(8), 4);
     assert_eq!(launches(7), 7);
+}
+
+#[test]
+fn where_types_are_listed_no_launch_is_planned_with_more_than_the_largest_has() {
+    let launches = |most: Option<u32>| {
+        let slots = Slots::Auto { expected: 8, most };
+        let mut world =
+            World::new(vec![PoolSpec { max_builders: 9, slots, ..ec2_pool("ec2", Market::OnDemand) }]);
+        for build in 1..=32 {
+            ask(&mut world, build, 1, 3_000);
+        }
+        world.wait(3);
+        world.launches()
+    };
+    assert_eq!(launches(Some(8)), 4);
+    assert_eq!(launches(Some(16)), 2);
+    assert_eq!(launches(None), 2);
 }
 
 #[test]

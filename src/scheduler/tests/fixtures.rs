@@ -70,7 +70,11 @@ pub(super) fn ec2_pool(name: &str, market: Market) -> PoolSpec {
         cache: None,
         expiry_role: None,
     };
-    PoolSpec { slots: Slots::Auto { expected: 4 }, provider: ProviderSpec::Ec2(spec), ..pool(name, X86, &[]) }
+    PoolSpec {
+        slots: Slots::Auto { expected: 4, most: None },
+        provider: ProviderSpec::Ec2(spec),
+        ..pool(name, X86, &[])
+    }
 }
 
 /// What a dollar an hour buys.

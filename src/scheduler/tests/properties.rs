@@ -197,7 +197,10 @@ fn pools() -> impl Strategy<Value = Vec<PoolSpec>> {
                 },
                 min_builders: min.min(max),
                 max_builders: max,
-                slots: if auto { Slots::Auto { expected: slots } } else { Slots::Fixed(slots) },
+                slots: match auto {
+                    true => Slots::Auto { expected: slots, most: (max > 2).then_some(4) },
+                    false => Slots::Fixed(slots),
+                },
                 idle_timeout: seconds(idle),
                 surplus_idle_timeout: seconds(surplus),
                 launch_horizon: [None, Some(0), Some(surplus)][slots as usize % 3].map(seconds),

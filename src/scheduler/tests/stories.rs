@@ -71,7 +71,8 @@ fn builders_are_launched_for_what_their_slots_do_not_hold() {
 
 #[test]
 fn what_a_builder_turned_out_to_have_is_planned_with() {
-    let spec = PoolSpec { slots: Slots::Auto { expected: 1 }, max_builders: 9, ..pool("x86", X86, &[]) };
+    let spec =
+        PoolSpec { slots: Slots::Auto { expected: 1, most: None }, max_builders: 9, ..pool("x86", X86, &[]) };
     let mut world = World::new(vec![spec]);
     world.accept(1, X86, &[]);
     world.ready(1);

@@ -12,7 +12,7 @@ use crate::model::{Ec2Spec, Slots, Usd};
 use crate::provider::ec2::candidates::candidates;
 use crate::provider::ec2::fixtures::{demand, offer, spec};
 
-const AUTO: Slots = Slots::Auto { expected: 8 };
+const AUTO: Slots = Slots::Auto { expected: 8, most: None };
 
 fn usd(text: &str) -> HourlyRate {
     HourlyRate(Usd::parse(text).unwrap())
