@@ -87,6 +87,14 @@ impl Slots {
             Self::Fixed(n) | Self::Auto { expected: n, .. } => n,
         }
     }
+
+    /// What no builder has more of, where that is known before one is up.
+    pub fn most(self) -> Option<u32> {
+        match self {
+            Self::Fixed(n) => Some(n),
+            Self::Auto { most, .. } => most,
+        }
+    }
 }
 
 /// Where a pool's machines come from.

@@ -180,11 +180,7 @@ impl Pool {
     }
 
     fn bounded(&self, slots: u32) -> u32 {
-        let known = match self.spec.slots {
-            Slots::Auto { most, .. } => most,
-            Slots::Fixed(_) => None,
-        };
-        let most = [self.learned.most, known].into_iter().flatten().min();
+        let most = [self.learned.most, self.spec.slots.most()].into_iter().flatten().min();
         slots.min(most.unwrap_or(MOST_SLOTS)).clamp(1, MOST_SLOTS)
     }
 
@@ -230,7 +226,7 @@ impl Pool {
 
     /// A builder passed all checks: the pool is well.
     pub(super) fn builder_became_ready(&mut self, slots: u32, demand: Demand) {
-        // A machine that is chosen for so many may have a quarter less, although there are larger ones.
+        // A machine that is chosen for so many may have a quarter less (`catalog::size`), although there are larger ones.
         if slots < demand.builds - demand.builds / 4 && self.comes_in_sizes() {
             self.learned.most = Some(slots);
         } else {
