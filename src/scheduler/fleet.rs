@@ -187,8 +187,6 @@ impl Fleet {
         let newly_queued = std::mem::take(&mut self.newly_queued);
         self.tell_queued(&newly_queued);
         self.scale();
-        // What has waited for a machine that cannot be launched any more takes what there is.
-        self.place();
         self.note_what_is_too_small();
         self.tell_of_start_under_way(&newly_queued);
         self.tell_of_holds(&newly_queued);
@@ -200,7 +198,7 @@ impl Fleet {
     }
 
     /// Starts every build that can be.
-    fn place(&mut self) {
+    pub(super) fn place(&mut self) {
         while let Some(placement) =
             placement::next(&self.queue, &self.roster, &self.builds, |ix| self.ahead(ix))
         {

@@ -10,7 +10,7 @@ use super::action::Action;
 use super::build::Build;
 use super::builder::Builder;
 use super::fleet::{Fleet, Mode};
-use super::placement::{self, Ahead};
+use super::placement::{self, Ahead, Refused};
 use super::pool::PoolIx;
 use super::queue::Lane;
 use super::scaling::{self, Plan, Refuses, Stock, Supply, Want};
@@ -35,6 +35,8 @@ impl Fleet {
         for (ix, plan) in scaling::plan(self.wants(), supply).into_iter().enumerate() {
             self.carry_out(PoolIx(ix), plan);
         }
+        // What has waited for a machine that cannot be launched any more takes what there is.
+        self.place();
     }
 
     /// What waits, those first that have the least choice of machines, then those that have the least choice of pools.
@@ -69,25 +71,24 @@ impl Fleet {
         wants.into_iter().map(|(want, _)| want)
     }
 
+    /// The builder that the build whose turn it is here refuses as too small.
+    fn refused(&self, lane: &Lane) -> Option<Refused> {
+        placement::refused(lane, &self.roster, &self.builds, |ix| self.ahead(ix))
+    }
+
     /// How many that wait here are worth a larger machine than those that are open.
     fn in_need_of_large_ones(&self, lane: &Lane) -> usize {
-        if placement::refused(lane, &self.roster, &self.builds, |ix| self.ahead(ix)).is_none() {
-            return 0;
-        }
-        let horizon = lane.fit.pools.iter().map(|ix| self.pools[ix.0].horizon()).min().unwrap_or_default();
-        let is_long = |build: &Build| build.place.lasts >= horizon;
+        let Some(Refused { from, .. }) = self.refused(lane) else { return 0 };
         let waiting = lane.plain().take(MOST_IN_NEED).filter_map(|id| self.builds.get(&id));
-        waiting.filter(|build| is_long(build)).count()
+        waiting.filter(|build| build.place.lasts >= from).count()
     }
 
     /// Notes for each build that waits beside an open builder why it does.
     pub(super) fn note_what_is_too_small(&mut self) {
-        let refused =
-            |(_, lane): (_, &Lane)| placement::refused(lane, &self.roster, &self.builds, |ix| self.ahead(ix));
-        let refused: Vec<_> = self.queue.lanes().filter_map(refused).collect();
-        for (id, builder) in refused {
+        let refused: Vec<_> = self.queue.lanes().filter_map(|(_, lane)| self.refused(lane)).collect();
+        for Refused { build, builder, .. } in refused {
             let room = self.roster.get(builder).map_or(0, Builder::room_of_next_big);
-            let Some(build) = self.builds.get_mut(&id) else { continue };
+            let Some(build) = self.builds.get_mut(&build) else { continue };
             // Once of each builder: what is free there changes all the time.
             let is_told = |why: &Why| matches!(why, Why::TooSmall { builder: told, .. } if *told == builder);
             if !build.trail.has(is_told) {

@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::build::Build;
-use super::builder::{Builder, room_of_big};
+use super::builder::room_of_big;
 use super::pool::PoolIx;
 use super::queue::{Fit, Lane, LaneIx, Queue, Turn};
 use super::roster::Roster;
@@ -57,7 +57,10 @@ pub(super) fn next(
             && is_better(turn, &best)
             && let Some(build) = builds.get(&id)
         {
-            let does = |builder: &BuilderId| !is_too_small(&lane.fit, roster, *builder, build, &ahead);
+            let does = |builder: &BuilderId| {
+                worth_waiting_from(&lane.fit, roster, *builder, &ahead)
+                    .is_none_or(|from| build.place.lasts < from)
+            };
             let chosen = near(&lane.fit, roster, build).filter(does).or_else(|| Some(open).filter(does));
             if let Some(builder) = chosen {
                 best = Some(Placement { turn, lane: lane_ix, build: id, builder });
@@ -97,34 +100,42 @@ pub(super) fn holds_out_for_room(fit: &Fit, roster: &Roster) -> bool {
     fit.is_big && fit.pools.iter().any(|pool| !roster.census(*pool).starting.is_empty())
 }
 
-/// Whether a build had better wait for a machine that starts or can be launched: it would get at least twice of what it gets
-/// here.
-fn is_too_small(
+/// How long a build must take to wait rather than run on this builder: for a machine that starts or can be launched, where it
+/// would get at least twice of what it gets here. `None` where there is no such machine.
+fn worth_waiting_from(
     fit: &Fit,
     roster: &Roster,
     builder: BuilderId,
-    build: &Build,
     ahead: impl Fn(PoolIx) -> Ahead,
-) -> bool {
-    let here = || roster.get(builder).map_or(0, Builder::room_of_next_big);
-    let is_worth_it =
-        |ahead: Ahead| build.place.lasts >= ahead.horizon && room_of_big(ahead.largest) / 2 >= here();
-    fit.is_big && fit.pools.iter().any(|pool| is_worth_it(ahead(*pool)))
+) -> Option<Duration> {
+    if !fit.is_big {
+        return None;
+    }
+    let here = roster.get(builder)?.room_of_next_big();
+    let ahead = fit.pools.iter().map(|pool| ahead(*pool));
+    ahead.filter(|ahead| room_of_big(ahead.largest) / 2 >= here).map(|ahead| ahead.horizon).min()
 }
 
-/// The build whose turn it is here and the builder that is open and too small for it, if it waits for a larger one.
+/// An open builder that is too small for the build whose turn it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Refused {
+    pub(super) build: BuildId,
+    pub(super) builder: BuilderId,
+    /// All that take no less than this wait for a larger one.
+    pub(super) from: Duration,
+}
+
+/// The builder that is refused by the build whose turn it is in this lane, if that waits for a larger one.
 pub(super) fn refused(
     lane: &Lane,
     roster: &Roster,
     builds: &BTreeMap<BuildId, Build>,
     ahead: impl Fn(PoolIx) -> Ahead,
-) -> Option<(BuildId, BuilderId)> {
-    if !lane.fit.is_big {
-        return None;
-    }
-    let (_, id) = lane.first_plain()?;
-    let open = first_open(&lane.fit, roster)?;
-    is_too_small(&lane.fit, roster, open, builds.get(&id)?, ahead).then_some((id, open))
+) -> Option<Refused> {
+    let (_, build) = lane.first_plain()?;
+    let builder = first_open(&lane.fit, roster)?;
+    let from = worth_waiting_from(&lane.fit, roster, builder, ahead)?;
+    (builds.get(&build)?.place.lasts >= from).then_some(Refused { build, builder, from })
 }
 
 /// An open builder that made some of its inputs.

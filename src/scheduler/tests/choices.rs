@@ -192,6 +192,33 @@ fn one_that_is_not_worth_a_launch_or_has_no_other_choice_takes_the_small_machine
 }
 
 #[test]
+fn only_what_is_long_for_the_pool_with_larger_machines_has_one_launched() {
+    // On processes here a minute is long; there are none to be had.
+    let offer = pool("", X86, &["big-parallel"]).offer;
+    let here = PoolSpec { offer: offer.clone(), max_builders: 1, ..pool("here", X86, &[]) };
+    let slots = Slots::Auto { expected: 8, most: None };
+    let ec2 = PoolSpec { offer, max_builders: 5, slots, ..ec2_pool("ec2", Market::OnDemand) };
+    let mut world = World::new(vec![here, ec2]);
+    let fill = |world: &mut World, builds: std::ops::RangeInclusive<u64>| {
+        for build in builds {
+            ask(world, build, 1, 30_000);
+        }
+    };
+    fill(&mut world, 1..=3);
+    world.ready(1);
+    world.wait(60);
+    world.ready_with(2, 4);
+    assert_eq!([1, 2, 3].map(|build| world.builder_of(build)), [Some(1), Some(1), Some(2)]);
+    ask_for(&mut world, 4, 1, Prediction::exact(seconds(3_000)), &["big-parallel"]);
+    for build in 5..=9 {
+        ask_for(&mut world, build, 1, Prediction::exact(seconds(60)), &["big-parallel"]);
+    }
+    world.wait(3);
+    // One for the long one; the others come to what two are busy with for the horizon.
+    assert_eq!((world.builder_of(4), world.launches()), (None, 2 + 1 + 2), "{}", why(&world, 4));
+}
+
+#[test]
 fn several_long_builds_share_out_the_large_machines_that_may_be_launched() {
     let mut world = beside_a_small_machine(3);
     for build in 2..=4 {
