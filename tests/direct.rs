@@ -82,16 +82,15 @@ fn prepare(lab: &mut Lab, between: Between) -> [Far; 2] {
     let both = ['a', 'b'].map(|letter| Far::beside(lab, letter));
     lab.write("/m/wire.pl", include_str!("lab/wire.pl"));
     lab.write("/t/direct.nix", include_str!("nix/direct.nix"));
-    let silence = "use IO::Socket::INET; my $s = IO::Socket::INET->new(LocalAddr => q(127.0.0.77:2200), Listen => 9); sleep";
-    lab.sh(&format!("setsid perl -e '{silence}' </dev/null >/dev/null 2>&1 &"));
+    let silence =
+        "perl -MIO::Socket::INET -e '$s = IO::Socket::INET->new(LocalAddr => $ARGV[0], Listen => 9); sleep'";
+    lab.serve("127.0.0.77:2200", &format!("{silence} 127.0.0.77:2200"), "/m/silence.log");
     for far in &both {
         let Far { letter, .. } = far;
-        lab.sh(&format!(
-            "echo {wire} far-{letter} >>/etc/hosts
-            setsid perl /m/wire.pl {wire}:2200 {address}:2200 20 12500 /m/counts-{letter} </dev/null >/m/wire-{letter}.log 2>&1 &",
-            wire = far.wire(),
-            address = far.address(),
-        ));
+        lab.sh(&format!("echo {} far-{letter} >>/etc/hosts", far.wire()));
+        let (wire, address) = (format!("{}:2200", far.wire()), format!("{}:2200", far.address()));
+        let relay = format!("perl /m/wire.pl {wire} {address} 20 12500 /m/counts-{letter}");
+        lab.serve(&wire, &relay, &format!("/m/wire-{letter}.log"));
         for other in &both {
             let address = match between {
                 Between::Network => other.address(),
@@ -114,7 +113,7 @@ fn configure(lab: &mut Lab, config: &str) {
 
 /// Bytes to a builder, up to now.
 fn sent_to(lab: &Lab, letter: char) -> u64 {
-    lab.sh(&format!("sleep 1; cut -d' ' -f1 /m/counts-{letter}")).parse().unwrap()
+    lab.sh(&format!("cut -d' ' -f1 /m/counts-{letter}")).parse().unwrap()
 }
 
 /// What makes `used` of `direct.nix`, and all before it.
@@ -258,7 +257,7 @@ fn what_lets_a_builder_send_to_another_lets_it_do_nothing_else() {
         a.sh("grep -q 'PRIVATE KEY' /m/stolen/key && grep -q cert /m/stolen/cert");
         let ssh = |user: &str, options: &str, command: &str| {
             a.sh(&format!(
-                "cd /m/stolen; echo stolen | timeout 60 /usr/bin/ssh -F none -p 2200 {options} -i key -o IdentitiesOnly=yes \
+                "cd /m/stolen; echo stolen | timeout 200 /usr/bin/ssh -F none -p 2200 {options} -i key -o IdentitiesOnly=yes \
                  -o UserKnownHostsFile=known -o HostKeyAlias=builder -o BatchMode=yes -o ConnectTimeout=9 \
                  {user}@far-b {command} 2>&1 && echo ended 0 || echo \"ended $?\""
             ))

@@ -124,7 +124,7 @@ fn a_build_launches_a_machine_and_leaves_nothing() {
 fn what_a_machine_built_outlives_it_in_the_cache() {
     with_cloud(&only("forky"), "idle-timeout = \"15s\"", "", |lab, cloud| {
         lab.install("/t/cache.pl", include_str!("lab/cache.pl"));
-        lab.sh("setsid perl /t/cache.pl 8099 /srv/cache </dev/null >/run/cache.log 2>&1 &");
+        lab.serve("127.0.0.1:8099", "perl /t/cache.pl 8099 /srv/cache", "/run/cache.log");
         lab.sh("cd /var/lib/nix-broker && nix-store --generate-binary-cache-key kept-1 cache-key cache-key.pub && chown nix-broker cache-key");
         let key = lab.sh("cat /var/lib/nix-broker/cache-key.pub");
         let keys = format!(
@@ -811,7 +811,6 @@ AuthorizedKeysFile /b/key.pub
 UsePAM no
 StrictModes no
 C
-setsid /usr/sbin/sshd -D -e -f /b/sshd_config </dev/null >/b/log 2>&1 &
 "#;
 
 /// A pool behind this command.
@@ -835,6 +834,7 @@ fn proxies(lab: &Lab, pattern: &str) -> String {
 fn a_machine_behind_a_bastion_is_reached_through_a_proxy_command_and_in_no_other_way() {
     with_cloud(&RELEASES, IDLE, "", |lab, cloud| {
         lab.sh(BASTION);
+        lab.serve("127.0.9.1:2222", "/usr/sbin/sshd -D -e -f /b/sshd_config", "/b/log");
         let ssh = "exec ssh -o BatchMode=yes -o UserKnownHostsFile=/b/known_hosts -i /b/key -p 2222 -W %h:%p alice@127.0.9.1";
         behind(lab, cloud, IDLE, ssh);
         assert!(lab.stop_broker().success());

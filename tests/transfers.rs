@@ -69,10 +69,8 @@ fn prepare(lab: &mut Lab, wire: Wire) -> Lab {
     far.start_daemon(&[]);
     lab.write("/m/wire.pl", include_str!("lab/wire.pl"));
     lab.write("/t/blob.nix", include_str!("nix/blob.nix"));
-    lab.sh(&format!(
-        "setsid perl /m/wire.pl 127.0.0.5:2201 127.0.0.5:2200 {} {} /m/counts </dev/null >/m/wire.log 2>&1 &",
-        wire.delay, wire.rate
-    ));
+    let (at, Wire { delay, rate }) = ("127.0.0.5:2201", wire);
+    lab.serve(at, &format!("perl /m/wire.pl {at} 127.0.0.5:2200 {delay} {rate} /m/counts"), "/m/wire.log");
     assert!(lab.stop_broker().success());
     lab.write("/etc/nix-broker/config.toml", &pool(&far.host_key()));
     lab.start_broker();
@@ -81,7 +79,7 @@ fn prepare(lab: &mut Lab, wire: Wire) -> Lab {
 
 /// Bytes to the builder and from it, up to now.
 fn counts(lab: &Lab) -> (u64, u64) {
-    let counts = lab.sh("sleep 1; cat /m/counts");
+    let counts = lab.sh("cat /m/counts");
     let (to, from) = counts.split_once(' ').unwrap();
     (to.parse().unwrap(), from.parse().unwrap())
 }

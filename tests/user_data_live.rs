@@ -184,7 +184,7 @@ fn what_one_machine_built_the_next_one_takes_from_the_cache() {
         eprintln!("--- {release}");
         let cache = Lab::bare(release, "");
         cache.install("/t/cache.pl", include_str!("lab/cache.pl"));
-        cache.sh("setsid perl /t/cache.pl 8099 /srv/cache </dev/null >/run/cache.log 2>&1 &");
+        cache.serve("127.0.0.1:8099", "perl /t/cache.pl 8099 /srv/cache", "/run/cache.log");
         let key = cache_key(&cache, "cache-1");
         let (stranger, url) = (cache_key(&cache, "stranger-1"), "http://127.0.0.1:8099");
         let boot = |secret, public| {

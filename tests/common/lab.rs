@@ -5,6 +5,7 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test that cannot go on says so by panicking")]
 
+use std::net::SocketAddrV4;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -378,8 +379,20 @@ impl Lab {
                  UsePAM no\nStrictModes no\nSetEnv {environment}\n"
             ),
         );
-        self.sh("mkdir -p /run/sshd; cd /m; ssh-keygen -q -t ed25519 -N '' -f host_key
-            setsid /usr/sbin/sshd -D -e -f sshd_config </dev/null >/m/log 2>&1 &");
+        self.sh("mkdir -p /run/sshd; cd /m; ssh-keygen -q -t ed25519 -N '' -f host_key");
+        self.serve(&format!("{address}:2200"), "/usr/sbin/sshd -D -e -f /m/sshd_config", "/m/log");
+    }
+
+    /// Starts a server and waits until it listens on this IPv4 address and port.
+    pub(crate) fn serve(&self, at: &str, command: &str, log: &str) {
+        self.sh(&format!("setsid {command} </dev/null >{log} 2>&1 &"));
+        let at: SocketAddrV4 = at.parse().unwrap();
+        // As the kernel lists it: the address as a number of this machine's byte order, and the state "listening".
+        let address = u32::from_ne_bytes(at.ip().octets());
+        let listening = format!(" {address:08X}:{:04X} 00000000:0000 0A ", at.port());
+        self.wait(&format!("`{command}` to listen"), || {
+            self.output("root", &["grep", "-q", &listening, "/proc/net/tcp"]).status.success()
+        });
     }
 
     /// The key of that sshd, as a configuration has it.

@@ -4,7 +4,8 @@
 #
 #   wire.pl LISTEN:PORT SERVER:PORT DELAY_MS KBYTE_PER_S COUNTS
 #
-# The delay is one way's. COUNTS is a file with two numbers, the bytes to the server and those from it, kept up to date.
+# The delay is one way's. COUNTS is a file with two numbers, the bytes to the server and those from it. It is there before
+# anybody can connect, and nothing arrives that is not counted in it.
 use strict;
 use warnings;
 use IO::Select;
@@ -19,10 +20,6 @@ $rate *= 1000;
 # What may wait at the narrow end: the buffer of a decent router.
 my $queue = 0.1;
 $SIG{PIPE} = 'IGNORE';
-my $listener = IO::Socket::INET->new(LocalAddr => $listen, Listen => 128, ReuseAddr => 1) or die "listen on $listen: $!\n";
-# What the kernel would take on this machine is not what a sender has in flight on such a wire.
-setsockopt($listener, SOL_SOCKET, SO_RCVBUF, 65536);
-
 # For each socket: where its bytes go, in which direction, and what is on its way: [due, bytes].
 my (%peer, %way, %queued, %ends);
 my @free_at = (0, 0);
@@ -45,8 +42,11 @@ sub forget {
     close $socket;
 }
 
-my %open;
 keep_counts();
+my $listener = IO::Socket::INET->new(LocalAddr => $listen, Listen => 128, ReuseAddr => 1) or die "listen on $listen: $!\n";
+# What the kernel would take on this machine is not what a sender has in flight on such a wire.
+setsockopt($listener, SOL_SOCKET, SO_RCVBUF, 65536);
+my %open;
 while (1) {
     my $now = time;
     my $reading = IO::Select->new($listener);
@@ -86,6 +86,7 @@ while (1) {
         }
         push @{ $queued{$socket} }, [$free_at[$way] + $delay, $bytes];
     }
+    keep_counts();
     $now = time;
     # A list of its own: the hash changes meanwhile.
     my @all = values %open;
@@ -111,5 +112,4 @@ while (1) {
             forget($_) for $socket, $to;
         }
     }
-    keep_counts();
 }
