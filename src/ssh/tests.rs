@@ -197,7 +197,7 @@ async fn a_server_that_says_nothing_is_given_up_and_the_phase_is_named() {
         key: ClientKey::generate(),
         proxy_command: None,
     };
-    let error = Session::dial(&target, Instant::now() + Duration::from_millis(100)).await.unwrap_err();
+    let error = Session::dial(&target, Instant::now() + Duration::from_secs(1)).await.unwrap_err();
     assert!(matches!(error, DialError::TimedOut { phase: Phase::Handshake, .. }), "{error}");
     // Giving up closes the connection: the other side sees its end.
     let (mut stream, _) = listener.accept().await.unwrap();
@@ -227,7 +227,7 @@ async fn a_server_that_stops_after_its_greeting_is_given_up_and_let_go() {
         let mut rest = Vec::new();
         stream.read_to_end(&mut rest).await.unwrap();
     });
-    let error = Session::dial(&target, Instant::now() + Duration::from_millis(200)).await.unwrap_err();
+    let error = Session::dial(&target, Instant::now() + Duration::from_secs(1)).await.unwrap_err();
     assert!(matches!(error, DialError::TimedOut { phase: Phase::Handshake, .. }), "{error}");
     tokio::time::timeout(PATIENCE, server).await.expect("the connection was leaked").unwrap();
 }
@@ -338,7 +338,7 @@ async fn when_all_is_full_an_open_waits_for_room_until_its_deadline() {
     let sshd = Sshd::start(&["MaxSessions 1"]);
     let sessions = Sessions::new(sshd.target.clone());
     let mut channels = open_many(&sessions, 8).await;
-    let deadline = Instant::now() + Duration::from_millis(300);
+    let deadline = Instant::now() + Duration::from_secs(1);
     assert!(matches!(sessions.open("cat", deadline).await, Err(OpenError::NoRoom)));
     let waiter = tokio::spawn({
         let sessions = sessions.clone();

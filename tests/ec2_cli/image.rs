@@ -188,7 +188,7 @@ fn every_subcommand_has_examples_in_its_help() {
 fn a_signal_ends_an_upload_and_its_snapshot() {
     for signal in [rustix::process::Signal::INT, rustix::process::Signal::TERM] {
         let desk = desk();
-        desk.fake.settings(|settings| settings.latency = Duration::from_millis(200));
+        desk.fake.settings(|settings| settings.latency = Duration::from_millis(500));
         let big = file(&desk, "big-x86_64.img", |path| {
             let marks: Vec<_> = (0..400).map(|block| (block * BLOCK as u64 + 4096, &[1_u8][..])).collect();
             disk::write(path, 400 * BLOCK as u64, EFI_SYSTEM, &marks);

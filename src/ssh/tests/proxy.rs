@@ -56,7 +56,7 @@ async fn a_proxy_command_that_hangs_is_given_up_with_its_children_and_its_words(
         key: ClientKey::generate(),
         proxy_command: Some(command),
     };
-    let error = Session::dial(&target, Instant::now() + Duration::from_millis(500)).await.unwrap_err();
+    let error = Session::dial(&target, Instant::now() + Duration::from_secs(2)).await.unwrap_err();
     let words = error.to_string();
     assert!(words.contains("SSH handshake with 192.0.2.1:22 gets no answer"), "{words}");
     let expected = "the `proxy-command` had not ended by itself and printed `asks for a password`";

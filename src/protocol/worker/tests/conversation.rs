@@ -304,7 +304,7 @@ async fn a_sink_that_fails_poisons_the_connection() {
     assert_unusable(&mut client).await;
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_slow_sink_holds_the_server_back() {
     struct Slow(tokio::sync::mpsc::Sender<LogEvent>);
     impl LogSink for Slow {
@@ -329,7 +329,7 @@ async fn a_slow_sink_holds_the_server_back() {
         () = serve => panic!("the server was not held back"),
         _ = client.build_derivation(&drv, &derivation, &mut sink) => panic!("there was no reply"),
         // Nobody takes events; once everyone waits for someone else, only time can pass.
-        () = tokio::time::sleep(Duration::from_millis(50)) => {}
+        () = tokio::time::sleep(Duration::from_millis(1)) => {}
     }
     let sent = sent.into_inner();
     assert!(sent < 200, "{sent} events were sent although none was taken");
