@@ -15,7 +15,7 @@ use crate::scheduler::disk::Disk;
 use crate::scheduler::fleet::Mode;
 use crate::scheduler::placement;
 use crate::scheduler::pool::PoolIx;
-use crate::scheduler::{Action, Adoption, AttemptEnd, BuilderFault, BuilderFaultKind, Event, Fleet};
+use crate::scheduler::{Action, Adoption, AttemptEnd, BuilderFault, BuilderFaultKind, Event, Fleet, Note};
 
 pub(super) const X86: &str = "x86_64-linux";
 pub(super) const ARM: &str = "aarch64-linux";
@@ -400,4 +400,35 @@ impl Fleet {
             assert!(ready().next().is_some(), "a build waits, and nothing is launched for it");
         }
     }
+}
+
+pub(super) fn one_pool() -> World {
+    World::new(vec![pool("x86", X86, &[])])
+}
+
+/// A pool whose builders run one build each.
+pub(super) fn single_slots(max_builders: u32) -> World {
+    World::new(vec![PoolSpec { slots: Slots::Fixed(1), max_builders, ..pool("x86", X86, &[]) }])
+}
+
+pub(super) fn notes_to(actions: &[Action], build: u64) -> Vec<Note> {
+    actions
+        .iter()
+        .filter_map(|action| match action {
+            Action::Tell { build: told, note } if told.0 == build => Some(note.clone()),
+            Action::Tell { .. }
+            | Action::Launch { .. }
+            | Action::Terminate { .. }
+            | Action::CollectGarbage { .. }
+            | Action::Start { .. }
+            | Action::Abort { .. }
+            | Action::Finish { .. }
+            | Action::Record(_)
+            | Action::Exit => None,
+        })
+        .collect()
+}
+
+pub(super) fn ended(world: &World, build: u64) -> Option<&Outcome> {
+    world.ended.get(&BuildId(build))
 }
