@@ -148,7 +148,7 @@ fn a_packed_stream_that_is_damaged_is_sent_again_as_it_is() {
             };
             lab.run("alice", &["sh", "-c", &format!("head -c {LINES_LEN} {path} | cmp - /t/blob")]);
             let log = lab.sh("cat /var/lib/nix-broker/broker.log");
-            assert!(log.contains("large transfers use one connection from now on"), "{direction}: {log}");
+            assert!(log.contains("large transfers use one connection for a while"), "{direction}: {log}");
         }
         lab.sh("nix-store --verify --check-contents");
     });

@@ -253,7 +253,10 @@ impl Remote {
         if let Some(width) = Width::of(self, size).await {
             let sent = unless_stalled(&beat, wide::send(self, cargo.clone(), width, &beat)).await;
             match sent {
-                Ok(()) => return Ok(()),
+                Ok(()) => {
+                    self.link.note_stripes();
+                    return Ok(());
+                }
                 Err(error) => self.avoid_stripes(&error),
             }
         }
@@ -295,9 +298,12 @@ impl Remote {
             };
             let beat = Beat::default();
             let fetched = unless_stalled(&beat, wide::fetch(self, &mut arriving, width, &beat)).await;
-            if let Err(error) = fetched {
-                self.avoid_stripes(&error);
-                plain.push(arriving);
+            match fetched {
+                Ok(()) => self.link.note_stripes(),
+                Err(error) => {
+                    self.avoid_stripes(&error);
+                    plain.push(arriving);
+                }
             }
         }
         if plain.is_empty() {
@@ -354,9 +360,8 @@ impl Remote {
     }
 
     fn avoid_stripes(&self, error: &anyhow::Error) {
-        let reason = super::chain(error);
-        tracing::info!(builder = %self.builder, reason, "large transfers use one connection from now on");
-        self.link.avoid_stripes();
+        let (reason, rest) = (super::chain(error), self.link.note_failed_stripes());
+        tracing::info!(builder = %self.builder, reason, ?rest, "large transfers use one connection for a while");
     }
 
     /// Lets the builder fetch what it can by itself, and says what it could not.

@@ -5,29 +5,53 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 /// Bytes per second of a link on which packing may help; a stream measures it for itself.
 const SLOW: f64 = 30e6;
+/// What failed once may have been a busy sshd; what goes on to fail is tried ever more seldom.
+const FIRST_REST: Duration = Duration::from_secs(60);
+const LONGEST_REST: Duration = Duration::from_secs(3600);
 /// A transfer of less says nothing about the link.
 const TELLING: u64 = 1 << 20;
 
 /// See the module.
 #[derive(Debug, Default)]
 pub(in crate::broker) struct Link {
-    has_failed_striped: AtomicBool,
+    rest: Mutex<Option<Rest>>,
     packs: OnceLock<bool>,
     is_narrow: AtomicBool,
     pace: Mutex<Option<f64>>,
     round_trip: Mutex<Option<Duration>>,
 }
 
+/// For how long large transfers use one connection, because several have failed.
+#[derive(Clone, Copy, Debug)]
+struct Rest {
+    until: Instant,
+    length: Duration,
+}
+
 impl Link {
-    /// Whether large transfers may go over several connections: not where that has failed.
+    /// Whether large transfers may go over several connections: not soon after that has failed.
     pub(in crate::broker) fn can_stripe(&self) -> bool {
-        !self.has_failed_striped.load(Ordering::Relaxed)
+        self.rest
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .is_none_or(|rest| rest.until <= Instant::now())
     }
 
-    pub(in crate::broker) fn avoid_stripes(&self) {
-        self.has_failed_striped.store(true, Ordering::Relaxed);
+    /// A transfer over several connections has failed; says for how long there will be none.
+    pub(in crate::broker) fn note_failed_stripes(&self) -> Duration {
+        let mut rest = self.rest.lock().unwrap_or_else(PoisonError::into_inner);
+        let length = rest.map_or(FIRST_REST, |rest| (rest.length * 2).min(LONGEST_REST));
+        *rest = Some(Rest { until: Instant::now() + length, length });
+        length
+    }
+
+    /// One has gone well.
+    pub(in crate::broker) fn note_stripes(&self) {
+        *self.rest.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     /// Whether the builder can pack what it sends and unpack what it is sent, as far as is known.
@@ -82,6 +106,22 @@ impl Link {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn stripes_that_failed_are_tried_again_after_a_rest_that_grows() {
+        let link = Link::default();
+        let minutes = |minutes: u64| Duration::from_secs(60 * minutes);
+        for expected in [1, 2, 4, 8, 16, 32, 60, 60] {
+            assert!(link.can_stripe());
+            let rest = link.note_failed_stripes();
+            assert_eq!(rest, minutes(expected));
+            tokio::time::advance(rest - Duration::from_secs(1)).await;
+            assert!(!link.can_stripe());
+            tokio::time::advance(Duration::from_secs(1)).await;
+        }
+        link.note_stripes();
+        assert_eq!(link.note_failed_stripes(), minutes(1));
+    }
 
     #[test]
     fn the_pace_is_that_of_the_bytes_and_not_of_the_way() {
