@@ -90,7 +90,8 @@ impl Neighbours {
     }
 }
 
-/// The builder that has most of what is large of this, and what of it; nothing if that had better be sent from here.
+/// The builder that has most of what is large of this, and what of it; nothing if that had better be sent from here. Of
+/// several that have as much, one in the same zone: AWS charges for bytes from one zone to another.
 pub(super) async fn source_for(
     to: &Arc<Remote>,
     cargo: &Cargo,
@@ -116,7 +117,9 @@ pub(super) async fn source_for(
             let what = has(&from);
             (from, what)
         })
-        .max_by_key(|(_, (size, _))| *size)?;
+        .max_by_key(|(from, (size, _))| {
+            (*size, from.door.as_ref().is_some_and(|from| from.inner.is_beside(&door.inner)))
+        })?;
     if size < wide::worth_it(to) {
         return None;
     }

@@ -44,7 +44,12 @@ impl Hosts {
             instance: Instance { id: id(host), pool: pool.clone(), class: None },
             address: Address {
                 host: host.address.clone(),
-                inner: Some(Inner { host: host.address.clone(), network: None, callers: Callers::All }),
+                inner: Some(Inner {
+                    host: host.address.clone(),
+                    network: None,
+                    zone: None,
+                    callers: Callers::All,
+                }),
                 port: host.port,
                 user: host.user.clone(),
                 host_keys: host.host_keys.clone(),

@@ -212,6 +212,8 @@ pub struct Inner {
     pub host: String,
     /// The network that the instance is in, by a name that no other has; `None` where that is not known.
     pub network: Option<String>,
+    /// The part of that network within which bytes cost nothing, an availability zone; `None` where there is no such thing.
+    pub zone: Option<String>,
     /// Whose it is to try.
     pub callers: Callers,
 }
@@ -232,6 +234,11 @@ impl Inner {
             Callers::All => true,
             Callers::Neighbours => self.network.is_some() && self.network == caller.network,
         }
+    }
+
+    /// Whether the builder there is in the same zone.
+    pub fn is_beside(&self, other: &Self) -> bool {
+        self.zone.is_some() && (&self.network, &self.zone) == (&other.network, &other.zone)
     }
 }
 

@@ -158,7 +158,12 @@ pub(super) fn whereabouts(instance: &Observed, reach: &Reach) -> Option<Whereabo
         Reach::Private => (&instance.private_ip, Callers::All),
         Reach::Proxy(_) => (&instance.private_ip, Callers::Neighbours),
     };
-    let inner = |host: &String| Inner { host: host.clone(), network: instance.vpc.clone(), callers };
+    let inner = |host: &String| Inner {
+        host: host.clone(),
+        network: instance.vpc.clone(),
+        zone: Some(instance.zone.clone()),
+        callers,
+    };
     Some(Whereabouts { host: host.clone()?, inner: instance.private_ip.as_ref().map(inner) })
 }
 
@@ -189,7 +194,7 @@ mod tests {
         let inner = |vpc, reach| at(vpc, reach).inner.unwrap();
         let public = inner(Some("vpc-1"), &Reach::Public);
         assert!(public.is_for(&public) && public.is_for(&inner(Some("vpc-1"), &Reach::Private)));
-        let home = Inner { host: "pc".to_owned(), network: None, callers: Callers::All };
+        let home = Inner { host: "pc".to_owned(), network: None, zone: None, callers: Callers::All };
         for elsewhere in [inner(Some("vpc-2"), &Reach::Public), inner(None, &Reach::Public), home.clone()] {
             assert!(!public.is_for(&elsewhere), "{elsewhere:?}");
             assert!(!inner(Some("vpc-1"), &proxy).is_for(&elsewhere), "{elsewhere:?}");
@@ -198,6 +203,9 @@ mod tests {
             !inner(None, &Reach::Public).is_for(&inner(None, &Reach::Public)),
             "two VPCs, for all we know"
         );
+        let at_home = inner(Some("vpc-1"), &Reach::Private);
+        let next_door = Inner { zone: Some("eu-central-1b".to_owned()), ..at_home.clone() };
+        assert!(public.is_beside(&at_home) && !public.is_beside(&next_door) && !home.is_beside(&home));
         // How the broker gets there, others may too: it is tried.
         assert!(inner(Some("vpc-1"), &Reach::Private).is_for(&home) && home.is_for(&public));
     }
