@@ -7,6 +7,7 @@
 #[path = "common/lab.rs"]
 mod lab;
 
+use std::io::{BufRead as _, BufReader};
 use std::process::{Child, Stdio};
 
 use lab::{DEADLINE, LOCAL_POOL, Lab, on_every_release, on_release};
@@ -135,6 +136,32 @@ enum Victim {
     Machine,
     /// The stock client that takes the outputs over.
     Importer,
+}
+
+#[test]
+fn a_broker_that_is_silent_for_a_moment_loses_no_build_and_one_that_stays_silent_hangs_nobody() {
+    on_every_release(LOCAL_POOL, |lab| {
+        let build = |lab: &Lab, nonce: &str| {
+            lab.signal("-STOP", &["-f", "^broker serve"]);
+            spawn_build(lab, &["/t/wide.nix", "--argstr", "nonce", nonce, "--argstr", "n", "2"])
+        };
+        // Nothing but the pool can build it: to decline it would be its end.
+        let mut child = build(lab, "w");
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
+        assert!(lines.any(|line| line.contains("does not answer")), "{}", lab.diagnosis());
+        lab.signal("-CONT", &["-f", "^broker serve"]);
+        let said: Vec<_> = lines.collect();
+        let (ok, _) = wait_for(lab, child);
+        assert!(ok, "{said:#?}\n{}", lab.diagnosis());
+        assert_eq!(lab.ended("succeeded"), 2);
+        // This machine can build it.
+        lab.configure_nix("max-jobs = 1");
+        let (ok, said) = wait_for(lab, build(lab, "l"));
+        assert!(ok && said.contains("does not answer"), "{said}");
+        lab.signal("-CONT", &["-f", "^broker serve"]);
+        assert_eq!(lab.ended("succeeded"), 2, "{}", lab.diagnosis());
+        lab.assert_all_is_over();
+    });
 }
 
 /// When. Each is held until the victim is dead: by stopping (SIGSTOP) a program that is not ours, by taking all slots,

@@ -23,6 +23,7 @@ use super::log_pipe::LogPipe;
 use super::notes::Notes;
 use super::resume::{self, Patience, Resumed};
 use super::settings::ClientSettings;
+use super::silence::{Otherwise, Silence};
 use super::stock_client::StockReply;
 use super::waiting::{self, End};
 use super::{replies, sentence};
@@ -37,9 +38,6 @@ const VERDICT_LIMIT: Duration = Duration::from_secs(1);
 const MAX_RESUMES: u32 = 5;
 /// A broker that lasted so long did not die of this build.
 const LONG_ATTEMPT: Duration = Duration::from_secs(60);
-/// A broker that hangs is not asked again for so long: [`VERDICT_LIMIT`] for each of five hundred requests would be
-/// eight minutes.
-const SILENCE_LIMIT: Duration = Duration::from_secs(30);
 
 /// What to tell Nix.
 enum Decision {
@@ -67,7 +65,7 @@ struct Conversation {
     broker: Option<BrokerClient>,
     stock: Handover,
     has_warned: bool,
-    silent_until: Option<Instant>,
+    silence: Option<Silence>,
 }
 
 /// Talks with Nix until there is nothing more to say.
@@ -90,7 +88,7 @@ pub(super) fn run(socket: PathBuf, verbosity: String) -> ExitCode {
         broker: None,
         stock: Handover::default(),
         has_warned: false,
-        silent_until: None,
+        silence: None,
     };
     // Nobody is there to be told when writing to Nix fails.
     conversation.serve(input, log).unwrap_or(ExitCode::FAILURE)
@@ -165,11 +163,15 @@ impl Conversation {
         if !request.features.iter().chain([&request.system]).all(|word| fits_machine_line(word)) {
             return Decision::Decline;
         }
-        if self.silent_until.is_some_and(|until| Instant::now() < until) {
-            return self.ask_stock(request);
+        if self.silence.is_some_and(|silence| silence.holds(Instant::now())) {
+            return self.while_silent(request);
         }
         let ask = self.settings.ask(request);
-        match self.ask_broker(&ask) {
+        let answer = self.ask_broker(&ask);
+        if !matches!(answer, Err(BrokerError::Silent { .. })) {
+            self.silence = None;
+        }
+        match answer {
             Ok((broker, HookReply::Accept { machine, .. })) => {
                 Decision::Accept { broker, ask, machine: one_line(&machine) }
             }
@@ -198,7 +200,17 @@ impl Conversation {
                 | HookReply::Succeeded { .. }
                 | HookReply::Failed(_),
             )) => self.without_broker(request, &broker.out_of_turn()),
-            Err(error) => self.without_broker(request, &error),
+            Err(error @ BrokerError::Silent { .. }) => {
+                self.silence = Some(Silence::noticed(self.silence, Instant::now()));
+                self.warn_of(&error);
+                self.while_silent(request)
+            }
+            Err(
+                error @ (BrokerError::Connect { .. }
+                | BrokerError::Refused { .. }
+                | BrokerError::Broken { .. }
+                | BrokerError::OutOfTurn { .. }),
+            ) => self.without_broker(request, &error),
         }
     }
 
@@ -230,16 +242,29 @@ impl Conversation {
         Ok((broker, reply))
     }
 
+    /// The user's own machines, if there are any, need not wait for a broker that is silent.
+    fn while_silent(&mut self, request: &Try) -> Decision {
+        let cannot = self.settings.cannot_build_locally(request);
+        let otherwise = if cannot { Otherwise::Fails } else { Otherwise::Built };
+        let waits = self.silence.is_some_and(|silence| silence.is_worth_waiting(Instant::now(), otherwise));
+        if waits && !self.settings.names_machines() { Decision::Postpone } else { self.ask_stock(request) }
+    }
+
     /// The user's own machines, if there are any, are as good as they were before there was a broker.
     fn without_broker(&mut self, request: &Try, error: &BrokerError) -> Decision {
-        let instead = if self.settings.names_machines() {
-            "using the machines in `builders` meanwhile"
-        } else {
-            "building without it"
+        self.warn_of(error);
+        self.ask_stock(request)
+    }
+
+    fn warn_of(&mut self, error: &BrokerError) {
+        let instead = match error {
+            _ if self.settings.names_machines() => "using the machines in `builders` meanwhile",
+            BrokerError::Silent { .. } => "asking it again for a while, then building without it",
+            BrokerError::Connect { .. }
+            | BrokerError::Refused { .. }
+            | BrokerError::Broken { .. }
+            | BrokerError::OutOfTurn { .. } => "building without it",
         };
-        if let BrokerError::Silent { .. } = error {
-            self.silent_until = Some(Instant::now() + SILENCE_LIMIT);
-        }
         let hint = match error {
             // Its own words say what to do.
             BrokerError::Refused { .. } => "see `broker doctor`",
@@ -254,7 +279,6 @@ impl Conversation {
             BrokerError::Silent { .. } | BrokerError::Refused { .. } | BrokerError::OutOfTurn { .. } => "",
         };
         self.warn(&format!("{cannot}{}; {instead} ({hint})", sentence(error)));
-        self.ask_stock(request)
     }
 
     fn ask_stock(&mut self, request: &Try) -> Decision {

@@ -34,6 +34,7 @@ mod notes;
 mod replies;
 mod resume;
 mod settings;
+mod silence;
 mod stock_client;
 mod waiting;
 

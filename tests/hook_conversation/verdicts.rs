@@ -192,22 +192,77 @@ fn a_broker_that_hangs_up_because_it_is_started_again_costs_nothing() {
     assert_eq!((reply.reply.as_str(), reply.said.len()), ("accept", 0), "{:?}", reply.said);
 }
 
+/// Asks until there is another reply than `postpone`, as Nix does.
+fn ask_until_decided(nix: &mut FakeNix) -> fake_nix::Reply {
+    let deadline = Instant::now() + fake_nix::DEADLINE;
+    loop {
+        try_hello(nix);
+        let reply = nix.reply();
+        if reply.reply != "postpone" {
+            return reply;
+        }
+        assert!(Instant::now() < deadline, "Nix is told to come back for ever");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// A hook that has asked once, in vain.
+fn unanswered(place: &Place, broker: &FakeBroker, pairs: &[(&str, &str)]) -> FakeNix {
+    let mut nix = place.hook();
+    nix.send(&settings(pairs)).unwrap();
+    try_hello(&mut nix);
+    let _silent = broker.accept_hook();
+    let reply = nix.reply();
+    assert_eq!(reply.reply, "postpone");
+    assert_one_warning(&reply.said, "does not answer");
+    nix
+}
+
 #[test]
 fn a_broker_that_never_answers_is_given_up_and_not_asked_again_soon() {
     let place = Place::new();
     let broker = place.broker();
-    let mut nix = place.hook();
-    nix.send(&settings(SETTINGS)).unwrap();
-    try_hello(&mut nix);
-    let _peer = broker.accept();
-    let reply = nix.reply();
-    assert_eq!(reply.reply, "decline");
-    assert_one_warning(&reply.said, "does not answer");
+    let mut nix = unanswered(&place, &broker, SETTINGS);
+    let asked = std::thread::spawn(move || (ask_until_decided(&mut nix), nix));
+    let _silent = broker.accept_hook();
+    let (reply, mut nix) = asked.join().unwrap();
+    assert_eq!((reply.reply.as_str(), reply.said.len()), ("decline", 0));
     for _ in 0..20 {
         try_hello(&mut nix);
         assert_eq!(nix.reply().reply, "decline");
     }
     assert!(!broker.has_caller(), "each of them waited again");
+}
+
+#[test]
+fn a_broker_that_was_silent_for_a_moment_costs_that_moment() {
+    let place = Place::new();
+    let broker = place.broker();
+    let mut nix = unanswered(&place, &broker, SETTINGS);
+    let asked = std::thread::spawn(move || (ask_until_decided(&mut nix), nix));
+    let mut peer = broker.accept_hook();
+    assert!(matches!(peer.request(), HookRequest::Ask(_)));
+    peer.send(&HookReply::Decline { why: "as it should be".into() });
+    let (reply, mut nix) = asked.join().unwrap();
+    assert_eq!(reply.reply, "decline");
+    // The next moment is another one.
+    try_hello(&mut nix);
+    assert_eq!(nix.reply().reply, "postpone");
+}
+
+#[test]
+fn what_only_the_broker_can_build_waits_longer_for_it() {
+    let place = Place::new();
+    let broker = place.broker();
+    let mut nix = unanswered(&place, &broker, &[SETTINGS, &[("max-jobs", "0")]].concat());
+    let asked = std::thread::spawn(move || ask_until_decided(&mut nix));
+    // As long as it takes to give up what can be built here.
+    let _silent = broker.accept_hook();
+    let mut peer = broker.accept_hook();
+    assert!(matches!(peer.request(), HookRequest::Ask(_)));
+    peer.send(&HookReply::Decline { why: "as it should be".into() });
+    let reply = asked.join().unwrap();
+    assert!(reply.said.iter().any(|line| line.contains("as it should be")), "{:?}", reply.said);
 }
 
 #[test]
