@@ -175,14 +175,15 @@ look_at_ours() {
     sleep 0.2
   done
   look_at_memory
-  verdicts=$(python3 tests/bench/verdicts.py 300 "$HOST" in "$CLIENT" sh -c 'exec 4>/dev/null 5</dev/null; exec broker-hook 3') || verdicts='null null null'
+  verdicts=$(python3 tests/bench/verdicts.py 300 "$HOST" in "$CLIENT" sh -c 'exec 4>/dev/null 5</dev/null; exec broker-hook 3') || verdicts='null null null null null null'
   while [ ! -e "$WORK/over" ]; do
     look_at_memory
     sleep 1
   done
-  read -r p50 p99 longest <<<"$verdicts"
-  printf '"hooks": %s, "hook_pss_kib": %s, "broker_pss_kib": %s, "verdict_ms_p50": %s, "verdict_ms_p99": %s, "verdict_ms_longest": %s' \
-    "$hooks" "$hook" "$broker" "$p50" "$p99" "$longest" >"$WORK/look"
+  read -ra verdicts <<<"$verdicts"
+  printf '"hooks": %s, "hook_pss_kib": %s, "broker_pss_kib": %s, "verdict_ms_p50": %s, "verdict_ms_p99": %s, "verdict_ms_longest": %s,
+    "no_broker_ms_p50": %s, "no_broker_ms_p99": %s, "no_broker_ms_longest": %s' \
+    "$hooks" "$hook" "$broker" "${verdicts[@]}" >"$WORK/look"
 }
 
 # Raises hooks, hook and broker of look_at_ours to what is seen now. Few hooks share less of their program, so they say little.

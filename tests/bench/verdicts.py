@@ -3,13 +3,17 @@
 
    verdicts.py COUNT COMMAND...       COMMAND starts a broker-hook whose standard streams are ours
 
-Asks for a system that no pool has: the answer comes from the same memory as an accept, and leaves no build behind.
-Prints the median, the 99th percentile and the longest, in milliseconds. Owns the asking; run.sh says when.
+Asks for a system that no pool has: the answer comes from the same memory as an accept, and leaves no build behind. By turns
+it asks a second hook, which declines without a broker (the store is not this machine's): what that takes is this machine's,
+for two processes that wake each other up. Prints the median, the 99th percentile and the longest of each, in milliseconds.
+Owns the asking; run.sh says when.
 """
 import struct
 import subprocess
 import sys
 import time
+
+SETTINGS = {"builders": "@/etc/nix/machines", "system": "x86_64-linux", "max-jobs": "0"}
 
 
 def number(value):
@@ -21,31 +25,41 @@ def text(value):
     return number(len(data)) + data + bytes(-len(data) % 8)
 
 
-def main():
-    count = int(sys.argv[1])
-    hook = subprocess.Popen(sys.argv[2:], stdin=subprocess.PIPE, stderr=subprocess.PIPE)
-    settings = {"builders": "@/etc/nix/machines", "system": "x86_64-linux", "max-jobs": "0"}
+def start(command, settings):
+    hook = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE)
     hook.stdin.write(b"".join(number(1) + text(name) + text(value) for name, value in settings.items()) + number(0))
-    times = []
-    for i in range(count):
-        drv = f"/nix/store/{'0' * 24}{i:08d}-probe.drv"
-        request = text("try") + number(0) + text("riscv64-netbsd") + text(drv) + number(0)
-        began = time.perf_counter()
-        hook.stdin.write(request)
-        hook.stdin.flush()
-        while True:
-            line = hook.stderr.readline()
-            if line.startswith(b"# "):
-                break
-            if not line:
-                sys.exit("verdicts: the hook ended")
-        times.append((time.perf_counter() - began) * 1000)
-        # Nix asks when a build becomes possible, not in one breath.
-        time.sleep(0.005)
-    hook.stdin.close()
-    hook.wait()
-    times.sort()
-    print(f"{times[len(times) // 2]:.2f} {times[int(len(times) * 0.99)]:.2f} {times[-1]:.2f}")
+    return hook
+
+
+def ask(hook, i):
+    """Milliseconds from the question to the reply."""
+    drv = f"/nix/store/{'0' * 24}{i:08d}-probe.drv"
+    request = text("try") + number(0) + text("riscv64-netbsd") + text(drv) + number(0)
+    began = time.perf_counter()
+    hook.stdin.write(request)
+    hook.stdin.flush()
+    while True:
+        line = hook.stderr.readline()
+        if line.startswith(b"# "):
+            return (time.perf_counter() - began) * 1000
+        if not line:
+            sys.exit("verdicts: the hook ended")
+
+
+def main():
+    hooks = [start(sys.argv[2:], settings) for settings in (SETTINGS, SETTINGS | {"store": "/elsewhere"})]
+    times = [[], []]
+    for i in range(int(sys.argv[1])):
+        for hook, taken in zip(hooks, times):
+            taken.append(ask(hook, i))
+            # Nix asks when a build becomes possible, not in one breath.
+            time.sleep(0.005)
+    for hook in hooks:
+        hook.stdin.close()
+        hook.wait()
+    for taken in map(sorted, times):
+        print(f"{taken[len(taken) // 2]:.2f} {taken[int(len(taken) * 0.99)]:.2f} {taken[-1]:.2f}", end=" ")
+    print()
 
 
 if __name__ == "__main__":
