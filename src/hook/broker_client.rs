@@ -6,9 +6,9 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 
+use super::readiness::readable;
 use crate::ipc::{Frame, FrameError, Hello, HookReply, HookRequest, Message, Reply, VERSION};
 
 /// How long to try for a connection: the broker is here or it is not.
@@ -185,19 +185,6 @@ pub(super) fn open(path: &Path) -> io::Result<UnixStream> {
     let stream = UnixStream::from(socket);
     stream.set_nonblocking(false)?;
     Ok(stream)
-}
-
-/// Waits until there is something to read; `false` when the time is over before.
-pub(super) fn readable(stream: &UnixStream, limit: Option<Duration>) -> io::Result<bool> {
-    let limit = limit.map(|limit| Timespec {
-        tv_sec: i64::try_from(limit.as_secs()).unwrap_or(i64::MAX),
-        tv_nsec: i64::from(limit.subsec_nanos()),
-    });
-    match poll(&mut [PollFd::new(stream, PollFlags::IN)], limit.as_ref()) {
-        Ok(ready) => Ok(ready > 0),
-        Err(rustix::io::Errno::INTR) => Ok(false),
-        Err(error) => Err(error.into()),
-    }
 }
 
 /// Reads until a moment; a peer that trickles gets no extension.

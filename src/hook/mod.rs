@@ -31,6 +31,7 @@ mod importer;
 mod log_pipe;
 mod nix_executable;
 mod notes;
+mod readiness;
 mod replies;
 mod resume;
 mod settings;

@@ -6,8 +6,7 @@
 use std::io::{self, Write as _};
 use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-
+use super::readiness::writable;
 use crate::protocol::log_line::{self, Level};
 
 /// How long a last word may wait for a Nix that does not read.
@@ -39,10 +38,5 @@ pub(super) fn say(level: Level, text: &str) {
 }
 
 fn is_free(limit: Duration) -> bool {
-    let limit = Timespec {
-        tv_sec: i64::try_from(limit.as_secs()).unwrap_or(0),
-        tv_nsec: i64::from(limit.subsec_nanos()),
-    };
-    let stderr = rustix::stdio::stderr();
-    matches!(poll(&mut [PollFd::new(&stderr, PollFlags::OUT)], Some(&limit)), Ok(1..))
+    writable(rustix::stdio::stderr(), limit).unwrap_or(false)
 }

@@ -4,9 +4,9 @@ use std::io::BufReader;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-use super::broker_client::readable;
 use super::log_pipe::LogPipe;
 use super::notes::Notes;
+use super::readiness::readable;
 use super::replies;
 use crate::ipc::{Frame, FrameError, HookReply, WireFailure};
 
