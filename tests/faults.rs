@@ -122,22 +122,6 @@ fn a_drained_broker_finishes_what_runs_and_leaves_nothing() {
     });
 }
 
-/// What is killed, always by SIGKILL.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Victim {
-    Hook,
-    /// And started again.
-    Broker,
-    /// Every `nix-daemon --stdio` on the builder.
-    Daemon,
-    /// The listener and every session.
-    Sshd,
-    /// Everything on it at once.
-    Machine,
-    /// The stock client that takes the outputs over.
-    Importer,
-}
-
 #[test]
 fn a_broker_that_is_silent_for_a_moment_loses_no_build_and_one_that_stays_silent_hangs_nobody() {
     on_every_release(LOCAL_POOL, |lab| {
@@ -162,6 +146,22 @@ fn a_broker_that_is_silent_for_a_moment_loses_no_build_and_one_that_stays_silent
         assert_eq!(lab.ended("succeeded"), 2, "{}", lab.diagnosis());
         lab.assert_all_is_over();
     });
+}
+
+/// What is killed, always by SIGKILL.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Victim {
+    Hook,
+    /// And started again.
+    Broker,
+    /// Every `nix-daemon --stdio` on the builder.
+    Daemon,
+    /// The listener and every session.
+    Sshd,
+    /// Everything on it at once.
+    Machine,
+    /// The stock client that takes the outputs over.
+    Importer,
 }
 
 /// When. Each is held until the victim is dead: by stopping (SIGSTOP) a program that is not ours, by taking all slots,

@@ -106,14 +106,26 @@ fn try_hello(nix: &mut FakeNix) {
     nix.send(&request(true, "x86_64-linux", DRV, &["kvm"])).unwrap();
 }
 
-/// Up to the moment where hook and broker wait for the build.
-fn accepted(place: &Place, broker: &FakeBroker) -> (FakeNix, Peer) {
+/// A hook with these settings that was asked about one derivation.
+fn asking(place: &Place, pairs: &[(&str, &str)]) -> FakeNix {
     let mut nix = place.hook();
-    nix.send(&settings(SETTINGS)).unwrap();
+    nix.send(&settings(pairs)).unwrap();
     try_hello(&mut nix);
-    let (mut peer, _) = broker.accept_build();
+    nix
+}
+
+/// Up to the accept; Nix sends its lists next.
+fn taken(place: &Place, broker: &FakeBroker) -> (FakeNix, Peer) {
+    let mut nix = asking(place, SETTINGS);
+    let (peer, _) = broker.accept_build();
     assert_eq!(nix.reply().reply, "accept");
     assert_eq!(nix.line().unwrap(), "tiger");
+    (nix, peer)
+}
+
+/// Up to the moment where hook and broker wait for the build.
+fn accepted(place: &Place, broker: &FakeBroker) -> (FakeNix, Peer) {
+    let (mut nix, mut peer) = taken(place, broker);
     nix.send_lists(&["/nix/store/a".to_owned()], OUT);
     peer.inputs();
     (nix, peer)
@@ -129,9 +141,7 @@ fn succeeded() -> HookReply {
 
 /// The first request of a process with these settings.
 fn first_reply(place: &Place, pairs: &[(&str, &str)]) -> (FakeNix, fake_nix::Reply) {
-    let mut nix = place.hook();
-    nix.send(&settings(pairs)).unwrap();
-    try_hello(&mut nix);
+    let mut nix = asking(place, pairs);
     let reply = nix.reply();
     (nix, reply)
 }
@@ -159,9 +169,7 @@ fn a_build_goes_from_the_request_to_the_importer() {
         r#"echo '# accept' >&2; echo 'ssh-ng://localhost?remote-program=/x' >&2
            cat >"$RECORD"; echo "token $NIX_BROKER_BUILD" >&4; exit 0"#,
     );
-    let mut nix = place.hook();
-    nix.send(&settings(SETTINGS)).unwrap();
-    try_hello(&mut nix);
+    let mut nix = asking(&place, SETTINGS);
     let (mut peer, ask) = broker.accept_build();
     assert_eq!(ask.drv, DRV);
     assert_eq!((ask.system.as_str(), ask.am_willing), ("x86_64-linux", true));
@@ -232,12 +240,7 @@ fn a_log_longer_than_every_pipe_arrives_whole() {
 fn two_thousand_inputs_of_two_hundred_kilobytes_arrive() {
     let place = Place::new();
     let broker = place.broker();
-    let mut nix = place.hook();
-    nix.send(&settings(SETTINGS)).unwrap();
-    try_hello(&mut nix);
-    let (mut peer, _) = broker.accept_build();
-    assert_eq!(nix.reply().reply, "accept");
-    nix.line();
+    let (mut nix, mut peer) = taken(&place, &broker);
     let inputs: Vec<_> = (0..2_000).map(|i| format!("/nix/store/{i:0>32}-{}", "n".repeat(60))).collect();
     assert!(lists(&inputs, OUT).len() > 200 << 10);
     nix.send_lists(&inputs, OUT);
@@ -295,12 +298,7 @@ fn a_nix_that_blocks_in_early_lists_is_not_waited_for() {
 fn store_paths_in_the_second_list_are_no_output_names() {
     let place = Place::new();
     let broker = place.broker();
-    let mut nix = place.hook();
-    nix.send(&settings(SETTINGS)).unwrap();
-    try_hello(&mut nix);
-    let (mut peer, _) = broker.accept_build();
-    assert_eq!(nix.reply().reply, "accept");
-    nix.line();
+    let (mut nix, mut peer) = taken(&place, &broker);
     nix.send_lists(&["/nix/store/a".to_owned()], &["/nix/store/out"]);
     assert_eq!(peer.inputs(), (vec!["/nix/store/a".to_owned()], Vec::new()));
 }
@@ -310,9 +308,7 @@ fn secrets_leave_the_hook_only_towards_the_stock_client() {
     let place = Place::new();
     let broker = place.broker();
     place.stock(r#"cat >"$RECORD"; exit 1"#);
-    let mut nix = place.hook();
-    nix.send(&settings(SETTINGS)).unwrap();
-    try_hello(&mut nix);
+    let mut nix = asking(&place, SETTINGS);
     let mut peer = broker.accept();
     let mut sent = vec![peer.frame().unwrap(), peer.frame().unwrap()];
     peer.send(&Reply::Go);

@@ -252,12 +252,8 @@ impl Remote {
         self.traffic.add_up(size);
         if let Some(width) = Width::of(self, size).await {
             let sent = unless_stalled(&beat, wide::send(self, cargo.clone(), width, &beat)).await;
-            match sent {
-                Ok(()) => {
-                    self.link.note_stripes();
-                    return Ok(());
-                }
-                Err(error) => self.avoid_stripes(&error),
+            if self.went_well(sent) {
+                return Ok(());
             }
         }
         let mut daemon = self.daemon_for(size).await?;
@@ -298,12 +294,8 @@ impl Remote {
             };
             let beat = Beat::default();
             let fetched = unless_stalled(&beat, wide::fetch(self, &mut arriving, width, &beat)).await;
-            match fetched {
-                Ok(()) => self.link.note_stripes(),
-                Err(error) => {
-                    self.avoid_stripes(&error);
-                    plain.push(arriving);
-                }
+            if !self.went_well(fetched) {
+                plain.push(arriving);
             }
         }
         if plain.is_empty() {
@@ -359,9 +351,15 @@ impl Remote {
         }
     }
 
-    fn avoid_stripes(&self, error: &anyhow::Error) {
-        let (reason, rest) = (super::chain(error), self.link.note_failed_stripes());
+    /// Whether a transfer over several connections went well, which the next ones go by.
+    fn went_well(&self, striped: anyhow::Result<()>) -> bool {
+        let Err(error) = striped else {
+            self.link.note_stripes();
+            return true;
+        };
+        let (reason, rest) = (super::chain(&error), self.link.note_failed_stripes());
         tracing::info!(builder = %self.builder, reason, ?rest, "large transfers use one connection for a while");
+        false
     }
 
     /// Lets the builder fetch what it can by itself, and says what it could not.

@@ -164,13 +164,12 @@ impl Conversation {
             return Decision::Decline;
         }
         if self.silence.is_some_and(|silence| silence.holds(Instant::now())) {
-            return self.while_silent(request);
+            return self.without_broker(request);
         }
         let ask = self.settings.ask(request);
         let answer = self.ask_broker(&ask);
-        if !matches!(answer, Err(BrokerError::Silent { .. })) {
-            self.silence = None;
-        }
+        let is_silent = matches!(answer, Err(BrokerError::Silent { .. }));
+        self.silence = is_silent.then(|| Silence::noticed(self.silence, Instant::now()));
         match answer {
             Ok((broker, HookReply::Accept { machine, .. })) => {
                 Decision::Accept { broker, ask, machine: one_line(&machine) }
@@ -199,18 +198,14 @@ impl Conversation {
                 | HookReply::Arriving { .. }
                 | HookReply::Succeeded { .. }
                 | HookReply::Failed(_),
-            )) => self.without_broker(request, &broker.out_of_turn()),
-            Err(error @ BrokerError::Silent { .. }) => {
-                self.silence = Some(Silence::noticed(self.silence, Instant::now()));
-                self.warn_of(&error);
-                self.while_silent(request)
+            )) => {
+                self.warn_of(&broker.out_of_turn());
+                self.without_broker(request)
             }
-            Err(
-                error @ (BrokerError::Connect { .. }
-                | BrokerError::Refused { .. }
-                | BrokerError::Broken { .. }
-                | BrokerError::OutOfTurn { .. }),
-            ) => self.without_broker(request, &error),
+            Err(error) => {
+                self.warn_of(&error);
+                self.without_broker(request)
+            }
         }
     }
 
@@ -242,18 +237,13 @@ impl Conversation {
         Ok((broker, reply))
     }
 
-    /// The user's own machines, if there are any, need not wait for a broker that is silent.
-    fn while_silent(&mut self, request: &Try) -> Decision {
+    /// The user's own machines, if there are any, are as good as they were before there was a broker. Without them Nix may
+    /// have to come back, if the broker is only silent.
+    fn without_broker(&mut self, request: &Try) -> Decision {
         let cannot = self.settings.cannot_build_locally(request);
         let otherwise = if cannot { Otherwise::Fails } else { Otherwise::Built };
         let waits = self.silence.is_some_and(|silence| silence.is_worth_waiting(Instant::now(), otherwise));
         if waits && !self.settings.names_machines() { Decision::Postpone } else { self.ask_stock(request) }
-    }
-
-    /// The user's own machines, if there are any, are as good as they were before there was a broker.
-    fn without_broker(&mut self, request: &Try, error: &BrokerError) -> Decision {
-        self.warn_of(error);
-        self.ask_stock(request)
     }
 
     fn warn_of(&mut self, error: &BrokerError) {

@@ -7,9 +7,7 @@ fn a_restarted_broker_gets_the_build_again() {
     for step in ["after the accept", "after the inputs", "in the log", "in a frame", "nonsense"] {
         let place = Place::new();
         let broker = place.broker();
-        let mut nix = place.hook();
-        nix.send(&settings(SETTINGS)).unwrap();
-        try_hello(&mut nix);
+        let mut nix = asking(&place, SETTINGS);
         let (mut peer, ask) = broker.accept_build();
         assert_eq!(nix.reply().reply, "accept");
         nix.line();

@@ -6,9 +6,7 @@ use super::*;
 fn one_process_answers_many_requests_over_one_connection() {
     let place = Place::new();
     let broker = place.broker();
-    let mut nix = place.hook();
-    nix.send(&settings(SETTINGS)).unwrap();
-    try_hello(&mut nix);
+    let mut nix = asking(&place, SETTINGS);
     let mut peer = broker.accept_hook();
     for round in 0..5 {
         peer.ask();
@@ -165,9 +163,7 @@ fn a_broker_that_fails_before_the_verdict_costs_one_warning_and_a_decline() {
     for (name, misbehave, part) in ways {
         let place = Place::new();
         let broker = place.broker();
-        let mut nix = place.hook();
-        nix.send(&settings(SETTINGS)).unwrap();
-        try_hello(&mut nix);
+        let mut nix = asking(&place, SETTINGS);
         misbehave(&mut broker.accept());
         // One that ends may be another one a moment later, so whoever hangs up is asked once more.
         if name.starts_with("hangs up") && !name.ends_with("inside a frame") {
@@ -183,9 +179,7 @@ fn a_broker_that_fails_before_the_verdict_costs_one_warning_and_a_decline() {
 fn a_broker_that_hangs_up_because_it_is_started_again_costs_nothing() {
     let place = Place::new();
     let broker = place.broker();
-    let mut nix = place.hook();
-    nix.send(&settings(SETTINGS)).unwrap();
-    try_hello(&mut nix);
+    let mut nix = asking(&place, SETTINGS);
     drop(broker.accept());
     let (_peer, _ask) = broker.accept_build();
     let reply = nix.reply();
@@ -208,9 +202,7 @@ fn ask_until_decided(nix: &mut FakeNix) -> fake_nix::Reply {
 
 /// A hook that has asked once, in vain.
 fn unanswered(place: &Place, broker: &FakeBroker, pairs: &[(&str, &str)]) -> FakeNix {
-    let mut nix = place.hook();
-    nix.send(&settings(pairs)).unwrap();
-    try_hello(&mut nix);
+    let mut nix = asking(place, pairs);
     let _silent = broker.accept_hook();
     let reply = nix.reply();
     assert_eq!(reply.reply, "postpone");

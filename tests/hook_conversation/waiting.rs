@@ -138,12 +138,7 @@ fn the_end_of_nixs_stream_is_no_cancellation() {
 fn a_nix_that_dies_after_the_accept_cancels() {
     let place = Place::new();
     let broker = place.broker();
-    let mut nix = place.hook();
-    nix.send(&settings(SETTINGS)).unwrap();
-    try_hello(&mut nix);
-    let (mut peer, _) = broker.accept_build();
-    assert_eq!(nix.reply().reply, "accept");
-    nix.line();
+    let (mut nix, mut peer) = taken(&place, &broker);
     nix.send(&fake_nix::number(5)).unwrap();
     nix.close_input();
     assert!(peer.is_closed());

@@ -2,7 +2,7 @@
 //! transfer goes well without them, only not as fast.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -35,15 +35,12 @@ struct Rest {
 impl Link {
     /// Whether large transfers may go over several connections: not soon after that has failed.
     pub(in crate::broker) fn can_stripe(&self) -> bool {
-        self.rest
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .is_none_or(|rest| rest.until <= Instant::now())
+        lock(&self.rest).is_none_or(|rest| rest.until <= Instant::now())
     }
 
     /// A transfer over several connections has failed; says for how long there will be none.
     pub(in crate::broker) fn note_failed_stripes(&self) -> Duration {
-        let mut rest = self.rest.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut rest = lock(&self.rest);
         let length = rest.map_or(FIRST_REST, |rest| (rest.length * 2).min(LONGEST_REST));
         *rest = Some(Rest { until: Instant::now() + length, length });
         length
@@ -51,7 +48,7 @@ impl Link {
 
     /// One has gone well.
     pub(in crate::broker) fn note_stripes(&self) {
-        *self.rest.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *lock(&self.rest) = None;
     }
 
     /// Whether the builder can pack what it sends and unpack what it is sent, as far as is known.
@@ -71,7 +68,7 @@ impl Link {
 
     /// How fast the link was then, in bytes per second.
     pub(in crate::broker) fn pace(&self) -> Option<f64> {
-        *self.pace.lock().unwrap_or_else(PoisonError::into_inner)
+        *lock(&self.pace)
     }
 
     /// So many bytes went over one channel in this time.
@@ -79,7 +76,7 @@ impl Link {
         if size >= TELLING {
             let took = took.saturating_sub(self.round_trip().unwrap_or_default() * 2);
             let pace = size as f64 / took.as_secs_f64();
-            *self.pace.lock().unwrap_or_else(PoisonError::into_inner) = Some(pace);
+            *lock(&self.pace) = Some(pace);
         }
     }
 
@@ -94,13 +91,18 @@ impl Link {
 
     /// The shortest that was measured: the route's own, whatever else was on it.
     pub(in crate::broker) fn round_trip(&self) -> Option<Duration> {
-        *self.round_trip.lock().unwrap_or_else(PoisonError::into_inner)
+        *lock(&self.round_trip)
     }
 
     pub(in crate::broker) fn note_round_trip(&self, measured: Duration) {
-        let mut known = self.round_trip.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = lock(&self.round_trip);
         *known = Some(known.map_or(measured, |known| known.min(measured)));
     }
+}
+
+/// A note is whole whatever happened to whoever wrote the last one.
+fn lock<T>(note: &Mutex<T>) -> MutexGuard<'_, T> {
+    note.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
