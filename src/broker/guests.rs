@@ -2,7 +2,7 @@
 //! take from all others.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Connections of one user at once: some terminals that watch.
 const MAX_PER_USER: usize = 32;
@@ -10,31 +10,34 @@ const MAX_PER_USER: usize = 32;
 /// See the module.
 #[derive(Debug, Default)]
 pub(crate) struct Guests {
-    seats: Mutex<BTreeMap<u32, usize>>,
+    seats: Taken,
 }
+
+/// How many each user has.
+type Taken = Arc<Mutex<BTreeMap<u32, usize>>>;
 
 /// One connection's place; free again when dropped.
 #[derive(Debug)]
-pub(crate) struct Seat<'a> {
-    guests: &'a Guests,
+pub(crate) struct Seat {
+    seats: Taken,
     uid: u32,
 }
 
 impl Guests {
     /// A place for one more connection of this user, unless all of his are taken.
-    pub(crate) fn admit(&self, uid: u32) -> Option<Seat<'_>> {
+    pub(crate) fn admit(&self, uid: u32) -> Option<Seat> {
         let mut seats = self.seats.lock().unwrap_or_else(PoisonError::into_inner);
         let taken = seats.entry(uid).or_default();
         (*taken < MAX_PER_USER).then(|| {
             *taken += 1;
-            Seat { guests: self, uid }
+            Seat { seats: Arc::clone(&self.seats), uid }
         })
     }
 }
 
-impl Drop for Seat<'_> {
+impl Drop for Seat {
     fn drop(&mut self) {
-        let mut seats = self.guests.seats.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut seats = self.seats.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(taken) = seats.get_mut(&self.uid) {
             *taken -= 1;
             if *taken == 0 {

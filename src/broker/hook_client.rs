@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWrite};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::time::Instant;
@@ -25,25 +25,23 @@ use crate::scheduler::{Answer, Event, Note};
 /// A build that takes no longer than this is worth an importer that waits for it.
 const SHORT: Duration = Duration::from_secs(2);
 
-/// Serves one hook until either side is done.
-pub(crate) async fn serve(
-    stream: UnixStream,
-    shared: &Arc<Shared>,
+/// Answers one hook until it is accepted, which is what Nix waits for, or gone.
+pub(crate) async fn decide(
+    stream: &mut UnixStream,
+    shared: &Shared,
     driver: &DriverHandle,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<Option<Accepted>> {
     let uid = stream.peer_cred().ok().map(|peer| peer.uid());
-    let (mut reader, mut writer) = stream.into_split();
     loop {
-        let request = match Frame::receive(&mut reader).await {
-            Err(FrameError::Closed) => return Ok(()),
+        let request = match Frame::receive(stream).await {
+            Err(FrameError::Closed) => return Ok(None),
             frame => frame?.parse::<HookRequest>()?,
         };
         match request {
             HookRequest::Ask(ask) => {
-                if let Some(accepted) =
-                    consider(ask, Patience::Moment, &mut writer, uid, shared, driver).await?
-                {
-                    return accepted.serve(reader, writer, shared).await;
+                let accepted = consider(ask, Patience::Moment, stream, uid, shared, driver).await?;
+                if accepted.is_some() {
+                    return Ok(accepted);
                 }
             }
             HookRequest::Resume(ask) => {
@@ -51,15 +49,16 @@ pub(crate) async fn serve(
                 let ask = Ask { am_willing: false, ..ask };
                 match consider(ask, Patience::UntilKnown, &mut Discard, uid, shared, driver).await? {
                     Some(accepted) => {
-                        accepted.send_accept(&mut writer).await?;
-                        return accepted.serve(reader, writer, shared).await;
+                        send(stream, &accepted.reply()).await?;
+                        return Ok(Some(accepted));
                     }
                     None => {
                         let failure = Failure::new(
                             FailureKind::Request,
                             "the broker was restarted and no longer has a pool for this build; see `broker why`",
                         );
-                        return send(&mut writer, &HookReply::Failed(WireFailure::from(&failure))).await;
+                        send(stream, &HookReply::Failed(WireFailure::from(&failure))).await?;
+                        return Ok(None);
                     }
                 }
             }
@@ -81,14 +80,14 @@ impl VerdictSink for Discard {
     }
 }
 
-impl VerdictSink for OwnedWriteHalf {
+impl VerdictSink for UnixStream {
     async fn reply(&mut self, reply: &HookReply) -> anyhow::Result<()> {
         send(self, reply).await
     }
 }
 
 /// An accepted build and its only client. Dropped, the client is gone.
-struct Accepted {
+pub(crate) struct Accepted {
     build: Arc<Build>,
     machine: String,
     listener: Listener,
@@ -118,7 +117,7 @@ async fn consider(
     patience: Patience,
     sink: &mut impl VerdictSink,
     uid: Option<u32>,
-    shared: &Arc<Shared>,
+    shared: &Shared,
     driver: &DriverHandle,
 ) -> anyhow::Result<Option<Accepted>> {
     let (imports_meanwhile, prepares, began) = (ask.imports_meanwhile, ask.prepares, Instant::now());
@@ -131,15 +130,23 @@ async fn consider(
     shared.metrics.answered(&answer, began.elapsed());
     match answer {
         Answer::Accept { pool } => {
-            let machine = pool.to_string();
             let id = shared.next_build_id();
             let (build, listener) = Build::new(id, request, Source::LocalStore, &shared.spool_dir);
             shared.logs.keep(&build, uid);
             let gone = Gone { build: build.id, driver: driver.clone() };
             driver.send(Message::NewBuild(Arc::clone(&build)));
-            sink.reply(&HookReply::Accept { build: build.id.0, machine: machine.clone() }).await?;
             let _token = shared.clients.token();
-            Ok(Some(Accepted { build, machine, listener, gone, imports_meanwhile, prepares, _token }))
+            let accepted = Accepted {
+                build,
+                machine: pool.to_string(),
+                listener,
+                gone,
+                imports_meanwhile,
+                prepares,
+                _token,
+            };
+            sink.reply(&accepted.reply()).await?;
+            Ok(Some(accepted))
         }
         Answer::Decline { why } => {
             tracing::debug!(drv = %request.drv, why, "decline");
@@ -157,16 +164,13 @@ async fn consider(
 }
 
 impl Accepted {
-    async fn send_accept(&self, writer: &mut OwnedWriteHalf) -> anyhow::Result<()> {
-        send(writer, &HookReply::Accept { build: self.build.id.0, machine: self.machine.clone() }).await
+    fn reply(&self) -> HookReply {
+        HookReply::Accept { build: self.build.id.0, machine: self.machine.clone() }
     }
 
-    async fn serve(
-        self,
-        mut reader: OwnedReadHalf,
-        mut writer: OwnedWriteHalf,
-        shared: &Arc<Shared>,
-    ) -> anyhow::Result<()> {
+    /// Serves its hook until either side is done.
+    pub(crate) async fn serve(self, stream: UnixStream, shared: &Shared) -> anyhow::Result<()> {
+        let (mut reader, mut writer) = stream.into_split();
         match Frame::receive(&mut reader).await?.parse()? {
             HookRequest::Inputs { paths, wanted_outputs } => match read_inputs(&paths, &wanted_outputs) {
                 Ok(inputs) => {
@@ -284,7 +288,7 @@ async fn closed(reader: &mut OwnedReadHalf) {
     let _bytes_or_error = reader.read(&mut [0; 1]).await;
 }
 
-async fn send(writer: &mut OwnedWriteHalf, reply: &HookReply) -> anyhow::Result<()> {
+async fn send(writer: &mut (impl AsyncWrite + Unpin), reply: &HookReply) -> anyhow::Result<()> {
     Ok(Frame::message(reply)?.send(writer).await?)
 }
 

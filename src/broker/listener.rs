@@ -1,5 +1,9 @@
 //! The Unix socket, our own or one that systemd keeps for us: accepts connections, learns who is there, and hands each to
 //! the task of its role.
+//!
+//! All of Nix stands still until its hook is answered, so this has a thread that does nothing else: a worker of the main
+//! runtime may be at a piece of an archive, or asleep for want of a processor with work in its queue. Hooks stay here
+//! until they are accepted; whoever needs more than an answer goes to the main runtime.
 
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -7,6 +11,8 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use tokio::net::{UnixListener, UnixStream};
+use tokio::runtime::Handle;
+use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use super::driver::DriverHandle;
@@ -60,7 +66,7 @@ impl Activation {
 /// Where connections come in.
 #[derive(Debug)]
 pub(crate) struct Listener {
-    socket: UnixListener,
+    socket: std::os::unix::net::UnixListener,
     /// The file to remove at the end: the service manager's is not ours to remove.
     own: Option<PathBuf>,
 }
@@ -69,7 +75,8 @@ impl Listener {
     /// Takes the service manager's socket, or makes one.
     pub(crate) async fn open(path: &Path, activation: Option<Activation>) -> anyhow::Result<Self> {
         let Some(Activation(handed)) = activation else {
-            return Ok(Self { socket: bind(path).await?, own: Some(path.to_owned()) });
+            let socket = bind(path).await?.into_std().context("listen on a thread of its own")?;
+            return Ok(Self { socket, own: Some(path.to_owned()) });
         };
         let address = handed.local_addr().context("ask where the service manager listens")?;
         match address.as_pathname() {
@@ -85,10 +92,7 @@ impl Listener {
                 path.display()
             ),
         }
-        Ok(Self {
-            socket: UnixListener::from_std(handed).context("listen at the service manager's socket")?,
-            own: None,
-        })
+        Ok(Self { socket: handed, own: None })
     }
 
     /// Whether the service manager keeps it.
@@ -96,17 +100,42 @@ impl Listener {
         self.own.is_none()
     }
 
-    /// Accepts until told to stop. Returns the socket's file if it is ours: no successor can have made its own before it
-    /// is gone.
-    pub(crate) async fn run(
+    /// Accepts until told to stop. Answers then, with the socket's file if it is ours: no successor can have made its own
+    /// before it is gone.
+    pub(crate) fn start(
         self,
         shared: Arc<Shared>,
         driver: DriverHandle,
         stop: CancellationToken,
-    ) -> Option<PathBuf> {
-        accept(&self.socket, shared, driver, stop).await;
-        self.own
+    ) -> anyhow::Result<oneshot::Receiver<Option<PathBuf>>> {
+        let desk = Desk { shared, driver, main: Handle::current() };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.context("start the listener's runtime")?;
+        let socket = {
+            let _inside = runtime.enter();
+            UnixListener::from_std(self.socket).context("listen on a thread of its own")?
+        };
+        let (ended, end) = oneshot::channel();
+        let listen = move || {
+            runtime.block_on(accept(&socket, desk, stop));
+            // Whoever waited has gone only if the broker is dying.
+            let _unheard = ended.send(self.own);
+        };
+        std::thread::Builder::new()
+            .name("listener".to_owned())
+            .spawn(listen)
+            .context("start the listener")?;
+        Ok(end)
     }
+}
+
+/// What it takes to serve whoever comes.
+#[derive(Clone, Debug)]
+struct Desk {
+    shared: Arc<Shared>,
+    driver: DriverHandle,
+    /// Where whatever is no verdict runs.
+    main: Handle,
 }
 
 /// Makes the socket, and takes the place of one that a dead broker left.
@@ -131,7 +160,7 @@ pub(super) async fn bind(path: &Path) -> anyhow::Result<UnixListener> {
     Ok(listener)
 }
 
-async fn accept(listener: &UnixListener, shared: Arc<Shared>, driver: DriverHandle, stop: CancellationToken) {
+async fn accept(listener: &UnixListener, desk: Desk, stop: CancellationToken) {
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -139,12 +168,8 @@ async fn accept(listener: &UnixListener, shared: Arc<Shared>, driver: DriverHand
         };
         match accepted {
             Ok((stream, _)) => {
-                let (shared, driver) = (Arc::clone(&shared), driver.clone());
-                tokio::spawn(async move {
-                    if let Err(error) = serve(stream, shared, driver).await {
-                        tracing::debug!(error = %crate::broker::chain(&error), "client");
-                    }
-                });
+                let desk = desk.clone();
+                tokio::spawn(async move { note(desk.receive(stream).await) });
             }
             Err(error) => {
                 tracing::warn!(%error, "cannot accept a connection");
@@ -154,58 +179,105 @@ async fn accept(listener: &UnixListener, shared: Arc<Shared>, driver: DriverHand
     }
 }
 
-async fn serve(mut stream: UnixStream, shared: Arc<Shared>, driver: DriverHandle) -> anyhow::Result<()> {
-    let uid = stream.peer_cred()?.uid();
-    let peer = peer(uid);
-    let _seat = match peer {
-        Peer::User => {
-            Some(shared.guests.admit(uid).with_context(|| format!("user {uid} has too many connections"))?)
-        }
-        Peer::Owner | Peer::StoreOwner => None,
-    };
-    let hello: Hello = match tokio::time::timeout(HELLO_DEADLINE, Frame::receive(&mut stream)).await {
-        Ok(Err(FrameError::Closed)) => return Ok(()),
-        Ok(frame) => frame?.parse()?,
-        Err(_) => bail!("a client said nothing"),
-    };
-    if hello.version() != VERSION {
-        let why = format!(
-            "the client speaks version {} and the broker version {VERSION}; restart the broker after an upgrade",
-            hello.version()
-        );
-        return refuse(&mut stream, why).await;
+/// How a client ended is nobody's business but who looks for a defect.
+fn note(served: anyhow::Result<()>) {
+    if let Err(error) = served {
+        tracing::debug!(error = %crate::broker::chain(&error), "client");
     }
-    match (hello, peer) {
-        (Hello::Hook { .. }, Peer::User) => {
-            let why = "hooks are run by root or by the owner of the store".to_owned();
-            refuse(&mut stream, why).await
+}
+
+impl Desk {
+    /// Learns who is there, and what for.
+    async fn receive(self, mut stream: UnixStream) -> anyhow::Result<()> {
+        let uid = stream.peer_cred()?.uid();
+        let peer = peer(uid);
+        let seat = match peer {
+            Peer::User => {
+                let seat = self.shared.guests.admit(uid);
+                Some(seat.with_context(|| format!("user {uid} has too many connections"))?)
+            }
+            Peer::Owner | Peer::StoreOwner => None,
+        };
+        let hello: Hello = match tokio::time::timeout(HELLO_DEADLINE, Frame::receive(&mut stream)).await {
+            Ok(Err(FrameError::Closed)) => return Ok(()),
+            Ok(frame) => frame?.parse()?,
+            Err(_) => bail!("a client said nothing"),
+        };
+        if hello.version() != VERSION {
+            let why = format!(
+                "the client speaks version {} and the broker version {VERSION}; restart the broker after an upgrade",
+                hello.version()
+            );
+            return refuse(&mut stream, why).await;
         }
-        (Hello::Hook { .. }, Peer::Owner | Peer::StoreOwner) => {
-            Frame::message(&Reply::Go)?.send(&mut stream).await?;
-            hook_client::serve(stream, &shared, &driver).await
+        match (hello, peer) {
+            (Hello::Hook { .. }, Peer::Owner | Peer::StoreOwner) => {
+                Frame::message(&Reply::Go)?.send(&mut stream).await?;
+                let decided = hook_client::decide(&mut stream, &self.shared, &self.driver).await?;
+                let Some(accepted) = decided else { return Ok(()) };
+                let Self { shared, main, .. } = self;
+                hand_over(&main, stream, move |stream| async move { accepted.serve(stream, &shared).await })
+            }
+            (hello, peer) => {
+                let main = self.main.clone();
+                hand_over(&main, stream, move |stream| async move {
+                    let _seat = seat;
+                    self.serve(hello, peer, stream).await
+                })
+            }
         }
-        (Hello::Operator { .. }, peer) => {
-            Frame::message(&Reply::Go)?.send(&mut stream).await?;
-            operator_client::serve(stream, peer, &shared, &driver).await
-        }
-        (Hello::Import { token, .. }, _) => match shared.shelf.get(&token) {
-            // The hook's end is the end of its importer, even if that was not killed with it.
-            Some(shelved) => tokio::select! {
-                served = endpoint_client::import(stream, &shelved.products) => served,
-                () = shelved.taken_away.cancelled() => Ok(()),
+    }
+
+    /// Serves whoever wants more than a verdict.
+    async fn serve(&self, hello: Hello, peer: Peer, mut stream: UnixStream) -> anyhow::Result<()> {
+        let (shared, driver) = (&self.shared, &self.driver);
+        match (hello, peer) {
+            (Hello::Hook { .. }, _) => {
+                refuse(&mut stream, "hooks are run by root or by the owner of the store".to_owned()).await
+            }
+            (Hello::Operator { .. }, peer) => {
+                Frame::message(&Reply::Go)?.send(&mut stream).await?;
+                operator_client::serve(stream, peer, shared, driver).await
+            }
+            (Hello::Import { token, .. }, _) => match shared.shelf.get(&token) {
+                // The hook's end is the end of its importer, even if that was not killed with it.
+                Some(shelved) => tokio::select! {
+                    served = endpoint_client::import(stream, &shelved.products) => served,
+                    () = shelved.taken_away.cancelled() => Ok(()),
+                },
+                None => refuse(&mut stream, "no finished build waits under this token".to_owned()).await,
             },
-            None => refuse(&mut stream, "no finished build waits under this token".to_owned()).await,
-        },
-        (Hello::Store { .. }, Peer::Owner) => endpoint_client::store(stream, &shared, &driver).await,
-        (Hello::Relay { pool, .. }, Peer::Owner) => {
-            endpoint_client::relay(stream, &pool, &shared, &driver).await
-        }
-        // Whoever writes to a builder's store decides what everybody's builds there are made of.
-        (Hello::Store { .. } | Hello::Relay { .. }, Peer::StoreOwner | Peer::User) => {
-            let why = "only root and the broker's own user may use it as a store".to_owned();
-            refuse(&mut stream, why).await
+            (Hello::Store { .. }, Peer::Owner) => endpoint_client::store(stream, shared, driver).await,
+            (Hello::Relay { pool, .. }, Peer::Owner) => {
+                endpoint_client::relay(stream, &pool, shared, driver).await
+            }
+            // Whoever writes to a builder's store decides what everybody's builds there are made of.
+            (Hello::Store { .. } | Hello::Relay { .. }, Peer::StoreOwner | Peer::User) => {
+                let why = "only root and the broker's own user may use it as a store".to_owned();
+                refuse(&mut stream, why).await
+            }
         }
     }
+}
+
+/// Moves a client to the main runtime.
+fn hand_over<F>(
+    main: &Handle,
+    stream: UnixStream,
+    serve: impl FnOnce(UnixStream) -> F + Send + 'static,
+) -> anyhow::Result<()>
+where
+    F: Future<Output = anyhow::Result<()>> + Send,
+{
+    // Each runtime hears of its own sockets only.
+    let stream = stream.into_std()?;
+    main.spawn(async move {
+        note(match UnixStream::from_std(stream) {
+            Ok(stream) => serve(stream).await,
+            Err(error) => Err(error.into()),
+        });
+    });
+    Ok(())
 }
 
 async fn refuse(stream: &mut UnixStream, why: String) -> anyhow::Result<()> {
@@ -220,5 +292,66 @@ fn peer(uid: u32) -> Peer {
         Peer::StoreOwner
     } else {
         Peer::User
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+    use std::sync::mpsc;
+    use std::time::{Duration, Instant};
+
+    use super::*;
+    use crate::broker::driver::Driver;
+    use crate::config::{self, Defaults};
+    use crate::ipc::{HookReply, HookRequest, Message};
+    use crate::model::System;
+    use crate::scheduler::Fleet;
+
+    fn say(stream: &mut UnixStream, message: &impl Message) {
+        Frame::message(message).unwrap().write(stream).unwrap();
+    }
+
+    fn hear<T: Message>(stream: &mut UnixStream) -> T {
+        Frame::read(stream).unwrap().parse().unwrap()
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+    async fn a_verdict_does_not_wait_for_what_the_main_runtime_does() {
+        let dir = tempfile::tempdir().unwrap();
+        let defaults =
+            Defaults { system: System::new("x86_64-linux"), processors: 1, state_dir: dir.path().to_owned() };
+        let pool = "[[pool]]\nname = \"p\"\n[pool.local]\n";
+        let config = config::parse(pool, &defaults, &|path| std::fs::read_to_string(path)).unwrap();
+        let shared = Arc::new(Shared::new(&config).unwrap());
+        let (_driver, handle) =
+            Driver::new(Fleet::new(config.pools.clone(), Instant::now()), Arc::clone(&shared));
+        let (path, stop) = (dir.path().join("socket"), CancellationToken::new());
+        let listener = Listener::open(&path, None).await.unwrap();
+        let end = listener.start(shared, handle, stop.clone()).unwrap();
+
+        // Its only worker is at something that ends when the hook has its answer.
+        let ((began, is_busy), (answered, is_answered)) = (mpsc::channel(), mpsc::channel::<()>());
+        let busy = tokio::spawn(async move {
+            began.send(()).unwrap();
+            is_answered.recv().unwrap();
+        });
+        is_busy.recv().unwrap();
+        let mut hook = UnixStream::connect(&path).unwrap();
+        hook.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        say(&mut hook, &Hello::Hook { version: VERSION });
+        assert!(matches!(hear(&mut hook), Reply::Go));
+        let drv = "/nix/store/00000000000000000000000000000000-a.drv";
+        let ask = serde_json::json!({
+            "drv": drv, "system": "riscv64-netbsd", "features": [], "am-willing": true, "timeout": 0,
+            "max-silent-time": 0, "cores": 0, "keep-failed": false, "use-substitutes": false, "max-log-size": 0,
+        });
+        say(&mut hook, &HookRequest::Ask(serde_json::from_value(ask).unwrap()));
+        assert!(matches!(hear(&mut hook), HookReply::Decline { .. }));
+        answered.send(()).unwrap();
+        busy.await.unwrap();
+
+        stop.cancel();
+        assert_eq!(end.await.unwrap(), Some(path));
     }
 }

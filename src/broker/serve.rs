@@ -77,7 +77,7 @@ pub async fn serve(config: Config, socket: &Path, activation: Option<Activation>
     background.spawn(tend_leftovers(shared.provider_context.clone()));
     let stop = CancellationToken::new();
     let activated = listener.is_activated();
-    let listening = tokio::spawn(listener.run(Arc::clone(&shared), handle.clone(), stop.clone()));
+    let listening = listener.start(Arc::clone(&shared), handle.clone(), stop.clone())?;
     tracing::info!(socket = %socket.display(), activated, pools = shared.pools().len(), "accepting builds");
     notify(&[NotifyState::Ready, NotifyState::Status("accepting builds")]);
 
