@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! serve ─┬─ driver            owns the fleet: select ─▶ Event ─▶ apply ─▶ perform
-//!        ├─ listener ── client tasks     hook_client, operator_client, endpoint_client: one per connection
+//!        ├─ listener ── client tasks     hook_client, operator_client, endpoint_client: one per connection;
+//!        │                               verdicts on a thread of their own
 //!        ├─ builder_task      one per builder: launch, dial, check, watch, terminate
 //!        └─ build_task        one per running attempt: upload, build, download
 //! ```
