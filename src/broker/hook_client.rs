@@ -28,10 +28,10 @@ const SHORT: Duration = Duration::from_secs(2);
 /// Answers one hook until it is accepted, which is what Nix waits for, or gone.
 pub(crate) async fn decide(
     stream: &mut UnixStream,
+    uid: u32,
     shared: &Shared,
     driver: &DriverHandle,
 ) -> anyhow::Result<Option<Accepted>> {
-    let uid = stream.peer_cred().ok().map(|peer| peer.uid());
     loop {
         let request = match Frame::receive(stream).await {
             Err(FrameError::Closed) => return Ok(None),
@@ -116,7 +116,7 @@ async fn consider(
     ask: Ask,
     patience: Patience,
     sink: &mut impl VerdictSink,
-    uid: Option<u32>,
+    uid: u32,
     shared: &Shared,
     driver: &DriverHandle,
 ) -> anyhow::Result<Option<Accepted>> {
@@ -132,7 +132,7 @@ async fn consider(
         Answer::Accept { pool } => {
             let id = shared.next_build_id();
             let (build, listener) = Build::new(id, request, Source::LocalStore, &shared.spool_dir);
-            shared.logs.keep(&build, uid);
+            shared.logs.keep(&build, Some(uid));
             let gone = Gone { build: build.id, driver: driver.clone() };
             driver.send(Message::NewBuild(Arc::clone(&build)));
             let _token = shared.clients.token();

@@ -1,9 +1,9 @@
 //! The Unix socket, our own or one that systemd keeps for us: accepts connections, learns who is there, and hands each to
 //! the task of its role.
 //!
-//! All of Nix stands still until its hook is answered, so this has a thread that does nothing else: a worker of the main
-//! runtime may be at a piece of an archive, or asleep for want of a processor with work in its queue. Hooks stay here
-//! until they are accepted; whoever needs more than an answer goes to the main runtime.
+//! All of Nix stands still until its hook is answered, so this has a thread that does nothing else: the workers of the main
+//! runtime may all be at a piece of an archive. Hooks stay here until they are accepted; whoever needs more than an answer
+//! goes to the main runtime.
 
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -169,7 +169,7 @@ async fn accept(listener: &UnixListener, desk: Desk, stop: CancellationToken) {
         match accepted {
             Ok((stream, _)) => {
                 let desk = desk.clone();
-                tokio::spawn(async move { note(desk.receive(stream).await) });
+                tokio::spawn(async move { trace(desk.receive(stream).await) });
             }
             Err(error) => {
                 tracing::warn!(%error, "cannot accept a connection");
@@ -180,7 +180,7 @@ async fn accept(listener: &UnixListener, desk: Desk, stop: CancellationToken) {
 }
 
 /// How a client ended is nobody's business but who looks for a defect.
-fn note(served: anyhow::Result<()>) {
+fn trace(served: anyhow::Result<()>) {
     if let Err(error) = served {
         tracing::debug!(error = %crate::broker::chain(&error), "client");
     }
@@ -213,7 +213,7 @@ impl Desk {
         match (hello, peer) {
             (Hello::Hook { .. }, Peer::Owner | Peer::StoreOwner) => {
                 Frame::message(&Reply::Go)?.send(&mut stream).await?;
-                let decided = hook_client::decide(&mut stream, &self.shared, &self.driver).await?;
+                let decided = hook_client::decide(&mut stream, uid, &self.shared, &self.driver).await?;
                 let Some(accepted) = decided else { return Ok(()) };
                 let Self { shared, main, .. } = self;
                 hand_over(&main, stream, move |stream| async move { accepted.serve(stream, &shared).await })
@@ -272,7 +272,7 @@ where
     // Each runtime hears of its own sockets only.
     let stream = stream.into_std()?;
     main.spawn(async move {
-        note(match UnixStream::from_std(stream) {
+        trace(match UnixStream::from_std(stream) {
             Ok(stream) => serve(stream).await,
             Err(error) => Err(error.into()),
         });
