@@ -47,8 +47,8 @@
 //!
 //! # Invariants
 //!
-//! - The verdict comes from memory, and from derivations that were never read before: nothing slow happens between Nix's
-//!   question and our answer.
+//! - The verdict comes from memory and from the derivation's file, which the hook brings; only what lies below it and was
+//!   never seen has to be read: nothing slow happens between Nix's question and our answer.
 //! - The scheduler is pure. What it wants is an [`scheduler::Action`]; what happens to it is an [`scheduler::Event`].
 //! - A connection whose operation did not end cleanly is never reused.
 //! - Every instance that was launched is terminated: by its builder task, or by the next start of the broker.

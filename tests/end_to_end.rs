@@ -387,6 +387,24 @@ fn a_plain_pool_declines_what_its_builders_could_not_run() {
 }
 
 #[test]
+fn a_verdict_needs_no_file_but_what_its_hook_brings() {
+    on_every_release(&LOCAL_POOL.replace("\"local\"", "\"plain\""), |lab| {
+        lab.configure_nix("max-jobs = 1\nsystem-features = gccarch-x86-64-v2");
+        let instantiate = ["nix-instantiate", "/t/tuned.nix", "-A", "raw-user", "--argstr", "nonce", "h"];
+        let user = lab.run("root", &instantiate);
+        let all = lab.run("root", &["nix-store", "--query", "--requisites", user.trim()]);
+        let derivations: Vec<_> = all.lines().filter(|path| path.ends_with(".drv")).collect();
+        assert_eq!(derivations.len(), 2, "{all}");
+        // Nix and its hook are root, the broker is not.
+        lab.sh(&format!("chmod 400 {}", derivations.join(" ")));
+        lab.run("root", &["env", "NIX_REMOTE=daemon", "nix-store", "--realise", user.trim()]);
+        let why = lab.run("root", &["broker", "why", "raw-user"]);
+        assert!(why.contains("inherits from its inputs (`tuned-tool.drv`)"), "{why}");
+        lab.assert_all_is_over();
+    });
+}
+
+#[test]
 fn the_store_endpoint_knows_what_is_inherited_as_well() {
     on_every_release(&plain_and_tuned(), |lab| {
         let machine = "ssh-ng://localhost?remote-program=/usr/local/bin/broker-hook x86_64-linux - 8 1 gccarch-x86-64-v2";

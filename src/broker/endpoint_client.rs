@@ -172,7 +172,7 @@ impl Store for Machine {
             ..BuildRequest::new(drv, requirement)
         };
         // What the client sent names paths only. It is a Nix on this machine, whose store has the derivation as well.
-        let completed = self.shared.lineages.complete(&mut request, Patience::UntilKnown).await;
+        let completed = self.shared.lineages.complete(&mut request, None, Patience::UntilKnown).await;
         completed.map_err(|error| RemoteError::new(format!("nix-broker: '{}': {error}", request.drv)))?;
         request.prediction = self.shared.foresight().predict(&request.drv, &request.requirement);
         match self.driver.offers().answer(&request) {

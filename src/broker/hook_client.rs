@@ -113,7 +113,7 @@ impl Drop for Gone {
 /// The verdict, from memory and the derivation's own file: Nix's whole event loop waits for it, unless it has been told
 /// "accept" already.
 async fn consider(
-    ask: Ask,
+    mut ask: Ask,
     patience: Patience,
     sink: &mut impl VerdictSink,
     uid: u32,
@@ -121,9 +121,10 @@ async fn consider(
     driver: &DriverHandle,
 ) -> anyhow::Result<Option<Accepted>> {
     let (imports_meanwhile, prepares, began) = (ask.imports_meanwhile, ask.prepares, Instant::now());
+    let file = ask.file.take();
     let mut request = BuildRequest::try_from(ask).context("read a hook's question")?;
     request.prediction = shared.foresight().predict(&request.drv, &request.requirement);
-    let answer = match shared.lineages.complete(&mut request, patience).await {
+    let answer = match shared.lineages.complete(&mut request, file.as_deref(), patience).await {
         Ok(()) => driver.offers().answer(&request),
         Err(still_reading) => Answer::Postpone { why: still_reading.to_string() },
     };

@@ -12,7 +12,7 @@
 
 use std::io::{self, BufReader, StdinLock};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -29,6 +29,7 @@ use super::waiting::{self, End};
 use super::{replies, sentence};
 use crate::ipc::{Ask, FrameError, HookReply, HookRequest, WireFailure};
 use crate::model::DrvPath;
+use crate::protocol::derivation::file;
 use crate::protocol::hook::{HookInput, HookReadError, Lists, SettingsBlock, Try};
 use crate::protocol::log_line::Level;
 
@@ -36,6 +37,8 @@ use crate::protocol::log_line::Level;
 const VERDICT_LIMIT: Duration = Duration::from_secs(1);
 /// How often one build may be handed to a new broker in quick succession: one that dies of it would never end.
 const MAX_RESUMES: u32 = 5;
+/// The longest `.drv` file to bring along, in bytes; most have a few thousand.
+const MAX_BROUGHT: u64 = 64 << 10;
 /// A broker that lasted so long did not die of this build.
 const LONG_ATTEMPT: Duration = Duration::from_secs(60);
 
@@ -210,7 +213,8 @@ impl Conversation {
     }
 
     fn ask_broker(&mut self, ask: &Ask) -> Result<(BrokerClient, HookReply), BrokerError> {
-        let request = HookRequest::Ask(ask.clone());
+        // Not kept for a later broker, which has the time to read it: a thousand hooks may wait at once.
+        let request = HookRequest::Ask(Ask { file: file_of(&ask.drv), ..ask.clone() });
         if let Some(mut broker) = self.broker.take().filter(BrokerClient::is_used) {
             match broker.ask(&request, VERDICT_LIMIT) {
                 Ok(reply) => return Ok((broker, reply)),
@@ -293,6 +297,13 @@ impl Conversation {
             replies::say(Level::Warning, &format!("warning: nix-broker: {text}"));
         }
     }
+}
+
+/// What a derivation's file says, if it is there and of a usual size; the broker reads the others itself.
+fn file_of(drv: &str) -> Option<String> {
+    let drv = DrvPath::parse(drv).ok()?;
+    let bytes = file::read(Path::new(&drv.to_string()), MAX_BROUGHT).ok()?;
+    String::from_utf8(bytes).ok()
 }
 
 /// Nix reads the machine's name up to the end of the line.

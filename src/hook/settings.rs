@@ -123,6 +123,7 @@ impl ClientSettings {
             max_log_size: self.max_log_size,
             imports_meanwhile: true,
             prepares: true,
+            file: None,
         }
     }
 }

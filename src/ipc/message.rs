@@ -137,6 +137,10 @@ pub struct Ask {
     /// The hook knows [`HookReply::Soon`]. One that was started before an upgrade does not.
     #[serde(default)]
     pub prepares: bool,
+    /// What the derivation's file says, when the hook has read it: whoever waits for a verdict can wait for the disk too,
+    /// and the broker, for whose answers everybody waits, need not.
+    #[serde(default)]
+    pub file: Option<String>,
 }
 
 impl Ask {
@@ -159,6 +163,7 @@ impl Ask {
             max_log_size: request.settings.max_log_size.unwrap_or(0),
             imports_meanwhile: false,
             prepares: false,
+            file: None,
         }
     }
 }

@@ -10,7 +10,7 @@
 #                                      text    the same with content that can be packed to less than half
 #                                      fair    the chain alone, beside an upload of MIB and beside a download of MIB
 #                                      many    small builds, far more than slots (MANY=1000); ours are looked at meanwhile:
-#                                              memory of hooks and broker, time of a verdict
+#                                              memory of hooks and broker, time of a verdict (PROBES=800 questions)
 #                                      idle    nothing for 30 seconds: processor and memory of our broker
 #                                      shared  builds on one builder with the same input of MIB   (SHARED=32)
 #   DELAYS="0 40 100" RATE=1000      round trips in milliseconds, at this rate in Mbit/s; or instead of the two
@@ -34,7 +34,7 @@ BENCH=${BENCH:-wide chain bulk shared many idle}
 if [ -n "${DELAYS:-}" ]; then LINKS=$(for delay in $DELAYS; do printf '%s:%s ' "$delay" "${RATE:-1000}"; done); fi
 LINKS=${LINKS:-0:${RATE:-1000} 40:${RATE:-1000} 100:${RATE:-1000} 40:100}
 SIDES=${SIDES:-stock ours} ROUNDS=${ROUNDS:-1} ZSTD=${ZSTD-1} TRACE=${TRACE:-} RELEASE=${RELEASE:-forky} PROFILE=${PROFILE:-release}
-WIDE=${WIDE:-100} CHAIN=${CHAIN:-10} MIB=${MIB:-256} SHARED=${SHARED:-32} MANY=${MANY:-1000}
+WIDE=${WIDE:-100} CHAIN=${CHAIN:-10} MIB=${MIB:-256} SHARED=${SHARED:-32} MANY=${MANY:-1000} PROBES=${PROBES:-800}
 
 HOST=tests/lab/host.sh
 ME=bench$$
@@ -175,7 +175,7 @@ look_at_ours() {
     sleep 0.2
   done
   look_at_memory
-  verdicts=$(python3 tests/bench/verdicts.py 300 "$HOST" in "$CLIENT" sh -c 'exec 4>/dev/null 5</dev/null; exec broker-hook 3') || verdicts='null null null null null null'
+  verdicts=$(python3 tests/bench/verdicts.py "$WORK/probes" "$HOST" in "$CLIENT" sh -c 'exec 4>/dev/null 5</dev/null; exec broker-hook 3') || verdicts='null null null null null null'
   while [ ! -e "$WORK/over" ]; do
     look_at_memory
     sleep 1
@@ -225,6 +225,10 @@ measure() { # SIDE WORK COUNT BUILDERS NAME
   drvs=$(in_client --user alice nix-instantiate /t/work.nix -A "$work" \
     --argstr nonce "$nonce" --argstr n "$count" --arg blob "$(blob_of "$work")" 2>"$WORK/instantiate") ||
     { cat "$WORK/instantiate" >&2; die "the work does not evaluate"; }
+  if [ "$side $work" = 'ours many' ]; then
+    in_client --user alice nix-instantiate /t/work.nix -A wide --argstr nonce "probe-$nonce" --argstr n "$PROBES" --arg blob /t/blob >"$WORK/probes" 2>"$WORK/instantiate" ||
+      { cat "$WORK/instantiate" >&2; die "the derivations to ask about do not evaluate"; }
+  fi
   # What TCP remembers of a host it met over another link would help or hurt whoever comes next.
   for host in "$CLIENT" "${BUILDERS[@]}"; do "$HOST" in "$host" ip tcp_metrics flush; done
   link zero

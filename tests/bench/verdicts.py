@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """How long Nix's event loop waits for a verdict: asks one broker-hook about many derivations, as Nix does.
 
-   verdicts.py COUNT COMMAND...       COMMAND starts a broker-hook whose standard streams are ours
+   verdicts.py FILE COMMAND...        FILE names derivations, a line each, that nobody has asked about yet;
+                                      COMMAND starts a broker-hook whose standard streams are ours
 
-Asks for a system that no pool has: the answer comes from the same memory as an accept, and leaves no build behind. By turns
-it asks a second hook, which declines without a broker (the store is not this machine's): what that takes is this machine's,
+Asks as if they were for a system that no pool has: the answer comes from the same memory as an accept, and leaves no build
+behind. By turns it asks a second hook, which declines without a broker (the store is not this machine's): what that takes is this machine's,
 for two processes that wake each other up. Prints the median, the 99th percentile and the longest of each, in milliseconds.
 Owns the asking; run.sh says when.
 """
@@ -31,9 +32,8 @@ def start(command, settings):
     return hook
 
 
-def ask(hook, i):
+def ask(hook, drv):
     """Milliseconds from the question to the reply."""
-    drv = f"/nix/store/{'0' * 24}{i:08d}-probe.drv"
     request = text("try") + number(0) + text("riscv64-netbsd") + text(drv) + number(0)
     began = time.perf_counter()
     hook.stdin.write(request)
@@ -49,9 +49,9 @@ def ask(hook, i):
 def main():
     hooks = [start(sys.argv[2:], settings) for settings in (SETTINGS, SETTINGS | {"store": "/elsewhere"})]
     times = [[], []]
-    for i in range(int(sys.argv[1])):
+    for drv in open(sys.argv[1]).read().split():
         for hook, taken in zip(hooks, times):
-            taken.append(ask(hook, i))
+            taken.append(ask(hook, drv))
             # Nix asks when a build becomes possible, not in one breath.
             time.sleep(0.005)
     for hook in hooks:

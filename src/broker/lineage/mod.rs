@@ -1,9 +1,10 @@
 //! What a derivation needs because of its inputs: which rule that follows is [`walk`]'s, what is remembered [`memo`]'s;
 //! here is what reads the store, and how long anybody waits for it.
 //!
-//! Nix builds from the bottom up, so mostly one file is read per question: the derivation's own, for its inputs were asked
-//! about before. Not so where they were substituted, and after a start of the broker: then all that lies below has to be
-//! read once, some ten microseconds a file while it is in the page cache. Nix's loop stands still meanwhile, so:
+//! Nix builds from the bottom up, so mostly one file is needed per question: the derivation's own, for its inputs were
+//! asked about before. The hook brings that one, so the answer comes from memory. Not so where the inputs were substituted,
+//! and after a start of the broker: then all that lies below has to be read once, some ten microseconds a file while it is
+//! in the page cache. Nix's loop stands still meanwhile, so:
 //!
 //! - every question may read what [`MOMENT`] says, which is a few milliseconds;
 //! - one at a time may go on reading, in the background when it lasts longer than [`LIMIT`]; Nix is told "postpone" then,
@@ -15,13 +16,10 @@
 mod memo;
 mod walk;
 
-use std::fs::File;
-use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
-use rustix::fs::{Mode, OFlags, open};
 use tokio::sync::{Semaphore, oneshot};
 use tokio::time::timeout;
 
@@ -30,13 +28,16 @@ use walk::{Budget, Files, Lineage, Progress, Walk};
 
 use crate::model::store_path::STORE_DIR;
 use crate::model::{BuildRequest, DrvPath};
-use crate::protocol::derivation::Ancestry;
+use crate::protocol::derivation::{Ancestry, file};
 
 /// Derivations remembered: those of a few whole systems, in less than 30 MB.
 const MAX_REMEMBERED: usize = 1 << 17;
 
 /// What any question may read while Nix waits. By count: a machine that is busy answers as one that is not.
 const MOMENT: Budget = Budget { files: 500, bytes: 4 << 20 };
+
+/// What the file is worth that a hook has brought: itself.
+const BROUGHT: Budget = Budget { files: 1, bytes: u64::MAX };
 
 /// How long Nix waits at most: some ten thousand files.
 const LIMIT: Duration = Duration::from_millis(100);
@@ -93,10 +94,12 @@ impl Lineages {
         }
     }
 
-    /// Adds to this request what its derivation inherits, and what it says of where it is best built.
+    /// Adds to this request what its derivation inherits, and what it says of where it is best built. Its file need not be
+    /// read when it was brought.
     pub(crate) async fn complete(
         &self,
         request: &mut BuildRequest,
+        brought: Option<&str>,
         patience: Patience,
     ) -> Result<(), StillReading> {
         let may_inherit = request.requirement.may_inherit();
@@ -109,7 +112,7 @@ impl Lineages {
         let known = self.memo.lock().unwrap_or_else(PoisonError::into_inner).get(drv);
         let lineage = match known {
             Some(lineage) => lineage,
-            None => self.find_out(drv, patience).await?,
+            None => self.find_out(drv, brought, patience).await?,
         };
         request.nature = lineage.nature;
         let inherited = lineage.needs();
@@ -119,9 +122,22 @@ impl Lineages {
         Ok(())
     }
 
-    async fn find_out(&self, drv: &DrvPath, patience: Patience) -> Result<Lineage, StillReading> {
+    async fn find_out(
+        &self,
+        drv: &DrvPath,
+        brought: Option<&str>,
+        patience: Patience,
+    ) -> Result<Lineage, StillReading> {
+        let mut walk = Walk::to(drv.clone());
+        // What cannot be parsed may have been spoilt on its way.
+        if let Some(ancestry) = brought.and_then(|file| Ancestry::parse(file.as_bytes()).ok()) {
+            let progress = walk.advance(&self.memo, &mut Brought(Some(ancestry)), &mut BROUGHT.clone());
+            if let Progress::Done(lineage) = progress {
+                return Ok(lineage);
+            }
+        }
         let reader = Reader {
-            walk: Walk::to(drv.clone()),
+            walk,
             memo: Arc::downgrade(&self.memo),
             files: StoreFiles { dir: self.store_dir.clone() },
         };
@@ -209,6 +225,15 @@ impl Reader {
     }
 }
 
+/// What a hook has brought: the derivation it asks about, and no other.
+struct Brought(Option<Ancestry>);
+
+impl Files for Brought {
+    fn read(&mut self, _root: &DrvPath) -> (Option<Ancestry>, u64) {
+        (self.0.take(), 0)
+    }
+}
+
 /// The derivations of the store.
 struct StoreFiles {
     dir: PathBuf,
@@ -217,7 +242,7 @@ struct StoreFiles {
 impl Files for StoreFiles {
     fn read(&mut self, drv: &DrvPath) -> (Option<Ancestry>, u64) {
         let path = self.dir.join(drv.as_store_path().base_name());
-        let file = match read_file(&path) {
+        let file = match file::read(&path, MAX_FILE) {
             Ok(file) => file,
             Err(error) => {
                 tracing::debug!(%drv, %error, "cannot be read: inherits nothing");
@@ -232,22 +257,6 @@ impl Files for StoreFiles {
             }
         }
     }
-}
-
-/// Reads a file that is one: anybody's build may have put something else there under that name.
-fn read_file(path: &Path) -> io::Result<Vec<u8>> {
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
-    let file = File::from(open(path, flags, Mode::empty())?);
-    let metadata = file.metadata()?;
-    if !metadata.is_file() {
-        return Err(io::Error::other("is no regular file"));
-    }
-    if metadata.len() > MAX_FILE {
-        return Err(io::Error::from(io::ErrorKind::FileTooLarge));
-    }
-    let mut bytes = Vec::with_capacity(usize::try_from(metadata.len()).unwrap_or(0) + 1);
-    file.take(MAX_FILE).read_to_end(&mut bytes)?;
-    Ok(bytes)
 }
 
 #[cfg(test)]

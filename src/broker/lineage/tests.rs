@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use futures_util::FutureExt;
+
 use super::walk::testing::drv;
 use super::*;
 use crate::model::{Feature, Requirement, System};
@@ -47,7 +49,14 @@ impl Store {
     async fn ask(&self, name: &str, patience: Patience) -> Result<Requirement, StillReading> {
         let requirement = Requirement::new(System::new("x86_64-linux"), BTreeSet::new());
         let mut request = BuildRequest::new(drv(name), requirement);
-        self.lineages.complete(&mut request, patience).await?;
+        self.lineages.complete(&mut request, None, patience).await?;
+        Ok(request.requirement)
+    }
+
+    async fn ask_with(&self, name: &str, file: &str) -> Result<Requirement, StillReading> {
+        let requirement = Requirement::new(System::new("x86_64-linux"), BTreeSet::new());
+        let mut request = BuildRequest::new(drv(name), requirement);
+        self.lineages.complete(&mut request, Some(file), Patience::Moment).await?;
         Ok(request.requirement)
     }
 }
@@ -71,6 +80,31 @@ async fn a_requirement_is_completed_from_the_files() {
 }
 
 #[tokio::test]
+async fn a_file_that_is_brought_is_not_read() {
+    let store = Store::new();
+    store.add_chain(3);
+    let file = std::fs::read_to_string(store.path("link-2")).unwrap();
+    store.ask("link-1", Patience::Moment).await.unwrap();
+    // Nobody can be waited for: the answer comes from memory, or from nowhere.
+    std::fs::remove_file(store.path("link-2")).unwrap();
+    let _all_walks = store.lineages.walks.try_acquire_many(u32::try_from(MAX_WALKS).unwrap()).unwrap();
+    let requirement = store.ask_with("link-2", &file).now_or_never().expect("it waits").unwrap();
+    assert_eq!(requirement.features, znver3());
+}
+
+#[tokio::test]
+async fn what_lies_below_a_file_that_is_brought_is_read_and_so_is_one_that_came_spoilt() {
+    let store = Store::new();
+    store.add_chain(3);
+    let file = std::fs::read_to_string(store.path("link-2")).unwrap();
+    assert_eq!(store.ask_with("link-1", &file[..100]).await.unwrap().features, znver3());
+    let store = Store::new();
+    store.add_chain(3);
+    std::fs::remove_file(store.path("link-2")).unwrap();
+    assert_eq!(store.ask_with("link-2", &file).await.unwrap().features, znver3());
+}
+
+#[tokio::test]
 async fn who_names_a_processor_costs_no_reading() {
     let store = Store::new();
     store.add("user", "", &["gcc".to_owned()]);
@@ -78,13 +112,13 @@ async fn who_names_a_processor_costs_no_reading() {
     let own: BTreeSet<_> = [Feature::new("gccarch-skylake")].into();
     let requirement = Requirement::new(System::new("x86_64-linux"), own);
     let mut request = BuildRequest::new(drv("user"), requirement.clone());
-    store.lineages.complete(&mut request, Patience::Moment).await.unwrap();
+    store.lineages.complete(&mut request, None, Patience::Moment).await.unwrap();
     assert_eq!(request.requirement, requirement);
     assert_eq!(store.lineages.memo.lock().unwrap().len(), 0);
     // Unless there is a choice of where to build it, for which its own file is read.
     request.am_willing = true;
     request.settings.can_locally = true;
-    store.lineages.complete(&mut request, Patience::Moment).await.unwrap();
+    store.lineages.complete(&mut request, None, Patience::Moment).await.unwrap();
     assert_eq!(request.requirement, requirement);
 }
 
@@ -98,7 +132,7 @@ async fn what_is_no_derivation_inherits_nothing() {
     let made = std::process::Command::new("mkfifo").arg(store.path("pipe")).status().unwrap();
     assert!(made.success());
     std::fs::write(store.path("broken"), "Derive([").unwrap();
-    File::create(store.path("huge")).unwrap().set_len(MAX_FILE + 1).unwrap();
+    std::fs::File::create(store.path("huge")).unwrap().set_len(MAX_FILE + 1).unwrap();
     for name in odd {
         let requirement = store.ask(name, Patience::UntilKnown).await.unwrap();
         assert!(requirement.features.is_empty(), "{name}: {requirement}");

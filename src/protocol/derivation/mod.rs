@@ -1,9 +1,11 @@
 //! Derivations as Nix's protocols speak of them: with their input derivations, as a `.drv` file has them, or without, as
 //! a builder gets them.
 //!
-//! Owns the types, the step from one to the other, and the wire form of the second. Reading `.drv` files is [`aterm`]'s.
+//! Owns the types, the step from one to the other, and the wire form of the second. What a `.drv` file says is [`aterm`]'s
+//! to read, and where it lies [`file`]'s.
 
 pub mod aterm;
+pub mod file;
 
 use std::collections::{BTreeMap, BTreeSet};
 
