@@ -61,6 +61,10 @@ pub async fn serve(config: Config, socket: &Path, activation: Option<Activation>
     learn_from_before(&shared).await;
     let fleet = Fleet::new(config.pools.clone(), Instant::now().into_std()).with_money(config.caps, &spent);
     let (mut driver, handle) = Driver::new(fleet, Arc::clone(&shared));
+    let stop = CancellationToken::new();
+    let activated = listener.is_activated();
+    // Before anything is taken over: from then on nothing may fail but at the end. What hooks bring waits for the driver.
+    let listening = listener.start(Arc::clone(&shared), handle.clone(), stop.clone())?;
     driver.begin_with(survivors);
     // Dropped last of all: what a provider does by itself goes on until no instance is left.
     let mut background = JoinSet::new();
@@ -75,9 +79,6 @@ pub async fn serve(config: Config, socket: &Path, activation: Option<Activation>
         background.spawn(async move { pool.provider.tend().await });
     }
     background.spawn(tend_leftovers(shared.provider_context.clone()));
-    let stop = CancellationToken::new();
-    let activated = listener.is_activated();
-    let listening = listener.start(Arc::clone(&shared), handle.clone(), stop.clone())?;
     tracing::info!(socket = %socket.display(), activated, pools = shared.pools().len(), "accepting builds");
     notify(&[NotifyState::Ready, NotifyState::Status("accepting builds")]);
 
