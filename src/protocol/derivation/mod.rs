@@ -2,7 +2,7 @@
 //! a builder gets them.
 //!
 //! Owns the types, the step from one to the other, and the wire form of the second. What a `.drv` file says is [`aterm`]'s
-//! to read, and where it lies [`file`]'s.
+//! to read, and where it lies [`mod@file`]'s.
 
 pub mod aterm;
 pub mod file;
