@@ -12,7 +12,7 @@
 
 use std::io::{self, BufReader, StdinLock};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -302,7 +302,7 @@ impl Conversation {
 /// What a derivation's file says, if it is there and of a usual size; the broker reads the others itself.
 fn file_of(drv: &str) -> Option<String> {
     let drv = DrvPath::parse(drv).ok()?;
-    let bytes = file::read(Path::new(&drv.to_string()), MAX_BROUGHT).ok()?;
+    let bytes = file::read(&drv.as_store_path().to_path_buf(), MAX_BROUGHT).ok()?;
     String::from_utf8(bytes).ok()
 }
 

@@ -8,12 +8,11 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::io::AsyncReadExt;
 use tokio::net::UnixStream;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::model::{DrvPath, StorePath};
-use crate::protocol::derivation::{AtermError, Derivation};
+use crate::protocol::derivation::{AtermError, Derivation, file};
 use crate::protocol::worker::operation::{Operation, QueryPathInfo, QueryValidPaths};
 use crate::protocol::worker::{Connection, PathInfo, ProtocolError, RemoteError, Substitute};
 
@@ -129,13 +128,11 @@ impl LocalStore {
 
     /// A derivation of the store.
     pub async fn derivation(&self, drv: &DrvPath) -> Result<Derivation, LocalStoreError> {
-        let read = async {
-            let file = tokio::fs::File::open(drv.as_store_path().to_path_buf()).await?;
-            let mut bytes = Vec::new();
-            file.take(MAX_DERIVATION).read_to_end(&mut bytes).await?;
-            Ok(bytes)
-        };
-        let bytes = read.await.map_err(|source| LocalStoreError::Read { drv: drv.clone(), source })?;
+        let path = drv.as_store_path().to_path_buf();
+        let read = tokio::task::spawn_blocking(move || file::read(&path, MAX_DERIVATION)).await;
+        let bytes = read
+            .unwrap_or_else(|died| Err(died.into()))
+            .map_err(|source| LocalStoreError::Read { drv: drv.clone(), source })?;
         Derivation::parse(&bytes).map_err(|source| LocalStoreError::Parse { drv: drv.clone(), source })
     }
 

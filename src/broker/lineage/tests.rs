@@ -47,16 +47,18 @@ impl Store {
     }
 
     async fn ask(&self, name: &str, patience: Patience) -> Result<Requirement, StillReading> {
-        let requirement = Requirement::new(System::new("x86_64-linux"), BTreeSet::new());
-        let mut request = BuildRequest::new(drv(name), requirement);
-        self.lineages.complete(&mut request, None, patience).await?;
-        Ok(request.requirement)
+        self.ask_with(name, None, patience).await
     }
 
-    async fn ask_with(&self, name: &str, file: &str) -> Result<Requirement, StillReading> {
+    async fn ask_with(
+        &self,
+        name: &str,
+        brought: Option<&str>,
+        patience: Patience,
+    ) -> Result<Requirement, StillReading> {
         let requirement = Requirement::new(System::new("x86_64-linux"), BTreeSet::new());
         let mut request = BuildRequest::new(drv(name), requirement);
-        self.lineages.complete(&mut request, Some(file), Patience::Moment).await?;
+        self.lineages.complete(&mut request, brought, patience).await?;
         Ok(request.requirement)
     }
 }
@@ -88,7 +90,8 @@ async fn a_file_that_is_brought_is_not_read() {
     // Nobody can be waited for: the answer comes from memory, or from nowhere.
     std::fs::remove_file(store.path("link-2")).unwrap();
     let _all_walks = store.lineages.walks.try_acquire_many(u32::try_from(MAX_WALKS).unwrap()).unwrap();
-    let requirement = store.ask_with("link-2", &file).now_or_never().expect("it waits").unwrap();
+    let requirement =
+        store.ask_with("link-2", Some(&file), Patience::Moment).now_or_never().expect("it waits").unwrap();
     assert_eq!(requirement.features, znver3());
 }
 
@@ -97,11 +100,14 @@ async fn what_lies_below_a_file_that_is_brought_is_read_and_so_is_one_that_came_
     let store = Store::new();
     store.add_chain(3);
     let file = std::fs::read_to_string(store.path("link-2")).unwrap();
-    assert_eq!(store.ask_with("link-1", &file[..100]).await.unwrap().features, znver3());
+    assert_eq!(
+        store.ask_with("link-1", Some(&file[..100]), Patience::Moment).await.unwrap().features,
+        znver3()
+    );
     let store = Store::new();
     store.add_chain(3);
     std::fs::remove_file(store.path("link-2")).unwrap();
-    assert_eq!(store.ask_with("link-2", &file).await.unwrap().features, znver3());
+    assert_eq!(store.ask_with("link-2", Some(&file), Patience::Moment).await.unwrap().features, znver3());
 }
 
 #[tokio::test]
