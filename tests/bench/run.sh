@@ -217,17 +217,20 @@ builds_on() { # HOST NAME
   "$HOST" in "$1" sh -c 'find /nix/var/log/nix/drvs -name "*-$1.drv*" 2>/dev/null | wc -l' - "$2"
 }
 
+# Prints the derivations of an attribute of work.nix.
+instantiate() { # ATTRIBUTE NONCE COUNT [BLOB]
+  in_client --user alice nix-instantiate /t/work.nix -A "$1" --argstr nonce "$2" --argstr n "$3" --arg blob "${4:-null}" 2>"$WORK/instantiate" ||
+    { cat "$WORK/instantiate" >&2; die "\`$1\` of the work does not evaluate"; }
+}
+
 # Sets SECONDS_TAKEN, and SENT RECEIVED CONNECTIONS DROPPED TURNS.
 measure() { # SIDE WORK COUNT BUILDERS NAME
   local side=$1 work=$2 count=$3 builders=$4 name=$5 nonce drvs rc began ended here there want host look
   nonce=$name-$RANDOM$RANDOM
   "prepare_$side" "$builders"
-  drvs=$(in_client --user alice nix-instantiate /t/work.nix -A "$work" \
-    --argstr nonce "$nonce" --argstr n "$count" --arg blob "$(blob_of "$work")" 2>"$WORK/instantiate") ||
-    { cat "$WORK/instantiate" >&2; die "the work does not evaluate"; }
+  drvs=$(instantiate "$work" "$nonce" "$count" "$(blob_of "$work")")
   if [ "$side $work" = 'ours many' ]; then
-    in_client --user alice nix-instantiate /t/work.nix -A wide --argstr nonce "probe-$nonce" --argstr n "$PROBES" --arg blob /t/blob >"$WORK/probes" 2>"$WORK/instantiate" ||
-      { cat "$WORK/instantiate" >&2; die "the derivations to ask about do not evaluate"; }
+    instantiate wide "probe-$nonce" "$PROBES" >"$WORK/probes"
   fi
   # What TCP remembers of a host it met over another link would help or hurt whoever comes next.
   for host in "$CLIENT" "${BUILDERS[@]}"; do "$HOST" in "$host" ip tcp_metrics flush; done
@@ -270,7 +273,7 @@ look_at_link() { link count; read -r SENT RECEIVED _ <<<"$ANSWER"; }
 # Sets TAKEN to the seconds of a new chain of CHAIN builds.
 chain() { # NONCE
   local drvs rc began ended
-  drvs=$(in_client --user alice nix-instantiate /t/work.nix -A chain --argstr nonce "$1" --argstr n "$CHAIN" 2>"$WORK/instantiate")
+  drvs=$(instantiate chain "$1" "$CHAIN")
   # shellcheck disable=SC2086 # a list of paths
   read -r rc began ended <<<"$(in_client --user alice bash -c '
     began=$EPOCHREALTIME; nix-store --realise "$@" >>outputs 2>errors </dev/null; rc=$?; echo $rc $began $EPOCHREALTIME' - $drvs)"
@@ -286,7 +289,7 @@ measure_fair() { # SIDE DELAY_MS
   chain "$nonce-warm"
   chain "$nonce-alone"
   alone=$TAKEN
-  drvs=$(in_client --user alice nix-instantiate /t/work.nix -A bulk --argstr nonce "$nonce" --argstr n 1 --arg blob /t/blob 2>"$WORK/instantiate")
+  drvs=$(instantiate bulk "$nonce" 1 /t/blob)
   link zero
   # shellcheck disable=SC2086 # a list of paths
   in_client --user alice sh -c 'exec nix-store --realise "$@" >>outputs 2>bulk-errors </dev/null' - $drvs &

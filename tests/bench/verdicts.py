@@ -5,8 +5,9 @@
                                       COMMAND starts a broker-hook whose standard streams are ours
 
 Asks as if they were for a system that no pool has: the answer comes from the same memory as an accept, and leaves no build
-behind. By turns it asks a second hook, which declines without a broker (the store is not this machine's): what that takes is this machine's,
-for two processes that wake each other up. Prints the median, the 99th percentile and the longest of each, in milliseconds.
+behind. By turns it asks a second hook, which declines without a broker (the store is not this machine's): what that takes is
+this machine's, for two processes that wake each other up. Prints the median, the 99th percentile and the longest of each, in
+milliseconds.
 Owns the asking; run.sh says when.
 """
 import struct
