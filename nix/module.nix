@@ -427,15 +427,15 @@ in
     })
 
     {
-      # systemd itself listens, so a hook that comes before the broker is up, or while it is started again, waits for it.
+      # systemd itself listens, so a hook that comes before the broker is up waits for it.
       # Whoever can reach the socket may ask for the status; the broker looks at who asks for more. Root is always let
       # in, and so is every hook of the nix-daemon.
       systemd.sockets.nix-broker = {
         description = "Socket of the broker of Nix builds";
         wantedBy = [ "sockets.target" ];
         unitConfig = {
-          # What a person has stopped must not be started again by the next build. Not PartOf: with that a restart of the
-          # service would restart the socket, and hang up on the hooks that wait.
+          # What a person has stopped must not be started again by the next build. A restart of the service makes the
+          # socket anew, as with PartOf: hooks come back to it.
           StopPropagatedFrom = "nix-broker.service";
           # It starts as often as the service, whose count is the one that counts: at a limit of its own the service
           # would come back without it.

@@ -45,7 +45,7 @@ fn hooks_wait_for_a_broker_that_is_not_up_yet_or_is_started_again() {
         assert!(lab.runs("broker serve"));
         assert_eq!(lab.ended("succeeded"), 7);
 
-        // Every hook of these builds meets another moment of a restart.
+        // Every hook of these builds meets another moment of a restart; systemd makes the socket anew in each.
         for round in 0..4 {
             let before = lab.sh("pgrep -x -o -u nix-broker broker");
             systemd.ctl(&lab, "restart --no-block nix-broker.service");
@@ -105,8 +105,18 @@ fn what_was_stopped_is_not_started_by_the_next_who_asks() {
         assert_eq!(systemd.states(&lab), "inactive\ninactive");
         lab.assert_nothing_left();
 
-        systemd.ctl(&lab, "start nix-broker.service");
-        build(&lab, "started");
+        // A build that nothing else can do waits a little for whoever starts it again.
+        std::thread::scope(|scope| {
+            let build = "nix-build --no-out-link /t/graph.nix --argstr nonce started 2>said";
+            let build = scope.spawn(|| lab.run("alice", &["sh", "-c", build]));
+            lab.wait("Nix to be told to come back", || {
+                let said = lab.output("alice", &["grep", "-q", "asking it again", "said"]);
+                assert!(!build.is_finished(), "it did not wait");
+                said.status.success()
+            });
+            systemd.ctl(&lab, "start nix-broker.service");
+            build.join().unwrap();
+        });
         systemd.ctl(&lab, "stop nix-broker.service");
         systemd.stop(&lab);
     });

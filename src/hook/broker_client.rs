@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 
+use super::absence::Sign;
 use super::readiness::readable;
 use crate::ipc::{Frame, FrameError, Hello, HookReply, HookRequest, Message, Reply, VERSION};
 
@@ -62,22 +63,26 @@ pub(super) enum BrokerError {
 }
 
 impl BrokerError {
-    /// Whether the broker closed the connection between two frames, as one does that ends: whoever listens after it is
-    /// worth a try.
-    pub(super) fn is_hang_up(&self) -> bool {
+    /// What it says of whether a broker is there to be asked; nothing when one is, and answers what it should not.
+    pub(super) fn sign(&self) -> Option<Sign> {
+        use io::ErrorKind::{BrokenPipe, ConnectionRefused, ConnectionReset, NotFound, TimedOut};
+        let is_one_of = |error: &io::Error, kinds: &[io::ErrorKind]| kinds.contains(&error.kind());
         match self {
-            Self::Broken { source: FrameError::Closed, .. } => true,
+            Self::Silent { .. } => Some(Sign::Silent),
+            // Between two frames, as one does that ends.
+            Self::Broken { source: FrameError::Closed, .. } => Some(Sign::HungUp),
             Self::Broken { source: FrameError::Io(error), .. } => {
-                matches!(error.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe)
+                is_one_of(error, &[ConnectionReset, BrokenPipe]).then_some(Sign::HungUp)
+            }
+            Self::Connect { source, .. } => {
+                is_one_of(source, &[NotFound, ConnectionRefused, TimedOut]).then_some(Sign::Nobody)
             }
             Self::Broken {
                 source: FrameError::UnknownKind(_) | FrameError::TooLong(_) | FrameError::BadMessage(_),
                 ..
             }
-            | Self::Connect { .. }
-            | Self::Silent { .. }
             | Self::Refused { .. }
-            | Self::OutOfTurn { .. } => false,
+            | Self::OutOfTurn { .. } => None,
         }
     }
 }
@@ -95,11 +100,6 @@ impl BrokerClient {
     pub(super) fn connect(path: &Path) -> Result<Self, BrokerError> {
         let stream = open(path).map_err(|source| BrokerError::Connect { path: path.to_owned(), source })?;
         Ok(Self { stream, path: path.to_owned(), greeted: false })
-    }
-
-    /// Whether it has answered before: then it may have gone since, and a new connection is worth a try.
-    pub(super) fn is_used(&self) -> bool {
-        self.greeted
     }
 
     /// Sends a request and waits for its reply, so long at most once the broker has greeted us.

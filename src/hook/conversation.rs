@@ -16,6 +16,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use super::absence::{Absence, Otherwise, Sign};
 use super::broker_client::{BrokerClient, BrokerError};
 use super::handover::Handover;
 use super::importer::{self, Import, ImportError, Ready, fits_machine_line};
@@ -23,7 +24,6 @@ use super::log_pipe::LogPipe;
 use super::notes::Notes;
 use super::resume::{self, Patience, Resumed};
 use super::settings::ClientSettings;
-use super::silence::{Otherwise, Silence};
 use super::stock_client::StockReply;
 use super::waiting::{self, End};
 use super::{replies, sentence};
@@ -65,10 +65,11 @@ struct Conversation {
     verbosity: String,
     block: SettingsBlock,
     settings: ClientSettings,
+    /// The connection of an earlier request.
     broker: Option<BrokerClient>,
     stock: Handover,
     has_warned: bool,
-    silence: Option<Silence>,
+    absence: Option<Absence>,
 }
 
 /// Talks with Nix until there is nothing more to say.
@@ -91,7 +92,7 @@ pub(super) fn run(socket: PathBuf, verbosity: String) -> ExitCode {
         broker: None,
         stock: Handover::default(),
         has_warned: false,
-        silence: None,
+        absence: None,
     };
     // Nobody is there to be told when writing to Nix fails.
     conversation.serve(input, log).unwrap_or(ExitCode::FAILURE)
@@ -166,13 +167,13 @@ impl Conversation {
         if !request.features.iter().chain([&request.system]).all(|word| fits_machine_line(word)) {
             return Decision::Decline;
         }
-        if self.silence.is_some_and(|silence| silence.holds(Instant::now())) {
+        if self.absence.is_some_and(|absence| absence.holds(Instant::now())) {
             return self.without_broker(request);
         }
         let ask = self.settings.ask(request);
         let answer = self.ask_broker(&ask);
-        let is_silent = matches!(answer, Err(BrokerError::Silent { .. }));
-        self.silence = is_silent.then(|| Silence::noticed(self.silence, Instant::now()));
+        let sign = answer.as_ref().err().and_then(BrokerError::sign);
+        self.absence = sign.map(|sign| Absence::noticed(self.absence, sign, Instant::now()));
         match answer {
             Ok((broker, HookReply::Accept { machine, .. })) => {
                 Decision::Accept { broker, ask, machine: one_line(&machine) }
@@ -202,11 +203,11 @@ impl Conversation {
                 | HookReply::Succeeded { .. }
                 | HookReply::Failed(_),
             )) => {
-                self.warn_of(&broker.out_of_turn());
+                self.warn_of(&broker.out_of_turn(), request);
                 self.without_broker(request)
             }
             Err(error) => {
-                self.warn_of(&error);
+                self.warn_of(&error, request);
                 self.without_broker(request)
             }
         }
@@ -215,22 +216,17 @@ impl Conversation {
     fn ask_broker(&mut self, ask: &Ask) -> Result<(BrokerClient, HookReply), BrokerError> {
         // Not kept for a later broker, which has the time to read it: a thousand hooks may wait at once.
         let request = HookRequest::Ask(Ask { file: file_of(&ask.drv), ..ask.clone() });
-        if let Some(mut broker) = self.broker.take().filter(BrokerClient::is_used) {
-            match broker.ask(&request, VERDICT_LIMIT) {
-                Ok(reply) => return Ok((broker, reply)),
-                Err(error @ BrokerError::Silent { .. }) => return Err(error),
-                Err(
-                    BrokerError::Connect { .. }
-                    | BrokerError::Refused { .. }
-                    | BrokerError::Broken { .. }
-                    | BrokerError::OutOfTurn { .. },
-                ) => {}
-            }
-        }
-        // The first, or the one of the request before is gone: Nix may have been busy for hours between the two.
-        match self.ask_anew(&request) {
-            // The last word of a broker that was told to stop, maybe to be started again.
-            Err(error) if error.is_hang_up() => self.ask_anew(&request),
+        let first = match self.broker.take() {
+            Some(mut broker) => broker.ask(&request, VERDICT_LIMIT).map(|reply| (broker, reply)),
+            None => self.ask_anew(&request),
+        };
+        match first {
+            // The last word of a broker that was told to stop, maybe to be started again, and maybe hours ago: whoever
+            // listens after it is worth a try. That nobody does says less than that somebody has hung up.
+            Err(error) if error.sign() == Some(Sign::HungUp) => match self.ask_anew(&request) {
+                Err(later) if later.sign() == Some(Sign::Nobody) => Err(error),
+                answer => answer,
+            },
             answer => answer,
         }
     }
@@ -242,22 +238,25 @@ impl Conversation {
     }
 
     /// The user's own machines, if there are any, are as good as they were before there was a broker. Without them Nix may
-    /// have to come back, if the broker is only silent.
+    /// have to come back, if the broker is only absent for a while.
     fn without_broker(&mut self, request: &Try) -> Decision {
-        let cannot = self.settings.cannot_build_locally(request);
-        let otherwise = if cannot { Otherwise::Fails } else { Otherwise::Built };
-        let waits = self.silence.is_some_and(|silence| silence.is_worth_waiting(Instant::now(), otherwise));
-        if waits && !self.settings.names_machines() { Decision::Postpone } else { self.ask_stock(request) }
+        if self.waits_for_broker(request) { Decision::Postpone } else { self.ask_stock(request) }
     }
 
-    fn warn_of(&mut self, error: &BrokerError) {
-        let instead = match error {
-            _ if self.settings.names_machines() => "using the machines in `builders` meanwhile",
-            BrokerError::Silent { .. } => "asking it again for a while, then building without it",
-            BrokerError::Connect { .. }
-            | BrokerError::Refused { .. }
-            | BrokerError::Broken { .. }
-            | BrokerError::OutOfTurn { .. } => "building without it",
+    fn waits_for_broker(&self, request: &Try) -> bool {
+        let cannot = self.settings.cannot_build_locally(request);
+        let otherwise = if cannot { Otherwise::Fails } else { Otherwise::Built };
+        let waits = |absence: Absence| absence.is_worth_waiting(Instant::now(), otherwise);
+        self.absence.is_some_and(waits) && !self.settings.names_machines()
+    }
+
+    fn warn_of(&mut self, error: &BrokerError, request: &Try) {
+        let instead = if self.settings.names_machines() {
+            "using the machines in `builders` meanwhile"
+        } else if self.waits_for_broker(request) {
+            "asking it again for a while, then building without it"
+        } else {
+            "building without it"
         };
         let hint = match error {
             // Its own words say what to do.

@@ -22,6 +22,7 @@
 //! needs cleaning up. What must never happen is an exit between a request and its reply: it aborts the whole Nix
 //! operation, so every trouble there becomes a decline.
 
+mod absence;
 mod arguments;
 mod broker_client;
 mod conversation;
@@ -35,7 +36,6 @@ mod readiness;
 mod replies;
 mod resume;
 mod settings;
-mod silence;
 mod stock_client;
 mod waiting;
 

@@ -119,18 +119,7 @@ fn without_a_broker_and_without_machines_each_request_is_declined_and_one_warned
 #[test]
 fn a_broker_that_fails_before_the_verdict_costs_one_warning_and_a_decline() {
     type Misbehave = fn(&mut Peer);
-    let ways: [(&str, Misbehave, &str); 8] = [
-        ("hangs up at once", |_| {}, "talk to the broker"),
-        ("hangs up after the greeting", |peer| drop(peer.hello()), "talk to the broker"),
-        (
-            "hangs up after the question",
-            |peer| {
-                peer.hello();
-                peer.send(&Reply::Go);
-                peer.ask();
-            },
-            "talk to the broker",
-        ),
+    let ways: [(&str, Misbehave, &str); 5] = [
         (
             "hangs up inside a frame",
             |peer| {
@@ -165,10 +154,6 @@ fn a_broker_that_fails_before_the_verdict_costs_one_warning_and_a_decline() {
         let broker = place.broker();
         let mut nix = asking(&place, SETTINGS);
         misbehave(&mut broker.accept());
-        // One that ends may be another one a moment later, so whoever hangs up is asked once more.
-        if name.starts_with("hangs up") && !name.ends_with("inside a frame") {
-            misbehave(&mut broker.accept());
-        }
         let reply = nix.reply();
         assert_eq!(reply.reply, "decline", "{name}");
         assert_one_warning(&reply.said, part);
@@ -184,6 +169,95 @@ fn a_broker_that_hangs_up_because_it_is_started_again_costs_nothing() {
     let (_peer, _ask) = broker.accept_build();
     let reply = nix.reply();
     assert_eq!((reply.reply.as_str(), reply.said.len()), ("accept", 0), "{:?}", reply.said);
+}
+
+/// As one does that ends; its successor is asked at once, and if there is none yet, a little later.
+#[test]
+fn a_broker_that_hangs_up_is_waited_for_until_nobody_is_there_any_more() {
+    type HangUp = fn(&mut Peer);
+    let ways: [(&str, HangUp); 3] = [
+        ("at once", |_| {}),
+        ("after the greeting", |peer| drop(peer.hello())),
+        ("after the question", |peer| {
+            peer.hello();
+            peer.send(&Reply::Go);
+            peer.ask();
+        }),
+    ];
+    for (name, hang_up) in ways {
+        let place = Place::new();
+        let broker = place.broker();
+        let mut nix = asking(&place, SETTINGS);
+        hang_up(&mut broker.accept());
+        hang_up(&mut broker.accept());
+        let reply = nix.reply();
+        assert_eq!(reply.reply, "postpone", "{name}");
+        assert_one_warning(&reply.said, "talk to the broker");
+
+        broker.die();
+        try_hello(&mut nix);
+        let reply = nix.reply();
+        assert_eq!((reply.reply.as_str(), reply.said.len()), ("decline", 0), "{name}");
+    }
+}
+
+/// With systemd the socket itself is made anew when the service is started again.
+#[test]
+fn a_broker_that_hangs_up_and_is_back_a_little_later_gets_the_build() {
+    let place = Place::new();
+    let broker = place.broker();
+    let mut nix = asking(&place, SETTINGS);
+    let caller = broker.accept();
+    broker.die();
+    drop(caller);
+    let reply = nix.reply();
+    assert_eq!(reply.reply, "postpone");
+    assert_one_warning(&reply.said, "asking it again");
+
+    let broker = place.broker();
+    try_hello(&mut nix);
+    let (_peer, _ask) = broker.accept_build();
+    assert_eq!(nix.reply().reply, "accept");
+}
+
+/// As one that was stopped while Nix did something else.
+#[test]
+fn a_broker_that_ended_between_two_requests_is_waited_for_a_moment() {
+    let place = Place::new();
+    let broker = place.broker();
+    let mut nix = asking(&place, SETTINGS);
+    let mut peer = broker.accept_hook();
+    peer.ask();
+    peer.send(&HookReply::Postpone { why: "as it should be".into() });
+    assert_eq!(nix.reply().reply, "postpone");
+    broker.die();
+    drop(peer);
+
+    for expected in ["postpone", "decline"] {
+        try_hello(&mut nix);
+        assert_eq!(nix.reply().reply, expected);
+    }
+}
+
+#[test]
+fn what_only_the_broker_can_build_waits_for_one_that_is_not_there_yet() {
+    let place = Place::new();
+    let (mut nix, reply) = first_reply(&place, &[SETTINGS, &[("max-jobs", "0")]].concat());
+    assert_eq!(reply.reply, "postpone");
+    assert_one_warning(&reply.said, "asking it again");
+
+    let broker = place.broker();
+    try_hello(&mut nix);
+    let (_peer, _ask) = broker.accept_build();
+    assert_eq!(nix.reply().reply, "accept");
+}
+
+#[test]
+fn what_only_the_broker_can_build_is_declined_when_none_comes() {
+    let place = Place::new();
+    let mut nix = asking(&place, &[SETTINGS, &[("max-jobs", "0")]].concat());
+    assert_eq!(nix.reply().reply, "postpone");
+    assert_eq!(ask_until_decided(&mut nix).reply, "decline");
 }
 
 /// Asks until there is another reply than `postpone`, as Nix does.
