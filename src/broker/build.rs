@@ -5,8 +5,9 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 
+use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -105,7 +106,7 @@ impl Build {
 
     /// An attempt has fetched everything.
     pub(crate) fn set_products(&self, products: Arc<Products>) {
-        *self.products.lock().unwrap_or_else(PoisonError::into_inner) = Some(products);
+        *self.products.lock() = Some(products);
     }
 
     /// Tells the person who waits, unless they are far behind.
@@ -116,7 +117,7 @@ impl Build {
 
     /// Tells the client the end.
     pub(crate) fn finish(&self, outcome: Outcome) {
-        let products = self.products.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let products = self.products.lock().take();
         let end = match (outcome, products) {
             (Outcome::Succeeded, Some(products)) => End::Succeeded(products),
             (Outcome::Succeeded, None) => End::Failed(Failure::new(
@@ -159,23 +160,21 @@ pub(crate) struct Shelved<'a> {
 impl Shelf {
     /// Puts products there until the guard is dropped.
     pub(crate) fn put(&self, token: String, products: Arc<Products>) -> Shelved<'_> {
-        self.lock().insert(token.clone(), OnShelf { products, taken_away: CancellationToken::new() });
+        self.products
+            .lock()
+            .insert(token.clone(), OnShelf { products, taken_away: CancellationToken::new() });
         Shelved { shelf: self, token }
     }
 
     /// What lies under this token.
     pub(crate) fn get(&self, token: &str) -> Option<OnShelf> {
-        self.lock().get(token).cloned()
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, OnShelf>> {
-        self.products.lock().unwrap_or_else(PoisonError::into_inner)
+        self.products.lock().get(token).cloned()
     }
 }
 
 impl Drop for Shelved<'_> {
     fn drop(&mut self) {
-        if let Some(gone) = self.shelf.lock().remove(&self.token) {
+        if let Some(gone) = self.shelf.products.lock().remove(&self.token) {
             gone.taken_away.cancel();
         }
     }

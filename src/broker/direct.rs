@@ -8,10 +8,11 @@
 //! here, and it is not tried again for a while.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
+use parking_lot::Mutex;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::time::{Instant, timeout};
 
@@ -69,24 +70,20 @@ impl Neighbours {
         if remote.door.is_none() {
             return;
         }
-        let mut known = self.lock();
+        let mut known = self.0.lock();
         known.builders.retain(|_, remote| remote.strong_count() > 0);
         known.builders.insert(remote.builder(), Arc::downgrade(remote));
     }
 
     /// Those that may send to this builder, and are where they get to it.
     fn of(&self, to: BuilderId, inner: &Inner) -> Vec<Arc<Remote>> {
-        let mut known = self.lock();
+        let mut known = self.0.lock();
         let now = Instant::now();
         known.apart.retain(|_, until| *until > now);
         let may = |from: &BuilderId| *from != to && !known.apart.contains_key(&(*from, to));
         let may = known.builders.iter().filter(|(from, _)| may(from));
         let is_near = |from: &Arc<Remote>| from.door.as_ref().is_some_and(|door| inner.is_for(&door.inner));
         may.filter_map(|(_, remote)| remote.upgrade()).filter(is_near).collect()
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Known> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -135,7 +132,7 @@ pub(super) fn keep_apart(to: &Remote, from: &Remote, error: &anyhow::Error) {
     let reason = super::chain(error);
     tracing::info!(builder = %to.builder(), from = %from.builder(), reason, "one builder is not to send to another for a while");
     if let Some(door) = &to.door {
-        door.neighbours.lock().apart.insert((from.builder(), to.builder()), Instant::now() + APART);
+        door.neighbours.0.lock().apart.insert((from.builder(), to.builder()), Instant::now() + APART);
     }
 }
 

@@ -2,7 +2,9 @@
 //! take from all others.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
 
 /// Connections of one user at once: some terminals that watch.
 const MAX_PER_USER: usize = 32;
@@ -26,7 +28,7 @@ pub(crate) struct Seat {
 impl Guests {
     /// A place for one more connection of this user, unless all of his are taken.
     pub(crate) fn admit(&self, uid: u32) -> Option<Seat> {
-        let mut seats = self.seats.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut seats = self.seats.lock();
         let taken = seats.entry(uid).or_default();
         (*taken < MAX_PER_USER).then(|| {
             *taken += 1;
@@ -37,7 +39,7 @@ impl Guests {
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        let mut seats = self.seats.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut seats = self.seats.lock();
         if let Some(taken) = seats.get_mut(&self.uid) {
             *taken -= 1;
             if *taken == 0 {
@@ -59,6 +61,6 @@ mod tests {
         assert!(guests.admit(8).is_some());
         drop(seats);
         assert!(guests.admit(7).is_some());
-        assert!(guests.seats.lock().unwrap().is_empty());
+        assert!(guests.seats.lock().is_empty());
     }
 }

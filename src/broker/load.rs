@@ -5,9 +5,9 @@
 //! it lives is watched by its task, and nobody waits for this.
 
 use std::convert::Infallible;
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::time::{Instant, sleep};
 
 use super::chain;
@@ -37,11 +37,11 @@ pub(crate) struct Looks(Mutex<Option<Instant>>);
 impl Looks {
     /// Somebody looks now.
     pub(crate) fn note(&self) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+        *self.0.lock() = Some(Instant::now());
     }
 
     fn are_recent(&self) -> bool {
-        let last = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let last = *self.0.lock();
         last.is_some_and(|at| at.elapsed() < ATTENTION)
     }
 }

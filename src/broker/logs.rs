@@ -3,7 +3,9 @@
 //! The bytes are in each build's `LogSpool`; who may read one is decided here, because it is known here who brought it.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
 
 use super::build::Build;
 use super::log_spool::LogSpool;
@@ -46,7 +48,7 @@ impl KeptLog {
 impl Logs {
     /// From now on the log of this build can be read.
     pub(crate) fn keep(&self, build: &Build, brought_by: Option<u32>) {
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = self.kept.lock();
         forget_oldest(&mut kept, MAX_ENDED, MAX_ENDED_BYTES);
         kept.push_back(Arc::new(KeptLog {
             build: build.id,
@@ -59,7 +61,7 @@ impl Logs {
     /// The log that is meant by `#12`, by a path or name, or by a part of it: of several the one that is on, and of those
     /// the latest.
     pub(crate) fn find(&self, subject: &str) -> Option<Arc<KeptLog>> {
-        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = self.kept.lock();
         if let Ok(id) = subject.parse::<BuildId>() {
             return kept.iter().find(|log| log.build == id).cloned();
         }
@@ -116,7 +118,7 @@ mod tests {
             log(3, "hello-2.12", 0, true),
             log(4, "hello-2.12-doc", 0, false),
         ];
-        logs.kept.lock().unwrap().extend(kept);
+        logs.kept.lock().extend(kept);
         let found = |subject: &str| logs.find(subject).map(|log| log.build.0);
         assert_eq!(found("#1"), Some(1));
         assert_eq!(found("3"), Some(3));

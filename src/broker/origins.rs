@@ -4,7 +4,8 @@
 //! [`super::remote`]'s business.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::{Mutex, PoisonError};
+
+use parking_lot::Mutex;
 
 use crate::model::{BuilderId, StorePath};
 
@@ -26,7 +27,7 @@ struct Known {
 impl Origins {
     /// These were made there.
     pub(crate) fn note<'a>(&self, builder: BuilderId, made: impl Iterator<Item = &'a StorePath>) {
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.known.lock();
         for path in made {
             if known.young.len() >= MOST / 2 {
                 known.old = std::mem::take(&mut known.young);
@@ -39,7 +40,7 @@ impl Origins {
     pub(crate) fn of(&self, paths: &BTreeSet<StorePath>) -> Vec<BuilderId> {
         let mut counts: BTreeMap<BuilderId, usize> = BTreeMap::new();
         {
-            let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+            let known = self.known.lock();
             if known.young.is_empty() && known.old.is_empty() {
                 return Vec::new();
             }
@@ -75,7 +76,7 @@ mod tests {
             origins.note(BuilderId(3), [path(&format!("n{n}"))].iter());
         }
         assert!(origins.of(&all).is_empty());
-        let known = origins.known.lock().unwrap();
+        let known = origins.known.lock();
         assert!(known.young.len() + known.old.len() <= MOST);
     }
 }

@@ -7,10 +7,11 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::anyhow;
+use parking_lot::Mutex;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
@@ -102,14 +103,14 @@ impl Roots {
         remote: &Remote,
     ) -> anyhow::Result<BTreeSet<StorePath>> {
         let (answer, mut answered) = oneshot::channel();
-        self.lock().push(Question { root, ask, answer });
+        self.waiting.lock().push(Question { root, ask, answer });
         let asked = async {
             let mut daemon = self.daemon.lock().await;
             // Whoever had the connection before has asked for everybody.
             if let Ok(answer) = answered.try_recv() {
                 return Ok(answer?);
             }
-            let questions = std::mem::take(&mut *self.lock());
+            let questions = std::mem::take(&mut *self.waiting.lock());
             if let Err(error) = self.ask_all(&mut daemon, questions, remote).await {
                 *daemon = None;
                 remote.presence.forget();
@@ -158,10 +159,6 @@ impl Roots {
                 Err(error.into())
             }
         }
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Question>> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

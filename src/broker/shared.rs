@@ -3,11 +3,12 @@
 
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
@@ -148,7 +149,7 @@ impl Shared {
 
     /// What is known of how long builds take. Held for microseconds: a verdict waits for it.
     pub(crate) fn foresight(&self) -> MutexGuard<'_, Predictor> {
-        self.foresight.lock().unwrap_or_else(PoisonError::into_inner)
+        self.foresight.lock()
     }
 
     /// A client of the endpoint that nobody has been before.
@@ -183,7 +184,7 @@ impl Shared {
 
     /// Remembers why a request was not accepted.
     pub(crate) fn remember_refusal(&self, drv: &DrvPath, why: String) {
-        let mut declines = self.declines.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut declines = self.declines.lock();
         declines.retain(|(known, _)| known != drv);
         if declines.len() == MAX_DECLINES {
             declines.pop_front();
@@ -193,7 +194,7 @@ impl Shared {
 
     /// Why requests that match were not accepted.
     pub(crate) fn declines_of(&self, subject: &str) -> Vec<String> {
-        let declines = self.declines.lock().unwrap_or_else(PoisonError::into_inner);
+        let declines = self.declines.lock();
         declines
             .iter()
             .filter(|(drv, _)| drv.to_string().contains(subject))

@@ -8,10 +8,11 @@
 
 use std::io;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep_until};
 
@@ -54,7 +55,7 @@ impl Throttle {
 
     /// How much may move now, or when to ask again.
     fn allowed(&self, now: Instant) -> Result<usize, Instant> {
-        let mut state = self.lock();
+        let mut state = self.0.lock();
         let Some(limit) = state.limit else { return Ok(usize::MAX) };
         let passed = now.saturating_duration_since(state.as_of).as_secs_f64();
         state.allowance = (state.allowance + passed * limit).min(PIECE);
@@ -66,27 +67,22 @@ impl Throttle {
     }
 
     fn has_sent(&self, bytes: usize) {
-        let mut state = self.lock();
+        let mut state = self.0.lock();
         state.sent += bytes as u64;
         state.allowance -= bytes as f64;
     }
 
     /// Bytes that have gone over the wire, either way.
     pub(super) fn sent(&self) -> u64 {
-        self.lock().sent
+        self.0.lock().sent
     }
 
     fn set(&self, limit: Option<f64>) {
-        let mut state = self.lock();
+        let mut state = self.0.lock();
         if state.limit.is_none() {
             (state.allowance, state.as_of) = (0.0, Instant::now());
         }
         state.limit = limit;
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        // No code panics while it holds the lock, so a poisoned one is still consistent.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A lane that brakes.

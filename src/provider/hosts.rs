@@ -4,7 +4,8 @@
 //! is started or ended there.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use parking_lot::Mutex;
 
 use super::{Address, Callers, Inner, Launched, ProviderError, ProviderErrorKind};
 use crate::model::{HostSpec, Instance, InstanceId, PoolName};
@@ -33,7 +34,7 @@ impl Hosts {
 
     /// Hands out the first free host: in the order of the configuration, those that failed last.
     pub fn launch(&self, pool: &PoolName) -> Result<Launched, ProviderError> {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         let free = state.line.iter().copied().find(|index| !state.in_use.contains_key(index));
         let Some((index, host)) = free.and_then(|index| Some((index, self.hosts.get(index)?))) else {
             let reason = format!("all {} hosts of pool `{pool}` are in use", self.hosts.len());
@@ -61,25 +62,21 @@ impl Hosts {
 
     /// Takes a host back.
     pub fn terminate(&self, instance: &InstanceId) {
-        self.state().in_use.retain(|&index, _| id(&self.hosts[index]) != *instance);
+        self.state.lock().in_use.retain(|&index, _| id(&self.hosts[index]) != *instance);
     }
 
     /// Puts a host behind all others: the next launch shall not meet the same fault while another host is free.
     pub fn distrust(&self, instance: &InstanceId) {
-        self.state().line.sort_by_key(|&index| id(&self.hosts[index]) == *instance);
+        self.state.lock().line.sort_by_key(|&index| id(&self.hosts[index]) == *instance);
     }
 
     /// The hosts in use.
     pub fn list(&self) -> Vec<Instance> {
-        let state = self.state();
+        let state = self.state.lock();
         let in_use = state.in_use.iter();
         in_use
             .map(|(&index, pool)| Instance { id: id(&self.hosts[index]), pool: pool.clone(), class: None })
             .collect()
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -11,12 +11,13 @@
 use std::collections::VecDeque;
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
+use parking_lot::Mutex;
 use russh::client::Msg;
 use russh::{ChannelMsg, ChannelReadHalf, ChannelWriteHalf};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -134,14 +135,9 @@ struct State {
 }
 
 impl Shared {
-    /// A poisoned lock only means that a panic elsewhere left these plain values as they are.
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Nothing more will come: wakes everybody who waits for something.
     fn end(&self, exit: Exit) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         state.at_end = true;
         let wakers = [state.reader.take(), state.writer.take()];
         drop(state);
@@ -184,7 +180,7 @@ async fn pump(
     let mut eof_sent = false;
     loop {
         let (stdin_dropped, close_wanted, is_full) = {
-            let state = shared.lock();
+            let state = shared.state.lock();
             let close = state.close_wanted || (state.stdin_dropped && state.stdout_dropped);
             (state.stdin_dropped, close, state.queued >= BUFFER_LIMIT && !state.stdout_dropped)
         };
@@ -216,11 +212,11 @@ async fn pump(
             message = read.wait() => match message {
                 Some(message) => {
                     if take(message, shared) {
-                        return shared.lock().exit.take().unwrap_or(Exit::Unknown);
+                        return shared.state.lock().exit.take().unwrap_or(Exit::Unknown);
                     }
                 }
                 None => {
-                    let exit = shared.lock().exit.take();
+                    let exit = shared.state.lock().exit.take();
                     if let Some(exit) = exit {
                         return exit;
                     }
@@ -245,7 +241,7 @@ async fn hang_up(read: ChannelReadHalf, write: &ChannelWriteHalf<Msg>) -> Exit {
 
 /// Puts one message where it belongs; true when it is the last one.
 fn take(message: ChannelMsg, shared: &Shared) -> bool {
-    let mut state = shared.lock();
+    let mut state = shared.state.lock();
     #[expect(clippy::wildcard_enum_match_arm, reason = "the library's enum, open by design")]
     match message {
         ChannelMsg::Data { data } => {
@@ -295,7 +291,7 @@ pub struct Stdout {
 
 impl AsyncRead for Stdout {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let mut state = self.shared.lock();
+        let mut state = self.shared.state.lock();
         if state.queue.is_empty() {
             if let Some(Exit::Lost(reason)) = &*self.shared.ended.borrow() {
                 return Poll::Ready(Err(io::Error::new(io::ErrorKind::ConnectionReset, reason.to_string())));
@@ -328,7 +324,7 @@ impl AsyncRead for Stdout {
 
 impl Drop for Stdout {
     fn drop(&mut self) {
-        let mut state = self.shared.lock();
+        let mut state = self.shared.state.lock();
         state.stdout_dropped = true;
         state.queue.clear();
         state.queued = 0;
@@ -346,7 +342,7 @@ pub struct Stdin {
 impl Stdin {
     /// The library's writer does not notice that its channel is gone while it waits for room, so we look.
     fn check(&self, cx: &mut Context<'_>) -> io::Result<()> {
-        self.shared.lock().writer = Some(cx.waker().clone());
+        self.shared.state.lock().writer = Some(cx.waker().clone());
         match &*self.shared.ended.borrow() {
             None => Ok(()),
             Some(exit) => Err(io::Error::new(io::ErrorKind::BrokenPipe, exit.to_string())),
@@ -379,7 +375,7 @@ impl AsyncWrite for Stdin {
 
 impl Drop for Stdin {
     fn drop(&mut self) {
-        self.shared.lock().stdin_dropped = true;
+        self.shared.state.lock().stdin_dropped = true;
         self.shared.pump.notify_one();
     }
 }
@@ -399,7 +395,7 @@ pub struct Remote {
 impl Remote {
     /// The last 4 KiB of its standard error, as text.
     pub fn stderr_tail(&self) -> String {
-        let mut state = self.shared.lock();
+        let mut state = self.shared.state.lock();
         String::from_utf8_lossy(state.stderr.make_contiguous()).into_owned()
     }
 
@@ -412,7 +408,7 @@ impl Remote {
 
     /// Closes the channel now, whoever holds its streams.
     pub fn close(&self) {
-        self.shared.lock().close_wanted = true;
+        self.shared.state.lock().close_wanted = true;
         self.shared.pump.notify_one();
     }
 }

@@ -7,10 +7,11 @@ use std::fmt;
 use std::io;
 use std::pin::Pin;
 use std::process::Stdio;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command};
@@ -140,7 +141,7 @@ async fn hear(stderr: &mut ChildStderr, printed: &Mutex<Vec<u8>>) {
     let mut buffer = [0; 1024];
     while let Ok(read @ 1..) = stderr.read(&mut buffer).await {
         tracing::debug!(text = %String::from_utf8_lossy(&buffer[..read]).trim_end(), "a proxy command says");
-        let mut printed = printed.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut printed = printed.lock();
         printed.extend_from_slice(&buffer[..read]);
         let surplus = printed.len().saturating_sub(4 * SHOWN);
         printed.drain(..surplus);
@@ -152,7 +153,7 @@ impl Complaint {
     pub(super) async fn last_words(mut self) -> String {
         drop(timeout(TOLD_WITHIN, self.end.wait_for(|end| *end != End::NotYet)).await);
         let end = *self.end.borrow();
-        let printed = self.printed.lock().unwrap_or_else(PoisonError::into_inner);
+        let printed = self.printed.lock();
         format!("the `proxy-command` {end} and printed {}", readable(&printed))
     }
 }

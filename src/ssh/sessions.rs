@@ -5,9 +5,10 @@
 //! logged in (`MaxStartups 10:30:100`); we stay below both, and learn a lower limit from a refusal instead of
 //! failing. Whether a builder whose connections died is dialed again is its owner's decision: see [`Losses`].
 
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, timeout_at};
 

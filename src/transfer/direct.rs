@@ -13,9 +13,10 @@
 
 use std::io;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
+use parking_lot::Mutex;
 use tokio::io::AsyncWrite;
 
 use super::stripes::{BLOCK, END_OF_BLOCK, FIRST_LANE};
@@ -150,7 +151,7 @@ impl<C: AsyncWrite + Unpin> DirectWriter<C> {
     /// Sends all that the script is to be told.
     fn poll_tell(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let Self { control, script } = self;
-        let mut script = lock(script);
+        let mut script = script.lock();
         while script.sent < script.told.len() {
             let sent = ready!(Pin::new(&mut *control).poll_write(cx, &script.told[script.sent..]))?;
             if sent == 0 {
@@ -166,10 +167,10 @@ impl<C: AsyncWrite + Unpin> DirectWriter<C> {
 
 impl<C: AsyncWrite + Unpin> AsyncWrite for DirectWriter<C> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        if lock(&self.script).told.len() >= MAX_WAITING {
+        if self.script.lock().told.len() >= MAX_WAITING {
             ready!(self.poll_tell(cx))?;
         }
-        let mut script = lock(&self.script);
+        let mut script = self.script.lock();
         let taken = bytes.len().min(BLOCK - script.own.len());
         script.own.extend_from_slice(&bytes[..taken]);
         if script.own.len() >= BLOCK {
@@ -179,7 +180,7 @@ impl<C: AsyncWrite + Unpin> AsyncWrite for DirectWriter<C> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        lock(&self.script).tell_own();
+        self.script.lock().tell_own();
         ready!(self.poll_tell(cx))?;
         Pin::new(&mut self.control).poll_flush(cx)
     }
@@ -193,11 +194,6 @@ impl<C: AsyncWrite + Unpin> AsyncWrite for DirectWriter<C> {
 impl Elsewhere {
     /// So many bytes of the lane come next.
     pub fn take(&self, bytes: u64) {
-        lock(&self.script).tell_lane(&bytes.to_string());
+        self.script.lock().tell_lane(&bytes.to_string());
     }
-}
-
-/// No code panics while it holds the lock, so a poisoned one is still consistent.
-fn lock(script: &Mutex<Script>) -> MutexGuard<'_, Script> {
-    script.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -5,9 +5,9 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::net::UnixStream;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -142,7 +142,7 @@ impl LocalStore {
         &self,
         questions: &[O],
     ) -> Result<Vec<Result<O::Reply, RemoteError>>, LocalStoreError> {
-        let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let idle = self.idle.lock().pop();
         let asked = async {
             if let Some(mut connection) = idle
                 && let Ok(answers) = connection.call_all(questions, &mut ()).await
@@ -178,7 +178,7 @@ impl LocalStore {
 
     /// Keeps a connection whose operation ended cleanly.
     fn give_back(&self, connection: Connection) {
-        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut idle = self.idle.lock();
         if connection.is_clean() && idle.len() < MAX_IDLE {
             idle.push(connection);
         }

@@ -10,8 +10,9 @@
 //! What arrives first of a claim can be used at once ([`Claim::succeed_in_part`]): a small path does not wait for a huge one.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use crate::model::StorePath;
@@ -56,7 +57,7 @@ impl Presence {
     /// those that somebody else is bringing.
     pub fn claim(&self, paths: &BTreeSet<StorePath>) -> (Claim, InFlight) {
         let flight = Arc::new(watch::Sender::new(None));
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         let mut mine = BTreeSet::new();
         let mut others: Vec<(Arc<Flight>, BTreeSet<StorePath>)> = Vec::new();
         for path in paths {
@@ -85,12 +86,12 @@ impl Presence {
 
     /// Counts the losses: what is learned in one epoch is not known in the next.
     pub fn epoch(&self) -> u64 {
-        self.lock().epoch
+        self.state.lock().epoch
     }
 
     /// These paths are present, rooted by a connection that was open in this epoch.
     pub fn add(&self, paths: &BTreeSet<StorePath>, epoch: u64) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         if state.epoch == epoch {
             state.present.extend(paths.iter().cloned());
         }
@@ -98,25 +99,20 @@ impl Presence {
 
     /// Forgets what is present: the connection that held the temp roots is gone.
     pub fn forget(&self) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         state.epoch += 1;
         state.present.clear();
     }
 
     /// Those of these paths that are present.
     pub fn of(&self, paths: &BTreeSet<StorePath>) -> BTreeSet<StorePath> {
-        let state = self.lock();
+        let state = self.state.lock();
         paths.intersection(&state.present).cloned().collect()
     }
 
     fn has(&self, paths: &BTreeSet<StorePath>) -> bool {
-        let state = self.lock();
+        let state = self.state.lock();
         paths.iter().all(|path| state.present.contains(path))
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        // No code panics while it holds the lock, so a poisoned one is still consistent.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -141,7 +137,7 @@ impl Claim {
     /// These of the claimed paths are present already; the others are still on their way.
     pub fn succeed_in_part(&mut self, paths: &BTreeSet<StorePath>) {
         self.presence.add(paths, self.epoch);
-        let mut state = self.presence.lock();
+        let mut state = self.presence.state.lock();
         for path in paths {
             if self.paths.remove(path) {
                 state.in_flight.remove(path);
@@ -161,7 +157,7 @@ impl Claim {
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        let mut state = self.presence.lock();
+        let mut state = self.presence.state.lock();
         for path in &self.paths {
             state.in_flight.remove(path);
         }

@@ -9,9 +9,10 @@ use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 
+use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// Outputs up to this many bytes never touch the disk.
@@ -76,7 +77,7 @@ impl SpoolWriter {
     }
 
     fn take(&mut self, bytes: &[u8]) -> io::Result<()> {
-        let mut content = self.spool.lock();
+        let mut content = self.spool.content.lock();
         let known = usize::try_from(content.len - self.position).unwrap_or(usize::MAX).min(bytes.len());
         let mut there = [0; COMPARED];
         for part in bytes[..known].chunks(COMPARED) {
@@ -155,7 +156,7 @@ impl Content {
 impl Spool {
     /// Bytes so far.
     pub fn len(&self) -> u64 {
-        self.lock().len
+        self.content.lock().len
     }
 
     /// Whether it holds nothing. A NAR never does.
@@ -170,16 +171,11 @@ impl Spool {
 
     /// The first end counts.
     fn end(&self, end: End) {
-        let mut content = self.lock();
+        let mut content = self.content.lock();
         if content.end == End::Open {
             content.end = end;
         }
         content.wake();
-    }
-
-    /// No code panics while it holds the lock, so a poisoned one is still consistent.
-    fn lock(&self) -> MutexGuard<'_, Content> {
-        self.content.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -199,7 +195,7 @@ impl AsyncRead for SpoolReader {
         // A large spool is read in a loop that never waits: without this, other tasks would.
         let coop = ready!(tokio::task::coop::poll_proceed(cx));
         let Self { spool, position } = &mut *self;
-        let mut content = spool.lock();
+        let mut content = spool.content.lock();
         if *position == content.len {
             match content.end {
                 End::Whole => return Poll::Ready(Ok(())),

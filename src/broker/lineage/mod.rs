@@ -17,9 +17,10 @@ mod memo;
 mod walk;
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::sync::{Semaphore, oneshot};
 use tokio::time::timeout;
 
@@ -109,7 +110,7 @@ impl Lineages {
             return Ok(());
         }
         let drv = &request.drv;
-        let known = self.memo.lock().unwrap_or_else(PoisonError::into_inner).get(drv);
+        let known = self.memo.lock().get(drv);
         let lineage = match known {
             Some(lineage) => lineage,
             None => self.find_out(drv, brought, patience).await?,

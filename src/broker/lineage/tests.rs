@@ -120,7 +120,7 @@ async fn who_names_a_processor_costs_no_reading() {
     let mut request = BuildRequest::new(drv("user"), requirement.clone());
     store.lineages.complete(&mut request, None, Patience::Moment).await.unwrap();
     assert_eq!(request.requirement, requirement);
-    assert_eq!(store.lineages.memo.lock().unwrap().len(), 0);
+    assert_eq!(store.lineages.memo.lock().len(), 0);
     // Unless there is a choice of where to build it, for which its own file is read.
     request.am_willing = true;
     request.settings.can_locally = true;

@@ -6,9 +6,11 @@ mod http;
 mod render;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+
+use parking_lot::Mutex;
 
 pub(crate) use self::http::listen;
 use crate::model::PoolName;
@@ -118,11 +120,11 @@ impl Metrics {
     }
 
     fn change(&self, change: impl FnOnce(&mut Counts)) {
-        change(&mut self.counts.lock().unwrap_or_else(PoisonError::into_inner));
+        change(&mut self.counts.lock());
     }
 
     fn counts(&self) -> Counts {
-        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut counts = self.counts.lock().clone();
         let Traffic { up, down, direct, direct_done, direct_failed } = &*self.traffic;
         let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
         (counts.up, counts.down, counts.direct) = (read(up), read(down), read(direct));

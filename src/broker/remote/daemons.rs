@@ -1,10 +1,11 @@
 //! The daemons of a builder: idle ones for the next build, fresh ones opened ahead or when nobody gives one back.
 
-use std::sync::{Arc, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use futures_util::FutureExt;
+use parking_lot::MutexGuard;
 use tokio::time::{Instant, timeout};
 
 use super::{DAEMON_COMMAND, Remote, explain};
@@ -196,7 +197,7 @@ impl Remote {
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, Daemons> {
-        self.daemons.lock().unwrap_or_else(PoisonError::into_inner)
+        self.daemons.lock()
     }
 
     fn in_use(&self, daemon: Daemon) -> Daemon {

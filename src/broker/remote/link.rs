@@ -1,10 +1,11 @@
 //! What the transfers to a builder have shown of the way there, for those that come after them. No more than notes: each
 //! transfer goes well without them, only not as fast.
 
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 /// Bytes per second of a link on which packing may help; a stream measures it for itself.
@@ -35,12 +36,12 @@ struct Rest {
 impl Link {
     /// Whether large transfers may go over several connections: not soon after that has failed.
     pub(in crate::broker) fn can_stripe(&self) -> bool {
-        lock(&self.rest).is_none_or(|rest| rest.until <= Instant::now())
+        self.rest.lock().is_none_or(|rest| rest.until <= Instant::now())
     }
 
     /// A transfer over several connections has failed; says for how long there will be none.
     pub(in crate::broker) fn note_failed_stripes(&self) -> Duration {
-        let mut rest = lock(&self.rest);
+        let mut rest = self.rest.lock();
         let length = rest.map_or(FIRST_REST, |rest| (rest.length * 2).min(LONGEST_REST));
         *rest = Some(Rest { until: Instant::now() + length, length });
         length
@@ -48,7 +49,7 @@ impl Link {
 
     /// One has gone well.
     pub(in crate::broker) fn note_stripes(&self) {
-        *lock(&self.rest) = None;
+        *self.rest.lock() = None;
     }
 
     /// Whether the builder can pack what it sends and unpack what it is sent, as far as is known.
@@ -68,7 +69,7 @@ impl Link {
 
     /// How fast the link was then, in bytes per second.
     pub(in crate::broker) fn pace(&self) -> Option<f64> {
-        *lock(&self.pace)
+        *self.pace.lock()
     }
 
     /// So many bytes went over one channel in this time.
@@ -76,7 +77,7 @@ impl Link {
         if size >= TELLING {
             let took = took.saturating_sub(self.round_trip().unwrap_or_default() * 2);
             let pace = size as f64 / took.as_secs_f64();
-            *lock(&self.pace) = Some(pace);
+            *self.pace.lock() = Some(pace);
         }
     }
 
@@ -91,18 +92,13 @@ impl Link {
 
     /// The shortest that was measured: the route's own, whatever else was on it.
     pub(in crate::broker) fn round_trip(&self) -> Option<Duration> {
-        *lock(&self.round_trip)
+        *self.round_trip.lock()
     }
 
     pub(in crate::broker) fn note_round_trip(&self, measured: Duration) {
-        let mut known = lock(&self.round_trip);
+        let mut known = self.round_trip.lock();
         *known = Some(known.map_or(measured, |known| known.min(measured)));
     }
-}
-
-/// A note is whole whatever happened to whoever wrote the last one.
-fn lock<T>(note: &Mutex<T>) -> MutexGuard<'_, T> {
-    note.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

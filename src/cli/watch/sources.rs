@@ -6,12 +6,13 @@ use std::io;
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::SyncSender;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use ratatui::crossterm::event;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -148,12 +149,12 @@ struct Leash {
 
 impl Leash {
     fn hold(&self, connection: Option<UnixStream>) {
-        *self.connection.lock().unwrap_or_else(PoisonError::into_inner) = connection;
+        *self.connection.lock() = connection;
     }
 
     fn call_back(&self) {
         self.is_unwanted.store(true, Ordering::SeqCst);
-        if let Some(connection) = &*self.connection.lock().unwrap_or_else(PoisonError::into_inner) {
+        if let Some(connection) = &*self.connection.lock() {
             // It may have ended by itself.
             let _ended = connection.shutdown(Shutdown::Both);
         }

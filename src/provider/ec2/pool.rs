@@ -6,8 +6,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Instant;
+
+use parking_lot::Mutex;
 
 use super::api::{ApiError, ErrorClass, Observed, RunOrder};
 use super::boot::cache::BootCache;
@@ -86,14 +88,10 @@ impl Ec2 {
 
     /// A spot instance that EC2 takes back counts against spot, once.
     pub(super) fn interrupted(&self, instance: &InstanceId) {
-        let mut interrupted = self.interrupted.lock().unwrap_or_else(PoisonError::into_inner);
-        if interrupted.insert(instance.clone()) && self.cooling().interrupted(now()) {
+        let mut interrupted = self.interrupted.lock();
+        if interrupted.insert(instance.clone()) && self.cooling.lock().interrupted(now()) {
             tracing::warn!(%instance, pool = %self.name, "two spot interruptions: no spot for half an hour");
         }
-    }
-
-    fn cooling(&self) -> MutexGuard<'_, Cooling> {
-        self.cooling.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Gets an instance; returns when its address is known.
@@ -157,7 +155,7 @@ impl Ec2 {
             spot_prices: &view.spot_prices,
         };
         let places: Vec<_> = view.places.iter().map(|place| place.place.clone()).collect();
-        let rungs = ladder(&candidates, &places, &terms, &self.cooling(), now()).map_err(|error| {
+        let rungs = ladder(&candidates, &places, &terms, &self.cooling.lock(), now()).map_err(|error| {
             let kind = match error {
                 super::ladder::NoRung::Cooling { .. } => ProviderErrorKind::Capacity,
                 super::ladder::NoRung::NoPlace
@@ -198,7 +196,7 @@ impl Ec2 {
             order: request,
         };
         let instance = self.estate.attempt(attempt).await?;
-        self.cooling().launched(&rung.offering());
+        self.cooling.lock().launched(&rung.offering());
         Ok(instance)
     }
 
@@ -256,7 +254,7 @@ impl Ec2 {
 
     /// What a refusal says about the other rungs.
     fn learn(&self, rung: &Rung, error: &ApiError) -> Lesson {
-        let mut cooling = self.cooling();
+        let mut cooling = self.cooling.lock();
         match error.class {
             ErrorClass::Capacity => cooling.no_capacity(&rung.offering(), now()),
             ErrorClass::Quota(_) => cooling.no_quota(&rung.offering(), now()),

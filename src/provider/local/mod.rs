@@ -20,9 +20,9 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::io::AsyncReadExt;
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::sync::watch;
@@ -112,7 +112,9 @@ impl Local {
             ended_tx.send_replace(Some(reason));
         });
         let instance = Instance { id: InstanceId::new(id), pool: pool.name.clone(), class: None };
-        self.machines().insert(instance.id.clone(), Machine { pool: pool.name.clone(), lifeline, ended });
+        self.machines
+            .lock()
+            .insert(instance.id.clone(), Machine { pool: pool.name.clone(), lifeline, ended });
         let address = Address {
             host: layout.address.ip().to_string(),
             port: layout.address.port(),
@@ -128,7 +130,7 @@ impl Local {
 
     /// Ends a machine, by its supervisor or without.
     pub async fn terminate(&self, instance: &InstanceId) -> Result<(), ProviderError> {
-        let ended = self.machines().get_mut(instance).map(|machine| {
+        let ended = self.machines.lock().get_mut(instance).map(|machine| {
             machine.lifeline = None;
             machine.ended.clone()
         });
@@ -136,13 +138,13 @@ impl Local {
             let _in_time = tokio::time::timeout(END_LIMIT, ended.wait_for(Option::is_some)).await;
         }
         self.sweep(instance.as_str()).await?;
-        self.machines().remove(instance);
+        self.machines.lock().remove(instance);
         Ok(())
     }
 
     /// The machines that we started and have not ended.
     pub fn list(&self) -> Vec<Instance> {
-        let machines = self.machines();
+        let machines = self.machines.lock();
         machines
             .iter()
             .map(|(id, machine)| Instance { id: id.clone(), pool: machine.pool.clone(), class: None })
@@ -151,7 +153,7 @@ impl Local {
 
     /// Waits for the end of a supervisor.
     pub async fn gone(&self, instance: &InstanceId) -> String {
-        let ended = self.machines().get(instance).map(|machine| machine.ended.clone());
+        let ended = self.machines.lock().get(instance).map(|machine| machine.ended.clone());
         let Some(mut ended) = ended else { return "there is no such machine".to_owned() };
         let reason = ended.wait_for(Option::is_some).await.ok().and_then(|reason| reason.clone());
         reason.unwrap_or_else(|| "its supervisor is not watched any more".to_owned())
@@ -221,10 +223,6 @@ impl Local {
             })
         })
         .await
-    }
-
-    fn machines(&self) -> MutexGuard<'_, BTreeMap<InstanceId, Machine>> {
-        self.machines.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

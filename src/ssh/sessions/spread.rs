@@ -1,7 +1,8 @@
 //! Which connection the next channel goes to, when one more is dialed, and what is learned from refusals and losses.
 
-use std::sync::{Arc, MutexGuard, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::MutexGuard;
 use tokio::time::Instant;
 
 use super::super::session::{self, Session};
@@ -12,7 +13,7 @@ use super::{
 
 impl Set {
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     pub(super) fn with_entry(&self, id: u64, change: impl FnOnce(&mut Entry)) {

@@ -17,7 +17,9 @@
 //! carries nothing unless it names a processor itself.
 
 use std::collections::{BTreeMap, HashSet};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
 
 use super::memo::Memo;
 use crate::model::{DrvPath, Feature, Inherited, Nature};
@@ -128,34 +130,33 @@ impl Walk {
         files: &mut impl Files,
         budget: &mut Budget,
     ) -> Progress {
-        let lock = || memo.lock().unwrap_or_else(PoisonError::into_inner);
         if self.path.is_empty() {
-            if let Some(known) = lock().get(&self.root) {
+            if let Some(known) = memo.lock().get(&self.root) {
                 return Progress::Done(known);
             }
             if budget.is_spent() {
                 return Progress::Spent;
             }
             if let Some(lineage) = self.enter(self.root.clone(), files, budget) {
-                lock().insert(self.root.clone(), lineage.clone());
+                memo.lock().insert(self.root.clone(), lineage.clone());
                 return Progress::Done(lineage);
             }
         }
         while let Some(step) = self.path.last_mut() {
             let Some(input) = step.ancestry.inputs.get(step.done).cloned() else {
-                if let Some(done) = self.leave(&mut lock()) {
+                if let Some(done) = self.leave(&mut memo.lock()) {
                     return Progress::Done(done);
                 }
                 continue;
             };
-            let known = lock().get(&input);
+            let known = memo.lock().get(&input);
             let lineage = match known {
                 Some(lineage) => lineage,
                 None if self.on_path.contains(&input) => Lineage::default(),
                 None if budget.is_spent() => return Progress::Spent,
                 None => match self.enter(input.clone(), files, budget) {
                     Some(lineage) => {
-                        lock().insert(input, lineage.clone());
+                        memo.lock().insert(input, lineage.clone());
                         lineage
                     }
                     None => continue,
@@ -173,7 +174,7 @@ impl Walk {
     /// Ends the walk where it is: what has been found is taken for all there is, and remembered, lest every question lead
     /// the same endless way.
     pub(super) fn give_up(mut self, memo: &Mutex<Memo>) -> Lineage {
-        let mut memo = memo.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut memo = memo.lock();
         while !self.path.is_empty() {
             if let Some(root) = self.leave(&mut memo) {
                 return root;

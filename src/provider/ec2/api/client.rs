@@ -8,8 +8,8 @@ use std::error::Error as StdError;
 use std::fmt;
 use std::future::Future;
 use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use aws_config::{AppName, BehaviorVersion, Region, SdkConfig};
@@ -22,6 +22,7 @@ use aws_sdk_ec2::config::timeout::TimeoutConfig;
 use aws_sdk_ec2::config::{SharedHttpClient, StalledStreamProtectionConfig};
 use aws_sdk_ec2::error::{ProvideErrorMetadata, SdkError};
 use backon::Retryable;
+use parking_lot::Mutex;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::action::Action;
@@ -299,7 +300,7 @@ impl Api {
 
     /// Until this action may be asked for again, if it was throttled.
     async fn wait_for_turn(&self, action: Action) {
-        let turn = lock(&self.shared.pace).get(&action).copied();
+        let turn = self.shared.pace.lock().get(&action).copied();
         if let Some(turn) = turn {
             sleep_until(turn).await;
         }
@@ -308,25 +309,20 @@ impl Api {
     /// This action was throttled: everybody who asks for it waits a while.
     fn slow_down(&self, action: Action) {
         let turn = Instant::now() + FIRST_WAIT + self.shared.up_to(FIRST_WAIT);
-        lock(&self.shared.pace).insert(action, turn);
+        self.shared.pace.lock().insert(action, turn);
     }
 }
 
 impl Shared {
     /// Some time up to this bound. Good enough to keep callers apart; nothing here is secret.
     fn up_to(&self, bound: Duration) -> Duration {
-        let mut state = lock(&self.jitter);
+        let mut state = self.jitter.lock();
         *state ^= *state << 13;
         *state ^= *state >> 7;
         *state ^= *state << 17;
         let millis = u64::try_from(bound.as_millis()).unwrap_or(u64::MAX);
         Duration::from_millis(*state % millis.max(1))
     }
-}
-
-/// What is behind a lock of ours is whole at every moment.
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn timeouts() -> TimeoutConfig {
