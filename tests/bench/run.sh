@@ -44,17 +44,21 @@ TARGET=${CARGO_TARGET_DIR:-target}
 STARTED=$(date -u +%Y-%m-%dT%H:%M:%SZ)
 OUT=$TARGET/bench/${STARTED//:/}
 WORK=$(mktemp -d)
-BROKER='' LINK_PID=''
+BROKER=''
 
 say() { printf '%s\n' "$*" >&2; }
 die() { say "bench: $*"; exit 1; }
 in_client() { "$HOST" in "$CLIENT" "$@"; }
 cleanup() {
-  [ -z "$LINK_PID" ] || kill "$LINK_PID" 2>/dev/null || true
+  # Bash takes the variable away when the link has ended.
+  [ -z "${LINK_PID:-}" ] || kill "$LINK_PID" 2>/dev/null || true
   [ -n "${KEEP:-}" ] || "$HOST" down "$CLIENT" "${BUILDERS[@]}" || true
   rm -rf "$WORK"
 }
 trap cleanup EXIT
+for pair in $LINKS; do
+  [[ $pair =~ ^[0-9]+:[1-9][0-9]*$ ]] || die "no link: \`$pair\`; a round trip in milliseconds and a rate in Mbit/s, as 40:1000"
+done
 
 link() { # COMMAND...: sets ANSWER
   printf '%s\n' "$*" >&"${LINK[1]}"
