@@ -122,6 +122,34 @@ fn a_drained_broker_finishes_what_runs_and_leaves_nothing() {
     });
 }
 
+/// Nix asks with a job free, though this machine could never start it.
+#[test]
+fn what_only_a_pool_can_build_waits_for_the_successor_of_a_broker_that_ends() {
+    let tuned = LOCAL_POOL.replace("\"local\"", "\"tuned\"\nfeatures = [\"gccarch-x86-64-v2\"]");
+    on_every_release(&tuned, |lab| {
+        lab.configure_nix("max-jobs = 2\nsystem-features = big-parallel");
+        let running = spawn_build(
+            lab,
+            &["/t/wide.nix", "--argstr", "nonce", "e", "--argstr", "n", "1", "--argstr", "sleep", "8"],
+        );
+        lab.wait("the build to run", || lab.builds_in("building") == 1);
+        lab.signal("-TERM", &["-x", "-o", "-u", "nix-broker", "broker"]);
+        let late = spawn_build(lab, &["/t/tuned.nix", "-A", "tuned-tool", "--argstr", "nonce", "e"]);
+        lab.wait("the ending broker to be asked", || {
+            let why = lab.output("root", &["broker", "why", "tuned-tool"]);
+            lab::text(&why).contains("the broker is shutting down")
+        });
+        assert!(lab.broker_exit().success());
+        let (ok, said) = wait_for(lab, running);
+        assert!(ok, "{said}");
+        lab.start_broker();
+        let (ok, said) = wait_for(lab, late);
+        assert!(ok, "{said}\n{}", lab.diagnosis());
+        assert_eq!(lab.ended("succeeded"), 1);
+        lab.assert_all_is_over();
+    });
+}
+
 #[test]
 fn a_broker_that_is_silent_for_a_moment_loses_no_build_and_one_that_stays_silent_hangs_nobody() {
     on_every_release(LOCAL_POOL, |lab| {

@@ -111,12 +111,13 @@ fn over_the_cap(request: &BuildRequest, first: &PoolOffer, why: String) -> Answe
 
 /// The answer while the broker ends, to a request that it could otherwise take.
 ///
-/// A Nix that could start the build now is declined: nothing is won by waiting. To another a decline may be the end
+/// A Nix that can start the build now is declined: nothing is won by waiting. To another a decline may be the end
 /// ("a `aarch64-linux` is required"), though a broker that is restarted for an upgrade is back in seconds: it is asked
 /// to come again. That cannot go on for ever, because the hook of a broker that is gone declines by itself.
 fn shutting_down(request: &BuildRequest) -> Answer {
     let why = "the broker is shutting down".to_owned();
-    if request.am_willing { Answer::Decline { why } } else { Answer::Postpone { why } }
+    let starts_here = request.am_willing && !request.settings.only_remote;
+    if starts_here { Answer::Decline { why } } else { Answer::Postpone { why } }
 }
 
 impl PoolOffer {
@@ -216,6 +217,9 @@ mod tests {
         offers.accepting = false;
         let mut asked = request("x86_64-linux", &[]);
         assert!(matches!(offers.answer(&asked), Answer::Decline { .. }));
+        asked.settings.only_remote = true;
+        assert!(matches!(offers.answer(&asked), Answer::Postpone { .. }), "a job free is of no use to it");
+        asked.settings.only_remote = false;
         asked.am_willing = false;
         assert!(matches!(offers.answer(&asked), Answer::Postpone { .. }));
         let mut hopeless = request("riscv64-linux", &[]);
