@@ -59,6 +59,17 @@ enum Decision {
     Postpone,
 }
 
+/// What takes the place of a broker that cannot be asked.
+#[derive(Clone, Copy)]
+enum Instead {
+    /// The machines in `builders`, by way of the stock hook.
+    OwnMachines,
+    /// The broker itself, when Nix asks again.
+    BrokerLater,
+    /// Nix, which builds it here or says that it cannot.
+    Nix,
+}
+
 /// What one hook process has and knows.
 struct Conversation {
     socket: PathBuf,
@@ -168,7 +179,8 @@ impl Conversation {
             return Decision::Decline;
         }
         if self.absence.is_some_and(|absence| absence.holds(Instant::now())) {
-            return self.without_broker(request);
+            let instead = self.instead(request);
+            return self.without_broker(instead, request);
         }
         let ask = self.settings.ask(request);
         let answer = self.ask_broker(&ask);
@@ -180,7 +192,8 @@ impl Conversation {
             }
             Ok((broker, HookReply::Decline { why })) => {
                 self.broker = Some(broker);
-                let decision = self.ask_stock(request);
+                let names_machines = self.settings.names_machines();
+                let decision = if names_machines { self.ask_stock(request) } else { Decision::Decline };
                 if matches!(decision, Decision::Decline) && self.settings.cannot_build_locally(request) {
                     // Nix will say that it cannot build this, and not what our pools lack.
                     let name = one_line(&request.drv);
@@ -202,14 +215,8 @@ impl Conversation {
                 | HookReply::Arriving { .. }
                 | HookReply::Succeeded { .. }
                 | HookReply::Failed(_),
-            )) => {
-                self.warn_of(&broker.out_of_turn(), request);
-                self.without_broker(request)
-            }
-            Err(error) => {
-                self.warn_of(&error, request);
-                self.without_broker(request)
-            }
+            )) => self.failed(&broker.out_of_turn(), request),
+            Err(error) => self.failed(&error, request),
         }
     }
 
@@ -237,26 +244,38 @@ impl Conversation {
         Ok((broker, reply))
     }
 
+    /// The broker could not be asked.
+    fn failed(&mut self, error: &BrokerError, request: &Try) -> Decision {
+        let instead = self.instead(request);
+        self.warn_of(error, instead);
+        self.without_broker(instead, request)
+    }
+
     /// The user's own machines, if there are any, are as good as they were before there was a broker. Without them Nix may
     /// have to come back, if the broker is only absent for a while.
-    fn without_broker(&mut self, request: &Try) -> Decision {
-        if self.waits_for_broker(request) { Decision::Postpone } else { self.ask_stock(request) }
-    }
-
-    fn waits_for_broker(&self, request: &Try) -> bool {
+    fn instead(&self, request: &Try) -> Instead {
+        if self.settings.names_machines() {
+            return Instead::OwnMachines;
+        }
         let cannot = self.settings.cannot_build_locally(request);
         let otherwise = if cannot { Otherwise::Fails } else { Otherwise::Built };
-        let waits = |absence: Absence| absence.is_worth_waiting(Instant::now(), otherwise);
-        self.absence.is_some_and(waits) && !self.settings.names_machines()
+        let is_worth_waiting = |absence: Absence| absence.is_worth_waiting(Instant::now(), otherwise);
+        if self.absence.is_some_and(is_worth_waiting) { Instead::BrokerLater } else { Instead::Nix }
     }
 
-    fn warn_of(&mut self, error: &BrokerError, request: &Try) {
-        let instead = if self.settings.names_machines() {
-            "using the machines in `builders` meanwhile"
-        } else if self.waits_for_broker(request) {
-            "asking it again for a while, then building without it"
-        } else {
-            "building without it"
+    fn without_broker(&mut self, instead: Instead, request: &Try) -> Decision {
+        match instead {
+            Instead::OwnMachines => self.ask_stock(request),
+            Instead::BrokerLater => Decision::Postpone,
+            Instead::Nix => Decision::Decline,
+        }
+    }
+
+    fn warn_of(&mut self, error: &BrokerError, instead: Instead) {
+        let instead = match instead {
+            Instead::OwnMachines => "using the machines in `builders` meanwhile",
+            Instead::BrokerLater => "asking it again for a while, then building without it",
+            Instead::Nix => "building without it",
         };
         let hint = match error {
             // Its own words say what to do.
@@ -275,9 +294,6 @@ impl Conversation {
     }
 
     fn ask_stock(&mut self, request: &Try) -> Decision {
-        if !self.settings.names_machines() {
-            return Decision::Decline;
-        }
         match self.stock.ask(&self.block, request, &self.verbosity) {
             Ok(StockReply::Accept { machine }) => Decision::AcceptedByStock { machine: one_line(&machine) },
             Ok(StockReply::Postpone) => Decision::Postpone,

@@ -201,6 +201,18 @@ fn a_broker_that_hangs_up_is_waited_for_until_nobody_is_there_any_more() {
     }
 }
 
+/// Nobody has answered: Nix is told to come back, and finds a broker then.
+fn assert_a_later_broker_gets_it(place: &Place, nix: &mut FakeNix) {
+    let reply = nix.reply();
+    assert_eq!(reply.reply, "postpone");
+    assert_one_warning(&reply.said, "asking it again");
+
+    let broker = place.broker();
+    try_hello(nix);
+    let (_peer, _ask) = broker.accept_build();
+    assert_eq!(nix.reply().reply, "accept");
+}
+
 /// With systemd the socket itself is made anew when the service is started again.
 #[test]
 fn a_broker_that_hangs_up_and_is_back_a_little_later_gets_the_build() {
@@ -210,14 +222,7 @@ fn a_broker_that_hangs_up_and_is_back_a_little_later_gets_the_build() {
     let caller = broker.accept();
     broker.die();
     drop(caller);
-    let reply = nix.reply();
-    assert_eq!(reply.reply, "postpone");
-    assert_one_warning(&reply.said, "asking it again");
-
-    let broker = place.broker();
-    try_hello(&mut nix);
-    let (_peer, _ask) = broker.accept_build();
-    assert_eq!(nix.reply().reply, "accept");
+    assert_a_later_broker_gets_it(&place, &mut nix);
 }
 
 /// As one that was stopped while Nix did something else.
@@ -242,14 +247,8 @@ fn a_broker_that_ended_between_two_requests_is_waited_for_a_moment() {
 #[test]
 fn what_only_the_broker_can_build_waits_for_one_that_is_not_there_yet() {
     let place = Place::new();
-    let (mut nix, reply) = first_reply(&place, &[SETTINGS, &[("max-jobs", "0")]].concat());
-    assert_eq!(reply.reply, "postpone");
-    assert_one_warning(&reply.said, "asking it again");
-
-    let broker = place.broker();
-    try_hello(&mut nix);
-    let (_peer, _ask) = broker.accept_build();
-    assert_eq!(nix.reply().reply, "accept");
+    let mut nix = asking(&place, &[SETTINGS, &[("max-jobs", "0")]].concat());
+    assert_a_later_broker_gets_it(&place, &mut nix);
 }
 
 #[test]
