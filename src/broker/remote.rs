@@ -424,7 +424,7 @@ impl Remote {
     /// before.
     pub(crate) async fn let_go(&self) {
         {
-            let mut state = self.lock();
+            let mut state = self.daemons.lock();
             state.generation += 1;
             state.idle.clear();
         }

@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use futures_util::FutureExt;
-use parking_lot::MutexGuard;
 use tokio::time::{Instant, timeout};
 
 use super::{DAEMON_COMMAND, Remote, explain};
@@ -42,7 +41,7 @@ struct Waiting<'a>(&'a Remote);
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        self.0.lock().waiting -= 1;
+        self.0.daemons.lock().waiting -= 1;
     }
 }
 
@@ -79,7 +78,7 @@ impl Remote {
     /// A daemon that waits for its first or next operation: an idle one, or whatever comes first of a fresh one and one
     /// that another build gives back. A builder that is full is waited for.
     pub(crate) async fn daemon(self: &Arc<Self>) -> anyhow::Result<Daemon> {
-        self.lock().waiting += 1;
+        self.daemons.lock().waiting += 1;
         let _waiting = Waiting(self);
         loop {
             let returned = self.returned.notified();
@@ -88,7 +87,7 @@ impl Remote {
             if let Some(daemon) = self.take_idle() {
                 return Ok(daemon);
             }
-            let failure = self.lock().failures.pop();
+            let failure = self.daemons.lock().failures.pop();
             match failure {
                 Some(error) if is_no_room(&error) && Arc::strong_count(&self.in_use) > 1 => {}
                 Some(error) => return Err(error),
@@ -122,18 +121,18 @@ impl Remote {
 
     /// Opens daemons whatever becomes of those who want them; who comes first gets it.
     fn open_for_those_who_wait(self: &Arc<Self>, ahead: usize) {
-        let mut state = self.lock();
+        let mut state = self.daemons.lock();
         let wanted = state.waiting.max(ahead).saturating_sub(state.idle.len());
         while state.opening < wanted {
             state.opening += 1;
             let this = Arc::clone(self);
             self.tasks.spawn(async move {
                 let opened = this.fresh_daemon().await;
-                this.lock().opening -= 1;
+                this.daemons.lock().opening -= 1;
                 match opened {
                     Ok(daemon) => this.give_back(daemon),
                     Err(error) => {
-                        let mut state = this.lock();
+                        let mut state = this.daemons.lock();
                         if state.failures.len() < state.waiting {
                             state.failures.push(error);
                         }
@@ -148,7 +147,7 @@ impl Remote {
     /// Keeps a daemon whose last operation ended cleanly; any other is ended.
     pub(crate) fn give_back(&self, daemon: Daemon) {
         let daemon = Daemon { _in_use: None, ..daemon };
-        let mut state = self.lock();
+        let mut state = self.daemons.lock();
         let is_wanted = daemon.load == Load::Small && state.idle.len() < MAX_IDLE;
         if is_wanted && daemon.is_usable() && daemon.generation == state.generation {
             state.idle.push(Idle { daemon, since: Instant::now() });
@@ -162,7 +161,7 @@ impl Remote {
     /// nothing to do for long may collect its garbage: all that was held for the next build is let go.
     pub(crate) fn sweep(self: &Arc<Self>) {
         let is_asleep = {
-            let mut state = self.lock();
+            let mut state = self.daemons.lock();
             state.idle.retain(|idle| idle.daemon.is_usable());
             let is_asleep = Arc::strong_count(&self.in_use) == 1
                 && !state.idle.is_empty()
@@ -186,7 +185,7 @@ impl Remote {
     }
 
     fn take_idle(&self) -> Option<Daemon> {
-        let mut state = self.lock();
+        let mut state = self.daemons.lock();
         loop {
             let Idle { daemon, .. } = state.idle.pop()?;
             // Those of a connection that was lost are all dead, and not yet swept.
@@ -194,10 +193,6 @@ impl Remote {
                 return Some(self.in_use(daemon));
             }
         }
-    }
-
-    pub(super) fn lock(&self) -> MutexGuard<'_, Daemons> {
-        self.daemons.lock()
     }
 
     fn in_use(&self, daemon: Daemon) -> Daemon {
@@ -231,7 +226,7 @@ impl Remote {
     }
 
     async fn daemon_of(&self, load: Load) -> anyhow::Result<Daemon> {
-        let generation = self.lock().generation;
+        let generation = self.daemons.lock().generation;
         let Channel { stdin, stdout, remote: program } = self.channel_of(load).await?;
         let greeting = Connection::open(Box::new(stdout), Box::new(stdin));
         match timeout(OPEN_LIMIT, greeting).await {
